@@ -38,7 +38,7 @@ def item_line(id:str, title:str, year:str, genres:str) -> str: # a line of Group
 
 def from_wheel(folder:Path) -> Path: # the folder inside `folder` that holds the three files
     "Fetch recbole's copy and rebuild `u.data`, `u.user` and `u.item` from it."
-    subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '-d', folder, WHEEL], check=True)
+    subprocess.run([sys.executable, '-m', 'pip', 'download', '-qq', '--no-deps', '-d', folder, WHEEL], check=True)
     with zipfile.ZipFile(next(folder.glob('*.whl'))) as z:
         inter, user, item = ([l.split('\t') for l in z.read(INSIDE + o).decode().splitlines()[1:]] for o in ('inter', 'user', 'item'))
     lines = {'u.data': map('\t'.join, inter), 'u.user': map('|'.join, user), 'u.item': (item_line(*o) for o in item)}
