@@ -129,20 +129,9 @@ def _counts_of(counts, match, side, min_count):
                                               "old vocabulary's order, '#na#' left out")
     return counts
 
-# %% ../nbs/02_match.ipynb #81bbbfba
-def match_embeds(
-    old_wgts:dict, # a state dict (name -> tensor or array), alone or as `{'model': ..., 'opt': ...}`; tables of users (rows of the old vocabulary, n_factors) and items
-    old_vocab:list, # its vocabulary, users then items: a list of two, or a dictionary from column to names, as saved from `dls.classes`
-    new_vocab:dict, # today's: `dls.classes`; the first column is users, the second items
-    *,
-    keys:Mapping=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `old_wgts`, where the names are unknown
-    unseen='mean', # how rows of unseen ids are filled: a name in the table above, a function, or a dictionary of 'users' and 'items'
-    counts:Mapping=None, # 'users', 'items' -> interactions of each old id, in the old vocabulary's order without '#na#'
-    min_count:int=0, # fills are made from ids with at least that many interactions (needs `counts`)
-    seed:int=None, # of what is drawn for 'normal' and 'random'; None draws a new one
-) -> dict: # name -> weight: tables in the new numbering, of the same dtype and device; every other weight as it was
-    "Convert every vocabulary-indexed weight from the old vocabulary to the new one; nothing passed in is changed."
-    wgts, report = flat_weights(old_wgts), match_classes(old_vocab, new_vocab)
+# %% ../nbs/02_match.ipynb #bca78c95
+def _match_wgts(wgts, report, keys=None, unseen='mean', counts=None, min_count=0, seed=None):
+    "`match_embeds` for flat weights and a match that is known already."
     found, res = find_roles(wgts, keys), dict(wgts)
     if not found: raise WeightsError(f'no table of users or items among {_examples(list(wgts), 8)}; expected the names of a known model, or '
                                      "`keys=`, e.g. keys={'u_weight': 'name of the users\\' table', 'i_weight': ...}")
@@ -156,3 +145,17 @@ def match_embeds(
             if not torch.equal(wgts[copy], wgts[key]): raise WeightsError(f'{copy} differs from {key}, whose copy it should be; expected one of them: delete the other')
             res[copy] = res[key]
     return res
+
+def match_embeds(
+    old_wgts:dict, # a state dict (name -> tensor or array), alone or as `{'model': ..., 'opt': ...}`; tables of users (rows of the old vocabulary, n_factors) and items
+    old_vocab:list, # its vocabulary, users then items: a list of two, or a dictionary from column to names, as saved from `dls.classes`
+    new_vocab:dict, # today's: `dls.classes`; the first column is users, the second items
+    *,
+    keys:Mapping=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `old_wgts`, where the names are unknown
+    unseen='mean', # how rows of unseen ids are filled: a name in the table above, a function, or a dictionary of 'users' and 'items'
+    counts:Mapping=None, # 'users', 'items' -> interactions of each old id, in the old vocabulary's order without '#na#'
+    min_count:int=0, # fills are made from ids with at least that many interactions (needs `counts`)
+    seed:int=None, # of what is drawn for 'normal' and 'random'; None draws a new one
+) -> dict: # name -> weight: tables in the new numbering, of the same dtype and device; every other weight as it was
+    "Convert every vocabulary-indexed weight from the old vocabulary to the new one; nothing passed in is changed."
+    return _match_wgts(flat_weights(old_wgts), match_classes(old_vocab, new_vocab), keys, unseen, counts, min_count, seed)
