@@ -94,13 +94,27 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C lets a f
 
 class _Refused(pickle.UnpicklingError): "A pickle asks for something that isn't on the list; the message is its name."
 
-# %% ../nbs/04_checkpoint.ipynb #066be10f
+# %% ../nbs/04_checkpoint.ipynb #2f2acfdf
+_sized = b'|'.join(re.escape(bytes([n])) + b'.{%d}' % n for n in range(256))  # one byte of length, and as many bytes
+_harmless = re.compile(
+    rb'(?:\x80[\x02-\x05]|\x95.{8}|[}\](aesu\x94.]|K.|M..|J....|h.|j....|[\x8a\x8c](?:' + _sized + rb')){1,1000}', re.DOTALL)
+
+def _unpickle(raw):
+    "The plain values and notes in a pickle."
+    at = 0
+    while m := _harmless.match(raw, at): at = m.end()
+    return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()
+
+# %% ../nbs/04_checkpoint.ipynb #fbfdab9c
 def _check_zip(path):
     "Raise where the archive at `path` isn't as torch wrote it."
     with zipfile.ZipFile(path) as z:
         records = z.infolist()
         if sum(o.file_size for o in records) > path.stat().st_size: raise ValueError('it unpacks to more than it holds')
         if any(o.CRC for o in records) and (bad := z.testzip()): raise ValueError(f'record {bad} fails its checksum')  # torch can be told to write none
+
+def _is_zip(path):
+    with open(path, 'rb') as f: return f.read(2) == b'PK'
 
 _torch_lock = threading.Lock()  # torch's allow-list is one for all threads
 
@@ -112,7 +126,7 @@ def _torch_load(path):
     if kind != 'a torch file': raise CheckpointError(f'{path}: {kind}; {expected}')
     allow = [(_notes[k], k) for k in _notes if 'L' in k or 'scalar' in k or k == 'numpy.dtype']
     try:
-        if zipfile.is_zipfile(path): _check_zip(path)
+        if _is_zip(path): _check_zip(path)
         with _torch_lock, torch.serialization.safe_globals(allow): return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: why = e
     refused = re.search(r'GLOBAL (\S+)', str(why))
@@ -199,7 +213,7 @@ def _names(path, names, label):
     try: return Vocab.of(names, label)
     except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/04_checkpoint.ipynb #42cb4434
+# %% ../nbs/04_checkpoint.ipynb #f060ff0f
 def _json_columns(path):
     "The two columns in a JSON file."
     raw = json.loads(path.read_bytes())
@@ -215,13 +229,13 @@ def read_vocab(
     path, kind = Path(path), _kind(path)
     expected = 'expected a vocabulary: what `learn.save` writes beside the weights, or two lists, users and items, as a pickle or as JSON'
     if kind not in ('a pickle', 'JSON', 'something else'): raise CheckpointError(f'{path}: {kind}{" (weights?)" if "torch" in kind else ""}; {expected}')
-    try: return _json_columns(path) if kind == 'JSON' else _two_columns(path, _Unpickler(BytesIO(path.read_bytes())).load())
+    try: return _json_columns(path) if kind == 'JSON' else _two_columns(path, _unpickle(path.read_bytes()))
     except CheckpointError: raise
     except _Refused as e: raise CheckpointError(
         f'{path}: refused, since it asks to make {e}; {expected}. To convert a file that you trust: '
         '`pickle.dump({name: list(ids) for name, ids in vocab.items()}, f)`') from None
     except Exception as e: why = e
-    raise CheckpointError(f'{path}: damaged or cut short ({type(why).__name__}); {expected}')
+    raise CheckpointError(f'{path}: {"neither a pickle nor JSON" if kind == "something else" else "damaged or cut short"} ({type(why).__name__}); {expected}')
 
 # %% ../nbs/04_checkpoint.ipynb #6e718332
 def _pair(stem): return Path(f'{stem}.pth'), Path(f'{stem}_vocab.pkl')
@@ -279,7 +293,7 @@ def _commit(wgts_path, vocab_path, fingerprint, write_wgts, write_vocab):
             for o in (tmp_wgts, tmp_vocab): o.unlink(missing_ok=True)
         if locked: _remove(folder, re.escape(vocab_path.name) + r'\.[0-9a-f]{32}\.pending')
 
-# %% ../nbs/04_checkpoint.ipynb #0fd46f66
+# %% ../nbs/04_checkpoint.ipynb #3d8d99b1
 def _two_vocabs(classes):
     "The two vocabularies in `classes`, and the columns' names where it has them."
     sides = list(classes.values()) if isinstance(classes, Mapping) else list(classes)
@@ -290,14 +304,21 @@ def _fingerprint(vocabs): return hashlib.blake2b(' '.join(o.fingerprint for o in
 
 def _check_lengths(wgts, vocabs, wgts_path, vocab_path):
     "Raise where a table that is known by its name has another number of rows than its vocabulary."
-    for role, keys in find_roles(wgts).items():
-        side = roles[role]
-        n = len(vocabs[side == 'items'])
-        for k in keys:
-            if len(wgts[k]) != n: raise CheckpointError(f'{wgts_path}: {k} has {len(wgts[k])} rows, and the vocabulary of {side} in {vocab_path} has {n}; '
-                                                        "expected the same length: a name for each row, '#na#' included where the table has such a row")
+    try: by_role = find_roles(wgts)
+    except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later
+    for side, n, k in ((roles[role], len(vocabs[roles[role] == 'items']), k) for role, keys in by_role.items() for k in keys):
+        if wgts[k].shape[:1] != (n,): raise CheckpointError(
+            f"{wgts_path}: {k} has {(*wgts[k].shape, 0)[0]} rows, and the vocabulary of {side} in {vocab_path} has {n}; expected the same length: "
+            "a name for each row, '#na#' included where the table has such a row")
 
-# %% ../nbs/04_checkpoint.ipynb #864097f8
+def _with_facts(model_state, facts):
+    "The weights in `model_state` as they are saved, with `facts` in their `_metadata`."
+    wgts = OrderedDict(flat_weights(model_state))
+    wgts._metadata = OrderedDict((k, dict(v)) for k, v in getattr(model_state, '_metadata', {}).items())
+    wgts._metadata.setdefault('', {})['collab_pretrained'] = facts
+    return wgts
+
+# %% ../nbs/04_checkpoint.ipynb #00cd2113
 def save_pair(
     stem, # str or Path without an ending, dots and folders allowed: 'sub/x.v1' makes 'sub/x.v1.pth' and 'sub/x.v1_vocab.pkl'
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
@@ -308,26 +329,28 @@ def save_pair(
     "Write weights and their vocabulary, whole or not at all."
     wgts_path, vocab_path = _pair(stem)
     vocabs, columns = _two_vocabs(classes)
-    facts = {**_builtin(meta or {}, 'meta'), 'vocab': _fingerprint(vocabs), 'columns': columns}
-    wgts = OrderedDict(flat_weights(model_state))
-    for k, t in wgts.items(): _check_weight(wgts_path, k, t)
-    _check_lengths(wgts, vocabs, wgts_path, vocab_path)
-    wgts._metadata = OrderedDict((k, dict(v)) for k, v in getattr(model_state, '_metadata', {}).items())
-    wgts._metadata.setdefault('', {})['collab_pretrained'] = facts
-    state = wgts if opt_state is None else {'model': wgts, 'opt': _builtin(opt_state, 'the optimizer')}
     names = [list(o) for o in vocabs]
+    try:
+        facts = {**_builtin(meta or {}, 'meta'), 'vocab': _fingerprint(vocabs), 'columns': columns}
+        wgts = _with_facts(model_state, facts)
+        for k, t in wgts.items(): _check_weight(wgts_path, k, t)
+        _check_lengths(wgts, vocabs, wgts_path, vocab_path)
+        state = wgts if opt_state is None else {'model': wgts, 'opt': _builtin(opt_state, 'opt_state')}
+    except (TypeError, ValueError) as e: raise SaveError(f'{wgts_path}: not saved, since it could not be read again: {e}') from None
     if columns: names = dict(zip(columns, names))
     try:
         wgts_path.parent.mkdir(parents=True, exist_ok=True)
         _commit(wgts_path, vocab_path, facts['vocab'], lambda f: torch.save(state, f, pickle_protocol=2), lambda f: pickle.dump(names, f, protocol=4))
     except (OSError, RuntimeError) as e: raise SaveError(f'{wgts_path}: not saved ({e}); what was there before is still there') from e
 
-# %% ../nbs/04_checkpoint.ipynb #873ad17a
+# %% ../nbs/04_checkpoint.ipynb #e0574db4
 def _facts(wgts):
     "What `save_pair` noted in the weights; {} where they come from elsewhere."
     facts = getattr(wgts, '_metadata', {}).get('')
     facts = facts.get('collab_pretrained') if isinstance(facts, Mapping) else None
-    return facts if isinstance(facts, Mapping) and isinstance(facts.get('vocab'), str) else {}
+    columns = facts.get('columns') if isinstance(facts, Mapping) else ()
+    ours = columns is None or isinstance(columns, list) and [type(o) in (str, int) for o in columns] == [True, True]
+    return facts if ours and re.fullmatch('[0-9a-f]{32}', str(facts.get('vocab'))) else {}
 
 def _stem(wgts_path): return str(wgts_path).removesuffix('.pth')
 

@@ -1,0 +1,241 @@
+"""What only processes can show of `collab_pretrained.checkpoint`: kills, savers at the same time, full and read-only folders, damaged files."""
+import os, pickle, random, resource, signal, time
+from contextlib import contextmanager
+import numpy as np, pytest, torch
+from collab_pretrained.checkpoint import find_pair, read_opt, read_pair, read_vocab, read_weights, save_pair
+from collab_pretrained.core import CheckpointError, CollabError, SaveError
+
+SIZES = {'user': 40, 'item': 30}
+
+def model(k):
+    "Weights and vocabulary number `k`, in which each row of each table holds its own id; all of one size."
+    ids = {col: [k*1000 + row for row in range(1, n)] for col, n in SIZES.items()}
+    rows = {col: torch.tensor([k*1000., *o])[:, None] for col, o in ids.items()}
+    return ({'u_weight.weight': rows['user'].repeat(1, 50), 'i_weight.weight': rows['item'].repeat(1, 50), 'u_bias.weight': rows['user'], 'i_bias.weight': rows['item']},
+            {col: ['#na#', *o] for col, o in ids.items()})
+
+def which(stem):
+    "The number of the one model that the pair at `stem` is, after a look at every row."
+    wgts, vocab, _ = read_pair(f'{stem}.pth')
+    k = int(wgts['u_weight.weight'][0, 0])//1000
+    for name, col in (('u_weight', 'user'), ('i_weight', 'item'), ('u_bias', 'user'), ('i_bias', 'item')):
+        t = wgts[f'{name}.weight']
+        assert t.shape == (SIZES[col], 50 if 'weight' in name else 1)
+        assert (t == torch.tensor([k*1000., *vocab[col].ids])[:, None]).all()
+    return k
+
+@contextmanager
+def child(work):
+    "A process of its own that runs `work` and exits, with status 1 where it raises; killed at the end, if it is still there."
+    pid = os.fork()
+    if pid == 0:
+        try: work()
+        except BaseException: os._exit(1)
+        os._exit(0)
+    try: yield pid
+    finally:
+        try: os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        try: os.waitpid(pid, 0)
+        except ChildProcessError: pass
+
+def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def save_forever(stem, *numbers):
+    models = [model(k) for k in numbers]
+    while True:
+        for o in models: save_pair(stem, *o)
+
+def test_kills(tmp_path):
+    stem, rng, seen = tmp_path/'x', random.Random(0), []
+    save_pair(stem, *model(1))
+    for _ in range(60):
+        with child(lambda: save_forever(stem, 1, 2)): time.sleep(rng.uniform(.002, .04))
+        seen.append(which(stem))
+    assert {1, 2} == set(seen)
+    save_pair(stem, *model(3))
+    assert which(stem) == 3
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['x.pth', 'x_vocab.pkl']
+
+@pytest.mark.parametrize('call', ['fsync', 'replace', 'unlink'])
+@pytest.mark.parametrize('first', [True, False])
+def test_a_kill_at_every_step(tmp_path, monkeypatch, call, first):
+    "The process ends at its n-th call, for every n; before the save that decides there is the old pair (or none), from it on the new one."
+    stem, done, results = tmp_path/'x', False, []
+    for n in range(20):
+        for o in tmp_path.iterdir(): o.unlink()
+        if not first:  # over a pair whose own save had no time for its last step
+            save_pair(stem, *model(1))
+            with child(lambda: dying_save(stem, model(2), 'replace', 2)) as pid: assert status(pid) == 9
+            assert which(stem) == 2
+        with child(lambda: dying_save(stem, model(3), call, n)) as pid: done = status(pid) == 0
+        try: results.append(which(stem))
+        except CheckpointError: results.append(None)
+        if done: break
+    old = None if first else 2
+    assert done and results == sorted(results, key=lambda o: o == 3) and set(results) <= {old, 3} and results[-1] == 3
+    assert sorted(o.name for o in tmp_path.iterdir()) == ['x.pth', 'x_vocab.pkl']
+
+def dying_save(stem, saved, call, n):
+    "Save, and die instead of the n-th `os.<call>`."
+    calls, keep = iter(range(100)), getattr(os, call)
+    def die(*args, **kw): return os._exit(9) if next(calls) == n else keep(*args, **kw)
+    setattr(os, call, die)
+    save_pair(stem, *saved)
+
+def test_two_savers_and_a_reader(tmp_path):
+    stem = tmp_path/'x'
+    save_pair(stem, *model(1))
+    with child(lambda: save_forever(stem, 1, 2)), child(lambda: save_forever(stem, 3, 4)):
+        end, seen = time.time() + 3, set()
+        while time.time() < end: seen.add(which(stem))
+    assert len(seen) > 2
+    save_pair(stem, *model(5))
+    assert which(stem) == 5 and len(list(tmp_path.iterdir())) == 2
+
+def test_full_disk(tmp_path):
+    "The system refuses to let a file grow further, at any size."
+    stem = tmp_path/'x'
+    save_pair(stem, *model(1))
+    before = {o.name: o.read_bytes() for o in tmp_path.iterdir()}
+    def limited(n):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
+        try: save_pair(stem, *model(2))
+        except SaveError as e: os._exit(7 if 'x.pth' in str(e) else 1)
+    for n in (0, 100, 400, 1000, 5000, len(before['x.pth']) - 1):
+        with child(lambda: limited(n)) as pid: assert status(pid) == 7
+        assert {o.name: o.read_bytes() for o in tmp_path.iterdir()} == before
+    with child(lambda: limited(10**6)) as pid: assert status(pid) == 0
+    assert which(stem) == 2
+
+def test_read_only_folder(tmp_path):
+    stem = tmp_path/'models'/'x'
+    save_pair(stem, *model(1))
+    def unprivileged():
+        if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
+        assert which(stem) == 1
+        try: save_pair(stem, *model(2))
+        except SaveError as e: os._exit(7 if 'x.pth' in str(e) else 1)
+    for o in (tmp_path, *tmp_path.parents[:2]): o.chmod(0o755)
+    stem.parent.chmod(0o555)
+    with child(unprivileged) as pid: assert status(pid) == 7
+    stem.parent.chmod(0o755)
+    assert which(stem) == 1 and len(list(stem.parent.iterdir())) == 2
+
+# damaged files
+
+def mutated(raw, other, rng):
+    "`raw` with one kind of damage."
+    kind, at, n = rng.integers(7), int(rng.integers(len(raw))), int(rng.integers(1, 20))
+    if kind == 0: return raw[:at]
+    if kind == 1: return raw[:at] + rng.bytes(n) + raw[at:]
+    if kind == 2: return raw[:at] + raw[at+n:]
+    if kind == 3: return raw[:at] + other[at:]
+    res = bytearray(raw)
+    for at in rng.integers(len(raw), size=1 if kind < 6 else n): res[at] ^= 1 << int(rng.integers(8))
+    return bytes(res)
+
+def outcome(read):
+    "What `read` gives; 'refused' where it raises one of our errors, within a second."
+    start = time.process_time()
+    try: res = read()
+    except CollabError as e:
+        assert '/x' in str(e), e
+        res = 'refused'
+    assert time.process_time() - start < 1
+    return res
+
+@pytest.fixture
+def small(monkeypatch):
+    "Files of a few kB, of which every part gets hit."
+    monkeypatch.setitem(SIZES, 'user', 6)
+    monkeypatch.setitem(SIZES, 'item', 5)
+
+@pytest.mark.parametrize('half', ['x.pth', 'x_vocab.pkl'])
+def test_fuzz_pair(tmp_path, small, half):
+    stem, rng = tmp_path/'x', np.random.default_rng(0)
+    other = tmp_path/'y'
+    save_pair(other, *model(2))
+    save_pair(stem, *model(1), opt_state={'state': [{'step': 1}], 'hypers': [{'lr': .1}]})
+    path, files = tmp_path/half, sorted(os.listdir(tmp_path))
+    raw, foreign = path.read_bytes(), (tmp_path/half.replace('x', 'y', 1)).read_bytes()
+    results = []
+    for _ in range(1000):
+        path.write_bytes(mutated(raw, foreign, rng))
+        results.append(outcome(lambda: which(stem)))
+    assert set(results) <= {'refused', 1} and results.count('refused') > 500
+    path.write_bytes(foreign)
+    assert outcome(lambda: which(stem)) == 'refused'
+    assert sorted(os.listdir(tmp_path)) == files
+
+FOREIGN = {
+    'numpy': lambda v: [np.array(o, dtype=object) for o in v.values()],
+    'ids to rows': lambda v: [{o: row for row, o in enumerate(names)} for names in v.values()],
+    'protocol 2': lambda v: v,
+}
+@pytest.mark.parametrize('form', FOREIGN)
+def test_fuzz_foreign_vocab(tmp_path, small, form):
+    "Vocabularies from elsewhere carry no fingerprint: some damage gives other ids, and none may give anything but ids, or our errors."
+    rng, path, vocab = np.random.default_rng(1), tmp_path/'x_vocab.pkl', model(1)[1]
+    raw = pickle.dumps(FOREIGN[form](vocab), 2 if '2' in form else 4)
+    for _ in range(500):
+        path.write_bytes(mutated(raw, bytes(len(raw)), rng))
+        res = outcome(lambda: read_vocab(path))
+        if res == 'refused': continue
+        sides = list(res.values()) if isinstance(res, dict) else res
+        assert len(sides) == 2 and {type(o) for v in sides for o in v} <= {int, str}
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_fuzz_foreign_weights(tmp_path, small, new_format):
+    rng, path = np.random.default_rng(2), tmp_path/'x.pth'
+    torch.save({'model': model(1)[0], 'opt': {'hypers': [{'lr': .1}]}}, path, _use_new_zipfile_serialization=new_format)
+    raw = path.read_bytes()
+    for _ in range(500):
+        path.write_bytes(mutated(raw, bytes(len(raw)), rng))
+        res = outcome(lambda: read_weights(path))
+        if res != 'refused': assert all(isinstance(t, torch.Tensor) and t.isfinite().all() for t in res.values())
+
+# code in files
+
+class Call:
+    "A pickle of it calls `f(*args)` when it is read without care."
+    def __init__(self, f, *args): self.call = f, args
+    def __reduce__(self): return self.call
+
+def attacks(mark):
+    import builtins, subprocess
+    yield Call(os.system, f'touch {mark}')
+    yield Call(builtins.eval, f'open({str(mark)!r}, "w")')
+    yield Call(builtins.exec, f'open({str(mark)!r}, "w")')
+    yield Call(open, str(mark), 'w')
+    yield Call(subprocess.Popen, ['touch', str(mark)])
+    yield Call(getattr, 'x', 'upper')
+    yield Call(np.savetxt, str(mark), [1])
+    yield Call(torch.save, {}, str(mark))
+
+@pytest.mark.parametrize('k', range(8))
+def test_nothing_runs(tmp_path, k):
+    mark, path = tmp_path/'ran', tmp_path/'x.pth'
+    attack = list(attacks(mark))[k]
+    f = attack.call[0]
+    wgts, vocab = model(1)
+    for bad in (attack, {**wgts, 'a': attack}, {'model': wgts, 'opt': attack}, {'model': wgts, 'opt': [{'a': (attack,)}]}):
+        for new_format in (True, False):
+            torch.save(bad, path, _use_new_zipfile_serialization=new_format)
+            for read in (read_weights, read_opt, read_pair):
+                with pytest.raises(CheckpointError, match=f'x.pth: refused, since it asks to run .*{f.__name__}'): read(path)
+    for bad in (attack, [attack, [1]], [[attack], [1]], {'user': {attack: 1}, 'item': [1]}, {**vocab, 'more': attack}):
+        for protocol in range(6):
+            path.write_bytes(pickle.dumps(bad, protocol))
+            with pytest.raises(CheckpointError, match=f'x.pth: refused, since it asks to make .*{f.__name__}'): read_vocab(path)
+    assert not mark.exists()
+
+def test_bombs(tmp_path):
+    "A few bytes that ask for gigabytes."
+    path = tmp_path/'x_vocab.pkl'
+    deep = b'\x80\x04' + b']\x94' + b''.join(b']\x94(h' + bytes([n]) + b'h' + bytes([n]) + b'e' for n in range(60)) + b'h\x3b\x86.'
+    for raw in (b'\x80\x04r\xff\xff\xff\x7f.', b'\x80\x04]r\xff\xff\xff\xff.', b'\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x0f.', b'\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.',
+                b'\x80\x04' + b']'*10**5 + b'a'*(10**5 - 1) + b'.', b'['*10**6, deep, b'\x80\x04]\x8b\xff\xff\xff\x7f.'):
+        path.write_bytes(raw)
+        assert outcome(lambda: read_vocab(path)) == 'refused'
