@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/checkpoint.html.md""
 # %% auto #0
 __all__ = ['read_weights', 'read_opt', 'read_vocab', 'save_pair', 'read_pair', 'find_pair']
 
-# %% ../nbs/04_checkpoint.ipynb #ea7762ef
+# %% ../nbs/04_checkpoint.ipynb #4a18884f
 import hashlib, json, os, pickle, re, threading, uuid, zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np, torch
 from fastcore.foundation import L
-from .core import CheckpointError, CheckpointNotFoundError, SaveError, VocabError, WeightsError
+from .core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError
 from .roles import find_roles, flat_weights, roles
-from .vocab import Vocab
+from .vocab import Vocab, _two_vocabs
 
 try: import fcntl
 except ImportError: fcntl = None  # Windows
@@ -60,10 +60,9 @@ def _array(dtype, shape, data):
     if dtype.hasobject: return data
     return np.frombuffer(_plain(data), dtype, count=shape[0]).tolist()
 
-# %% ../nbs/04_checkpoint.ipynb #a44a26ef
+# %% ../nbs/04_checkpoint.ipynb #23b9bb6f
 _makers = {  # what a pickle may ask for -> the plain value of the note
     'builtins.int': None, 'numpy.ndarray': None, 'pandas.Index': None, 'pandas.core.indexes.base.Index': None,  # arguments of those below
-    'builtins.bytearray': lambda note: bytes(_plain(note.args[0])),
     '_codecs.encode': lambda note: note.args[0].encode('latin1'),
     'collections.OrderedDict': dict,
     'collections.defaultdict': dict,
@@ -81,8 +80,7 @@ _notes = {name: type(name.split('.')[-1], (_Note,), {'make': staticmethod(make)}
 
 def _plain(x):
     "The plain value that a note stands for; anything else as it is."
-    while isinstance(x, _Note): x = x.make(x)
-    return x
+    return _plain(x.make(x)) if isinstance(x, _Note) else x
 
 # %% ../nbs/04_checkpoint.ipynb #9213d911
 class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C lets a few bytes ask for gigabytes of memory
@@ -105,7 +103,7 @@ def _unpickle(raw):
     while m := _harmless.match(raw, at): at = m.end()
     return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()
 
-# %% ../nbs/04_checkpoint.ipynb #fbfdab9c
+# %% ../nbs/04_checkpoint.ipynb #0b5f2e17
 def _check_zip(path):
     "Raise where the archive at `path` isn't as torch wrote it."
     with zipfile.ZipFile(path) as z:
@@ -116,6 +114,7 @@ def _check_zip(path):
 def _is_zip(path):
     with open(path, 'rb') as f: return f.read(2) == b'PK'
 
+_opt_notes = ['fastcore.foundation.L', 'numpy.dtype', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar']  # in fastai's optimizers
 _torch_lock = threading.Lock()  # torch's allow-list is one for all threads
 
 def _torch_load(path):
@@ -124,15 +123,15 @@ def _torch_load(path):
     expected = 'expected weights: a torch file, as `learn.save` writes it'
     if kind == 'a pickle': kind += ' (the vocabulary?)'
     if kind != 'a torch file': raise CheckpointError(f'{path}: {kind}; {expected}')
-    allow = [(_notes[k], k) for k in _notes if 'L' in k or 'scalar' in k or k == 'numpy.dtype']
     try:
         if _is_zip(path): _check_zip(path)
-        with _torch_lock, torch.serialization.safe_globals(allow): return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: why = e
-    refused = re.search(r'GLOBAL (\S+)', str(why))
-    if refused: raise CheckpointError(f'{path}: refused, since it asks to run {refused[1]}; {expected}: tensors and nothing else'
-        + (' (is this a file of `learn.export`?)' if 'fastai' in refused[1] else ''))
-    raise CheckpointError(f'{path}: damaged or cut short ({type(why).__name__}: {str(why).splitlines()[0][:100] if str(why) else ""}); {expected}')
+        with _torch_lock, torch.serialization.safe_globals([(_notes[k], k) for k in _opt_notes]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:
+        refused = re.search(r'GLOBAL (\S+)', str(e))
+        if not refused: why = f'damaged or cut short ({type(e).__name__}: {str(e).partition(chr(10))[0][:100]})'
+        else: why = f'refused, since it asks to run {refused[1]}' + (' (is this a file of `learn.export`?)' if 'fastai' in refused[1] else '')
+        raise CheckpointError(f'{path}: {why}; {expected}') from None
 
 # %% ../nbs/04_checkpoint.ipynb #31b08208
 def _check_weight(path, key, t):
@@ -168,13 +167,18 @@ def read_weights(
     "The weights in a file."
     return _split(path)[0]
 
-# %% ../nbs/04_checkpoint.ipynb #9da00f38
-def _builtin(x, where):
+# %% ../nbs/04_checkpoint.ipynb #c9726860
+def _builtin(x, where, done=None):
     "`x` in Python's own types and tensors, as `torch.load(weights_only=True)` reads them."
+    done = {} if done is None else done  # what is in several places is converted once: a few bytes can nest to billions
+    if id(x) not in done: done[id(x)] = _convert(x, where, done), x
+    return done[id(x)][0]
+
+def _convert(x, where, done):
     x = _plain(x)
-    if isinstance(x, Mapping): return {_builtin(k, where): _builtin(v, f'{where}.{k}') for k, v in x.items()}
-    if isinstance(x, (list, L)): return [_builtin(o, where) for o in x]
-    if isinstance(x, tuple): return tuple(_builtin(o, where) for o in x)
+    if isinstance(x, Mapping): return {_builtin(k, where, done): _builtin(v, f'{where}.{k}', done) for k, v in x.items()}
+    if isinstance(x, (list, L)): return [_builtin(o, where, done) for o in x]
+    if isinstance(x, tuple): return tuple(_builtin(o, where, done) for o in x)
     if isinstance(x, np.ndarray): return x.tolist()
     if isinstance(x, np.generic): return x.item()
     if isinstance(x, torch.Tensor): return x.detach()
@@ -187,7 +191,7 @@ def read_opt(
     "The optimizer's state in a file."
     opt = _split(path)[1]
     try: return None if opt is None else _builtin(opt, 'opt')
-    except (TypeError, ValueError, KeyError, IndexError) as e: raise CheckpointError(f'{path}: {e}; expected the state of an optimizer beside the weights') from None
+    except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {e}; expected the state of an optimizer beside the weights') from None
 
 # %% ../nbs/04_checkpoint.ipynb #4f1aa353
 def _two_columns(path, raw):
@@ -293,13 +297,7 @@ def _commit(wgts_path, vocab_path, fingerprint, write_wgts, write_vocab):
             for o in (tmp_wgts, tmp_vocab): o.unlink(missing_ok=True)
         if locked: _remove(folder, re.escape(vocab_path.name) + r'\.[0-9a-f]{32}\.pending')
 
-# %% ../nbs/04_checkpoint.ipynb #3d8d99b1
-def _two_vocabs(classes):
-    "The two vocabularies in `classes`, and the columns' names where it has them."
-    sides = list(classes.values()) if isinstance(classes, Mapping) else list(classes)
-    if len(sides) != 2: raise VocabError(f'{len(sides)} vocabularies; expected two, of users and of items: `dls.classes`')
-    return [Vocab.of(o, f'the vocabulary of {side}') for o, side in zip(sides, ('users', 'items'))], list(classes) if isinstance(classes, Mapping) else None
-
+# %% ../nbs/04_checkpoint.ipynb #8caa447b
 def _fingerprint(vocabs): return hashlib.blake2b(' '.join(o.fingerprint for o in vocabs).encode(), digest_size=16).hexdigest()
 
 def _check_lengths(wgts, vocabs, wgts_path, vocab_path):
@@ -318,7 +316,7 @@ def _with_facts(model_state, facts):
     wgts._metadata.setdefault('', {})['collab_pretrained'] = facts
     return wgts
 
-# %% ../nbs/04_checkpoint.ipynb #00cd2113
+# %% ../nbs/04_checkpoint.ipynb #c9ce4afd
 def save_pair(
     stem, # str or Path without an ending, dots and folders allowed: 'sub/x.v1' makes 'sub/x.v1.pth' and 'sub/x.v1_vocab.pkl'
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
@@ -328,8 +326,10 @@ def save_pair(
 ):
     "Write weights and their vocabulary, whole or not at all."
     wgts_path, vocab_path = _pair(stem)
-    vocabs, columns = _two_vocabs(classes)
+    vocabs, columns = _two_vocabs(classes, 'the vocabulary')
     names = [list(o) for o in vocabs]
+    if None in columns: columns = None
+    else: names = dict(zip(columns, names))
     try:
         facts = {**_builtin(meta or {}, 'meta'), 'vocab': _fingerprint(vocabs), 'columns': columns}
         wgts = _with_facts(model_state, facts)
@@ -337,13 +337,12 @@ def save_pair(
         _check_lengths(wgts, vocabs, wgts_path, vocab_path)
         state = wgts if opt_state is None else {'model': wgts, 'opt': _builtin(opt_state, 'opt_state')}
     except (TypeError, ValueError) as e: raise SaveError(f'{wgts_path}: not saved, since it could not be read again: {e}') from None
-    if columns: names = dict(zip(columns, names))
     try:
         wgts_path.parent.mkdir(parents=True, exist_ok=True)
         _commit(wgts_path, vocab_path, facts['vocab'], lambda f: torch.save(state, f, pickle_protocol=2), lambda f: pickle.dump(names, f, protocol=4))
     except (OSError, RuntimeError) as e: raise SaveError(f'{wgts_path}: not saved ({e}); what was there before is still there') from e
 
-# %% ../nbs/04_checkpoint.ipynb #e0574db4
+# %% ../nbs/04_checkpoint.ipynb #509bc414
 def _facts(wgts):
     "What `save_pair` noted in the weights; {} where they come from elsewhere."
     facts = getattr(wgts, '_metadata', {}).get('')
@@ -363,14 +362,14 @@ def _fitting_vocab(wgts_path, vocab_path, facts):
         try: vocab = read_vocab(path)
         except CheckpointError as e: errors.append(e)
         else:
-            sides = list(vocab.values()) if isinstance(vocab, dict) else vocab
+            sides = _two_vocabs(vocab, path)[0]
             if not facts: return vocab
             if _fingerprint(sides) == facts['vocab']: return dict(zip(facts['columns'], sides)) if facts.get('columns') else vocab
             errors.append(CheckpointError(f"{path}: not the vocabulary that {wgts_path} was saved with ({' and '.join(str(len(o)) for o in sides)} rows here), "
                 "so they come from two saves; expected the one written beside these weights, each id and '#na#' at its row"))
     raise errors[0]
 
-# %% ../nbs/04_checkpoint.ipynb #5f2a5213
+# %% ../nbs/04_checkpoint.ipynb #e90be059
 def read_pair(
     wgts_path, # str or Path of the weights, '.pth'
     vocab_path=None, # str or Path of the vocabulary; None means the one beside the weights, 'x_vocab.pkl' for 'x.pth'
@@ -388,19 +387,19 @@ def read_pair(
             now = wgts_path.stat()
             if (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns): raise  # else a new save came between: read that
         else: break
-    _check_lengths(wgts, list(vocab.values()) if isinstance(vocab, dict) else vocab, wgts_path, vocab_path)
+    _check_lengths(wgts, _two_vocabs(vocab, vocab_path)[0], wgts_path, vocab_path)
     return wgts, vocab, facts
 
-# %% ../nbs/04_checkpoint.ipynb #b7e32122
+# %% ../nbs/04_checkpoint.ipynb #79f602c5
 def _has_vocab(wgts_path):
     vocab_path = _pair(_stem(wgts_path))[1]
     return vocab_path.exists() or any(re.fullmatch(re.escape(vocab_path.name) + r'\.[0-9a-f]{32}\.pending', o.name) for o in wgts_path.parent.iterdir())
 
-def _halves(folder, depth=3):
-    "The weights and the vocabularies in `folder` and `depth` levels of sub-folders, hidden ones left out."
+def _halves(folder):
+    "The weights and the vocabularies in `folder` and the three levels below, hidden folders left out."
     for root, dirs, names in os.walk(folder):
         level = len(Path(root).relative_to(folder).parts)
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.')) if level < depth else []
+        dirs[:] = sorted(o for o in dirs if not o.startswith('.')) if level < 3 else []
         yield from (Path(root)/o for o in sorted(names) if o.endswith(('.pth', '_vocab.pkl')))
 
 def find_pair(
@@ -411,11 +410,11 @@ def find_pair(
     named = [p for p in (path, Path(f'{path}.pth')) if p.suffix == '.pth' and p.is_file()]
     if named: return _pair(_stem(named[0]))
     expected = 'expected the stem that was given to `save`, its `.pth`, or a folder with one such pair: STEM.pth and STEM_vocab.pkl'
-    if not path.is_dir(): raise CheckpointNotFoundError(f'{path}: neither {path}.pth nor a folder is there; {expected}')
+    if not path.is_dir(): raise CheckpointNotFoundError(f'{path}: no such file or folder, and no {path.name}.pth beside; {expected}')
     halves = list(_halves(path))
     pairs = [o for o in halves if o.suffix == '.pth' and _has_vocab(o)]
     if len(pairs) == 1: return _pair(_stem(pairs[0]))
     names = ', '.join(str(o.relative_to(path)) for o in (pairs or halves)[:6])
     if pairs: raise CheckpointError(f'{path}: {len(pairs)} candidates ({names}); {expected}: name one')
     if halves: raise CheckpointError(f'{path}: {names}, and no weights with a vocabulary of the same stem beside them; {expected}')
-    raise CheckpointNotFoundError(f'{path}: no checkpoint in it or {3} levels below; {expected}')
+    raise CheckpointNotFoundError(f'{path}: no checkpoint in it or the three levels below; {expected}')
