@@ -148,12 +148,12 @@ id_casts = {  # ways to bring one id, an int or a str, closer to others; what a 
     'NFC': lambda o: unicodedata.normalize('NFC', o) if isinstance(o, str) else o,
 }
 
-# %% ../nbs/01_vocab.ipynb #8362966a
+# %% ../nbs/01_vocab.ipynb #b32ce51d
 @patch
 def hints(self:VocabMatch) -> list: # of text, one for each cast that would match more of the new ids
     "Which casts would match more ids, and how many."
     new, dropped, res = self.new.tolist(), self.dropped.tolist(), []
-    if not (new and dropped): return res
+    if not (new and dropped) or self.old_vocab.kind == self.new_vocab.kind == 'int': return res
     for name, cast in id_casts.items():
         for old, where in ((set(dropped), 'the new ids'), ({cast(o) for o in dropped}, 'both sides')):
             n = sum(cast(o) in old for o in new)
@@ -221,15 +221,18 @@ def match_classes(
         'swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
     return MatchReport(match_vocab(old_users, new_users), match_vocab(old_items, new_items))
 
-# %% ../nbs/01_vocab.ipynb #fdd5619d
+# %% ../nbs/01_vocab.ipynb #f54d65ff
 @patch
 def check(self:MatchReport) -> MatchReport: # itself
-    "Raise `VocabError` where no id matched on either side; warn where none did on one."
-    empty = [side for side in ('users', 'items') if not len(getattr(self, side).matched)]
-    if not empty: return self
-    seen = '; '.join(f'no {s[:-1]} matched: {_examples(getattr(self, s).old_vocab.ids)} against {_examples(getattr(self, s).new_vocab.ids)}'
-                     f'{"".join(". " + o for o in getattr(self, s).hints()[:1])}' for s in empty)
-    if len(empty) == 2: raise VocabError(f'{seen}; expected ids in common: a warm start would be one from scratch. Is it the right checkpoint, '
-                                         'and are the ids of the same kind?')
-    warnings.warn(f'{seen}; {empty[0]} start without pretrained rows', CollabWarning, stacklevel=3)
+    "Raise `VocabError` where no id matched on either side; warn where none did on one, or where a cast would match more."
+    said = {}
+    for side in ('users', 'items'):
+        m = getattr(self, side)
+        empty = '' if len(m.matched) else f'no {side[:-1]} matched: {_examples(m.old_vocab.ids)} against {_examples(m.new_vocab.ids)}'
+        near = [f'{side}: {len(m.matched)} of {len(m.new_vocab.ids)} matched'] if m.hints() and not empty else []
+        said[side] = '. '.join([empty, *m.hints()] if empty else [*near, *m.hints()])
+    if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
+        f'{said["users"]}; {said["items"]}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, and are '
+        'the ids of the same kind?')
+    for o in filter(None, said.values()): warnings.warn(o, CollabWarning, stacklevel=3)
     return self
