@@ -1,0 +1,159 @@
+"The documentation site as a reader gets it: every page opened in headless Chromium."
+import functools, http.server, importlib, json, re, shutil, subprocess, sys, tempfile, threading, time, urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
+    '--disable-sync --remote-debugging-port=0').split()
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='Chromium is missing: install it (Debian: apt-get install chromium) to check the documentation')
+pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
+
+
+class Tab:
+    "A tab of Chromium, spoken to over its DevTools protocol."
+    def __init__(self, ws):
+        self.ws, self.n, self.events = ws, 0, []
+        for o in ('Page', 'Runtime', 'Log'): self(f'{o}.enable')
+
+    def read(self):
+        self.events.append(json.loads(self.ws.recv(timeout=60)))
+        return self.events[-1]
+
+    def __call__(self, method, **params):
+        "The result of one command; whatever arrives before it stays in `events`."
+        self.n += 1
+        self.ws.send(json.dumps(dict(id=self.n, method=method, params=params)))
+        while (msg := self.read()).get('id') != self.n: pass
+        assert 'error' not in msg, msg
+        return msg['result']
+
+    def run(self, js):
+        "The value of a JavaScript expression, awaited if it is a promise."
+        res = self('Runtime.evaluate', expression=js, awaitPromise=True, returnByValue=True)
+        assert 'exceptionDetails' not in res, res
+        return res['result'].get('value')
+
+    def open(self, url):
+        "Go to a page and wait until all of it has loaded."
+        self.events.clear()
+        self('Page.navigate', url=url)
+        while not any(o.get('method') == 'Page.loadEventFired' for o in self.events): self.read()
+
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The site, made from the outputs that the notebooks hold."
+    dest = tmp_path_factory.mktemp('docs')/'site'
+    subprocess.run([sys.executable, ROOT/'tools/build_docs.py', '--saved', '--engine', 'smalldocs', '--dest', dest], check=True)
+    return dest
+
+
+@pytest.fixture(scope='session')
+def address(site):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+
+@pytest.fixture(scope='session')
+def tab():
+    from websockets.sync.client import connect
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        proc = subprocess.Popen([CHROMIUM, *FLAGS, f'--user-data-dir={folder}'], stderr=subprocess.DEVNULL)
+        port, deadline = Path(folder)/'DevToolsActivePort', time.monotonic() + 60
+        while not (port.exists() and '\n' in port.read_text()):
+            assert proc.poll() is None and time.monotonic() < deadline, 'Chromium did not start'
+            time.sleep(.1)
+        with urllib.request.urlopen(f'http://127.0.0.1:{port.read_text().split()[0]}/json') as f: tabs = json.load(f)
+        with connect(next(o['webSocketDebuggerUrl'] for o in tabs if o['type'] == 'page'), max_size=None) as ws: yield Tab(ws)
+        proc.terminate()
+        proc.wait(30)
+
+
+PAGE = '''({
+  title: document.title,
+  ids: [...document.querySelectorAll('[id]')].map(o => o.id),
+  links: [...document.querySelectorAll('a[href]')].map(o => o.href),
+  images: [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.src.slice(0, 80)),
+  empty: [...document.querySelectorAll('.entry-params tr')].filter(o => o.cells[3].innerText.trim() === '')
+    .map(o => o.closest('.cell').querySelector('h3').innerText + ': ' + o.cells[0].innerText),
+  outputs: [...document.querySelectorAll('.cell-output')].map(o => o.innerText).join('\\n'),
+  errors: document.querySelectorAll('.cell-output-error, .cell-output-stderr').length,
+})'''
+
+
+@pytest.fixture(scope='session')
+def pages(site, address, tab):
+    "What every page shows, by its name."
+    res = {}
+    for p in sorted(site.rglob('*.html')):
+        name = p.relative_to(site).as_posix()
+        tab.open(address + name)
+        res[name] = tab.run(PAGE)
+        logged = [o['params'] for o in tab.events if o.get('method') in ('Runtime.exceptionThrown', 'Log.entryAdded')]
+        res[name]['problems'] = [o for o in logged if address in json.dumps(o)] # what lies elsewhere may be out of reach
+    return res
+
+
+def test_every_notebook_is_a_page(pages):
+    names = {re.sub(r'\d+[a-z]?_', '', p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()) for p in (ROOT/'nbs').rglob('[!_]*.ipynb')
+        if '.ipynb_checkpoints' not in p.parts}
+    assert names <= pages.keys()
+    assert not {k: v['problems'] for k, v in pages.items() if v['problems']}
+
+
+def test_no_broken_link(pages, address, site):
+    broken = []
+    for name, page in pages.items():
+        for link in page['links']:
+            url, anchor = urldefrag(link)
+            if not url.startswith(address): continue
+            target = unquote(url.removeprefix(address)) or 'index.html'
+            if target not in pages and not (site/target).is_file(): broken.append((name, link))
+            elif anchor and unquote(anchor) not in pages[target]['ids']: broken.append((name, link))
+    assert not broken
+
+
+def test_pictures_show(pages):
+    assert not {k: v['images'] for k, v in pages.items() if v['images']}
+
+
+def test_every_parameter_is_described(pages):
+    assert not {k: v['empty'] for k, v in pages.items() if v['empty']}
+
+
+def test_every_exported_name_has_an_entry(pages):
+    from collab_pretrained._modidx import d
+    missing = []
+    for module, names in d['syms'].items():
+        mod = importlib.import_module(module)
+        for name, (where, _) in names.items():
+            (page, anchor), parts = where.split('#'), name.removeprefix(module + '.').split('.')
+            documented = parts[0] in mod.__all__ if len(parts) == 1 else vars(getattr(mod, parts[0], object)).get(parts[1]).__doc__
+            if documented and parts[-1][0] != '_' and anchor not in pages[page]['ids']: missing.append(name)
+    assert not missing
+
+
+def test_no_error_or_warning_among_the_outputs(pages):
+    found = {k: re.findall(r'.*(?:Traceback \(|Warning:|/root/|/home/|/tmp/).*', v['outputs']) for k, v in pages.items()}
+    assert not {k: v for k, v in found.items() if v}
+    assert not [k for k, v in pages.items() if v['errors']]
+
+
+def test_search_finds_a_name(address, tab):
+    tab.open(address + 'index.html')
+    found = tab.run('''new Promise(done => {
+        const box = document.querySelector('#quarto-search input');
+        box.focus(); box.value = 'match_embeds'; box.dispatchEvent(new Event('input', {bubbles: true}));
+        const look = n => { const hits = [...document.querySelectorAll('#quarto-search a[href]')].map(o => o.href);
+            hits.length || !n ? done(hits) : setTimeout(look, 50, n - 1) };
+        look(100);
+    })''')
+    assert any(o.endswith('match.html#match_embeds') for o in found), found

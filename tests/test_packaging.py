@@ -1,0 +1,61 @@
+"What the package says of itself: one fact in each place, and a wheel that holds it all."
+import configparser, re, subprocess, sys, zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+import collab_pretrained
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "A wheel that was built from an sdist, as a registry's would be."
+    out = tmp_path_factory.mktemp('dist')
+    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, ROOT], check=True, stdout=subprocess.DEVNULL)
+    return zipfile.ZipFile(next(out.glob('*.whl')))
+
+
+def test_wheel_holds_every_module(wheel):
+    modules = {f'collab_pretrained/{p.name}' for p in (ROOT/'collab_pretrained').glob('*.py')}
+    assert modules == {o for o in wheel.namelist() if o.endswith('.py')}
+
+
+def test_wheel_says_what_the_settings_say(wheel):
+    read = lambda name: wheel.read(next(o for o in wheel.namelist() if o.endswith(name)))
+    meta, ini = message_from_bytes(read('METADATA')), configparser.ConfigParser(delimiters='=', interpolation=None)
+    ini.read(ROOT/'settings.ini')
+    runtime = ini['package']['requirements'].split()
+    required = [o.replace(' ', '') for o in meta.get_all('Requires-Dist')]
+    assert [o for o in required if 'extra==' not in o] == runtime
+    assert set(meta.get_all('Provides-Extra')) == set(ini['extras'])
+    assert meta['Version'] == collab_pretrained.__version__
+    scripts = configparser.ConfigParser()
+    scripts.read_string(read('entry_points.txt').decode())
+    assert dict(scripts['console_scripts']) == {'collab-pretrained': 'collab_pretrained.cli:main'}
+    assert dict(scripts['nbdev']) == {'collab_pretrained': 'collab_pretrained._modidx:d'}
+
+
+def test_every_requirement_is_pinned():
+    name = lambda o: re.match(r'[\w-]+', o)[0].lower().replace('_', '-')
+    ini = configparser.ConfigParser(delimiters='=', interpolation=None)
+    ini.read(ROOT/'settings.ini')
+    wanted = {name(o) for text in (ini['package']['requirements'], *ini['extras'].values()) for o in text.strip().split('\n')}
+    pinned = {name(o) for o in (ROOT/'constraints.txt').read_text().splitlines() if '==' in o}
+    assert wanted <= pinned
+
+
+def test_readme_gives_the_commands_that_exist():
+    readme, make = (ROOT/'README.md').read_text(), (ROOT/'Makefile').read_text()
+    targets = set(re.findall(r'^make (\w+)', readme, flags=re.MULTILINE))
+    assert {'demo', 'test'} <= targets <= set(re.search(r'^\.PHONY: (.*)$', make, flags=re.MULTILINE)[1].split())
+    for o in re.findall(r'pip install .*', readme): assert '-c constraints.txt' in o, o
+
+
+def test_import_needs_no_development_tool():
+    code = '''import sys
+for o in ('nbdev', 'nbconvert', 'pytest', 'hypothesis', 'pyarrow', 'polars', 'execnb', 'ghapi'): sys.modules[o] = None
+import collab_pretrained.all'''
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,0 +1,169 @@
+"""Build the documentation site out of the notebooks, in a copy of the project, so that no build touches the notebooks.
+
+Every notebook runs; nbdev turns names into links and exported code into reference entries; then Quarto makes the pages
+where it is installed, else smalldocs, which reads the same `_quarto.yml`.
+"""
+import argparse, ast, inspect, os, re, shutil, subprocess, sys, tempfile
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
+
+import yaml
+from fastcore.docments import DocmentTbl, isdataclass
+from fastcore.nbio import mk_cell, read_nb, write_nb
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import NbdevLookup
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+from nbdev.showdoc import BasicMarkdownRenderer
+
+ROOT = Path(__file__).resolve().parent.parent
+IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'models', '_proc', '_docs')
+
+
+def plain(o) -> str: # an annotation or a default, as one would write it
+    "Names without their modules, and functions by their names."
+    if isinstance(o, (type, FunctionType)): return o.__name__
+    return re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', repr(o)) if not isinstance(o, str) else o
+
+
+class ParamTable(DocmentTbl):
+    "A table with a row for each parameter, described or not, so that a missing description shows."
+    _columns = DocmentTbl._map
+    has_docment = property(lambda self: bool(self.params))
+    def __init__(self, obj):
+        super().__init__(obj)
+        self.params = self.params.filter(lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name)
+        if self.dm.get('return', {}).get('anno', None) is None: self.returns = False
+        for d in self.dm.values():
+            if d['anno'] is not inspect._empty: d['anno'] = plain(d['anno'])
+            default = d.get('default', inspect._empty)
+            if default is not inspect._empty: d['default'] = f'`{repr(default) if isinstance(default, str) else plain(default)}`'
+
+
+class Entry(BasicMarkdownRenderer):
+    "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
+    def __init__(self, sym, *args, **kwargs):
+        if isdataclass(sym): sym = getattr(import_module(NbdevLookup()[sym.__name__][1][:-3].replace('/', '.')), sym.__name__) # a notebook's has no source
+        super().__init__(sym, *args, **kwargs)
+        # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the table would hold
+        is_callback = any(o.__name__ == 'Callback' for o in getattr(sym, '__mro__', ())) and '__init__' not in vars(sym)
+        self.is_called = self.sig and not isinstance(sym, property) and not is_callback
+
+    def signature(self) -> str: # the call as one writes it, without annotations
+        "What the table does not say: order, and what is keyword-only."
+        if not self.is_called: return self.nm
+        params, star = [], False
+        for n, p in self.sig.parameters.items():
+            if n == 'self': continue
+            if p.kind == p.KEYWORD_ONLY and not star: params.append('*')
+            star = star or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
+            default = '' if p.default is p.empty else f'={repr(p.default) if isinstance(p.default, str) else plain(p.default)}'
+            params.append({p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '') + n + default)
+        one = f'{self.nm}({", ".join(params)})'
+        return one if len(one) <= 90 else f'{self.nm}(\n    ' + ',\n    '.join(params) + ')'
+
+    def _repr_markdown_(self):
+        source = NbdevLookup().code(self.fn)
+        link = f'[source]({source}){{.entry-source}}\n\n' if source else ''
+        head = f'{"#"*self.title_level} {self.nm} {{#{self.nm.lower()}}}'
+        table = ParamTable(self.sym)._repr_markdown_() if self.is_called else ''
+        if table: table = f'::: {{.entry-params}}\n{table}\n:::\n'
+        return f'---\n\n{link}{head}\n\n```python\n{self.signature()}\n```\n\n{self.docs}\n\n{table}'
+
+
+def stage(dest:Path) -> Path: # the notebooks' copy
+    "Copy what the site is made of into `dest`, and have nbdev render entries with `Entry`."
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir(parents=True)
+    for o in ('nbs', 'collab_pretrained'): shutil.copytree(ROOT/o, dest/o, ignore=IGNORE)
+    toml = (ROOT/'pyproject.toml').read_text().replace('[tool.nbdev]\n', '[tool.nbdev]\nrenderer = "build_docs.Entry"\n')
+    (dest/'pyproject.toml').write_text(toml)
+    return dest/'nbs'
+
+
+def add_methods(nb_path:Path) -> None:
+    "Give every documented public method in an exported class body an entry below its class, as nbdev does for functions."
+    nb = read_nb(nb_path)
+    shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
+    cells = []
+    for c in nb.cells:
+        cells.append(c)
+        if c.cell_type != 'code' or 'export' not in c.directives: continue
+        for cls in (o for o in ast.parse(c.source).body if isinstance(o, ast.ClassDef) and o.name[0] != '_'):
+            names = [f'{cls.name}.{o.name}' for o in cls.body if isinstance(o, ast.FunctionDef) and o.name[0] != '_' and ast.get_docstring(o)]
+            if cls.name not in shown and names: cells.append(mk_cell(f'show_doc({cls.name})'))
+            cells += [mk_cell(f'show_doc({n})') for n in names if n not in shown]
+    nb.cells = cells
+    write_nb(nb, nb_path)
+
+
+def page_name(rel:Path) -> Path: # the page's source, named as nbdev's links expect
+    "`02_match.ipynb` becomes `match.ipynb`."
+    return nbpath2html(rel).with_suffix('.ipynb')
+
+
+def site_config(nbs:Path, engine:str) -> dict: # `_quarto.yml`, with the sidebar's globs spelled out in the notebooks' order
+    "The site's configuration for the pages under their final names."
+    cfg, facts = (yaml.safe_load((nbs/o).read_text()) for o in ('_quarto.yml', 'nbdev.yml'))
+    for k in ('project', 'website'): cfg[k] = facts[k] | cfg[k]
+    del cfg['metadata-files']
+    if engine == 'smalldocs': del cfg['format']['commonmark'], cfg['format']['html']['grid'] # it knows neither
+    for o in cfg['website']['sidebar']['contents']:
+        if isinstance(o['contents'], dict): o['contents'] = [str(page_name(p.relative_to(nbs))) for p in sorted(nbs.glob(o['contents']['auto']))]
+    return cfg
+
+
+def rename_pages(nbs:Path, proc:Path) -> None:
+    "Give each processed notebook its page's name, and make links into the site relative, so that it works at any address."
+    url = get_config().doc_url
+    for p in sorted(proc.rglob('*.ipynb')):
+        rel = p.relative_to(proc)
+        text = re.sub(r'output-file: [\w.-]+\\n', '', p.read_text())
+        text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text) # private names have no entry to link to
+        text = text.replace(url, '../'*(len(rel.parts) - 1) or './')
+        p.unlink()
+        (proc/page_name(rel)).write_text(text)
+
+
+def render(proc:Path, engine:str) -> Path: # the site
+    "Make the pages."
+    if engine == 'quarto': subprocess.run(['quarto', 'render', '--no-execute'], cwd=proc, check=True)
+    else: subprocess.run(['smalldocs', 'render', '--strict', '-q'], cwd=proc, check=True)
+    return proc/'_docs'
+
+
+def build(
+    dest:Path, # folder of the site; an older one there is replaced
+    execute:bool=True, # run the notebooks, or take the outputs they hold?
+    engine:str=None, # 'quarto' or 'smalldocs'; None takes Quarto where it is installed
+) -> None:
+    "Build the site into `dest`."
+    engine = engine or ('quarto' if shutil.which('quarto') else 'smalldocs')
+    with tempfile.TemporaryDirectory() as tmp:
+        nbs = stage(Path(tmp)/'site')
+        os.chdir(nbs.parent)
+        os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), os.environ.get('PYTHONPATH', '')])
+        if execute: subprocess.run(['nbdev-test', '--save'], check=True)
+        for o in nbs.rglob('*.ipynb'): add_methods(o)
+        refresh_quarto_yml()
+        proc = proc_nbs(nbs, n_workers=2)
+        (proc/'_quarto.yml').write_text(yaml.safe_dump(site_config(nbs, engine), sort_keys=False))
+        rename_pages(nbs, proc)
+        site = render(proc, engine)
+        shutil.rmtree(dest, ignore_errors=True)
+        shutil.move(site, dest)
+    print(f'{len(list(dest.rglob("*.html")))} pages in {dest}, made with {engine}')
+
+
+def main() -> None:
+    "The command line."
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--dest', type=Path, default=ROOT/'_docs', help='folder of the site (default: _docs)')
+    p.add_argument('--saved', action='store_true', help='take the outputs that the notebooks hold, instead of running them')
+    p.add_argument('--engine', choices=['quarto', 'smalldocs'], help='default: quarto where it is installed')
+    args = p.parse_args()
+    build(args.dest.resolve(), not args.saved, args.engine)
+
+
+if __name__ == '__main__': main()
