@@ -22,7 +22,7 @@ test: .venv-test/installed
 	@echo '== README.md is in step with nbs/index.ipynb'
 	@python tools/readme.py --check
 	@echo '== nbdev-test'
-	@nbdev-test --do_print --timing
+	@nbdev-test --do-print --timing
 	@echo '== pytest tests'
 	@python -m pytest tests
 

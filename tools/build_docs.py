@@ -24,7 +24,7 @@ IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'models', '
 def plain(o) -> str: # an annotation or a default, as one would write it
     "Names without their modules, and functions by their names."
     if isinstance(o, (type, FunctionType)): return o.__name__
-    return re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', repr(o)) if not isinstance(o, str) else o
+    return repr(o) if isinstance(o, str) else re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', repr(o))
 
 
 class ParamTable(DocmentTbl):
@@ -36,9 +36,9 @@ class ParamTable(DocmentTbl):
         self.params = self.params.filter(lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name)
         if self.dm.get('return', {}).get('anno', None) is None: self.returns = False
         for d in self.dm.values():
-            if d['anno'] is not inspect._empty: d['anno'] = plain(d['anno'])
+            if d['anno'] is not inspect._empty: d['anno'] = plain(d['anno']).strip("'")
             default = d.get('default', inspect._empty)
-            if default is not inspect._empty: d['default'] = f'`{repr(default) if isinstance(default, str) else plain(default)}`'
+            if default is not inspect._empty: d['default'] = f'`{plain(default)}`'
 
 
 class Entry(BasicMarkdownRenderer):
@@ -58,7 +58,7 @@ class Entry(BasicMarkdownRenderer):
             if n == 'self': continue
             if p.kind == p.KEYWORD_ONLY and not star: params.append('*')
             star = star or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-            default = '' if p.default is p.empty else f'={repr(p.default) if isinstance(p.default, str) else plain(p.default)}'
+            default = '' if p.default is p.empty else f'={plain(p.default)}'
             params.append({p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '') + n + default)
         one = f'{self.nm}({", ".join(params)})'
         return one if len(one) <= 90 else f'{self.nm}(\n    ' + ',\n    '.join(params) + ')'
