@@ -1,9 +1,10 @@
 """What only processes can show of `collab_pretrained.checkpoint`: kills, savers at the same time, full and read-only folders, damaged files."""
-import os, pickle, random, resource, signal, time
+import json, os, pickle, random, resource, shutil, signal, time
 from contextlib import contextmanager
+from pathlib import Path
 import numpy as np, pytest, torch
-from collab_pretrained.checkpoint import find_pair, read_opt, read_pair, read_vocab, read_weights, save_pair
-from collab_pretrained.core import CheckpointError, CollabError, SaveError
+from collab_pretrained.checkpoint import read_folder, read_opt, read_pair, read_vocab, read_weights, save_folder, save_pair
+from collab_pretrained.core import CheckpointError, CheckpointNotFoundError, CollabError, SaveError
 
 SIZES = {'user': 40, 'item': 30}
 
@@ -14,15 +15,30 @@ def model(k):
     return ({'u_weight.weight': rows['user'].repeat(1, 50), 'i_weight.weight': rows['item'].repeat(1, 50), 'u_bias.weight': rows['user'], 'i_bias.weight': rows['item']},
             {col: ['#na#', *o] for col, o in ids.items()})
 
-def which(stem):
-    "The number of the one model that the pair at `stem` is, after a look at every row."
-    wgts, vocab, _ = read_pair(f'{stem}.pth')
+def number(wgts, vocab):
+    "The number of the one model that these are, after a look at every row."
     k = int(wgts['u_weight.weight'][0, 0])//1000
     for name, col in (('u_weight', 'user'), ('i_weight', 'item'), ('u_bias', 'user'), ('i_bias', 'item')):
         t = wgts[f'{name}.weight']
         assert t.shape == (SIZES[col], 50 if 'weight' in name else 1)
         assert (t == torch.tensor([k*1000., *vocab[col].ids])[:, None]).all()
     return k
+
+class Pair:
+    "Both formats look alike to the tests: `save` and `which` take the path of the folder that holds the files."
+    files = ['x.pth', 'x_vocab.pkl']
+    def save(folder, k): save_pair(folder/'x', *model(k))
+    def which(folder): return number(*read_pair(folder/'x.pth')[:2])
+
+class Folder:
+    files = ['config.json', 'model.safetensors', 'vocab.json']
+    def save(folder, k): save_folder(folder, *model(k), {'k': k, 'counts': {'users': list(range(SIZES['user'] - 1))}})
+    def which(folder):
+        *saved, config = read_folder(folder)
+        assert config['k'] == number(*saved) and config['counts'] == {'users': list(range(SIZES['user'] - 1))}
+        return config['k']
+
+formats = pytest.mark.parametrize('form', [Pair, Folder])
 
 @contextmanager
 def child(work):
@@ -41,89 +57,93 @@ def child(work):
 
 def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-def save_forever(stem, *numbers):
-    models = [model(k) for k in numbers]
+def save_forever(form, folder, *numbers):
     while True:
-        for o in models: save_pair(stem, *o)
+        for k in numbers: form.save(folder, k)
 
-def test_kills(tmp_path):
-    stem, rng, seen = tmp_path/'x', random.Random(0), []
-    start = time.time()
-    for _ in range(5): save_pair(stem, *model(1))
+@formats
+def test_kills(tmp_path, form):
+    rng, seen, start = random.Random(0), [], time.time()
+    for _ in range(5): form.save(tmp_path, 1)
     save_s = (time.time() - start)/5
-    while len(seen) < 60 or len(set(seen)) < 2 and len(seen) < 500:
-        with child(lambda: save_forever(stem, 1, 2)): time.sleep(rng.uniform(0, 5*save_s))
-        seen.append(which(stem))
+    while len(seen) < 40 or len(set(seen)) < 2 and len(seen) < 500:
+        with child(lambda: save_forever(form, tmp_path, 1, 2)): time.sleep(rng.uniform(0, 4*save_s))
+        seen.append(form.which(tmp_path))
     assert set(seen) == {1, 2}
-    save_pair(stem, *model(3))
-    assert which(stem) == 3
-    assert sorted(o.name for o in tmp_path.iterdir()) == ['x.pth', 'x_vocab.pkl']
+    form.save(tmp_path, 3)
+    assert form.which(tmp_path) == 3
+    assert sorted(os.listdir(tmp_path)) == form.files
 
+@formats
 @pytest.mark.parametrize('call', ['fsync', 'replace', 'unlink'])
 @pytest.mark.parametrize('first', [True, False])
-def test_a_kill_at_every_step(tmp_path, monkeypatch, call, first):
-    "The process ends at its n-th call, for every n; before the save that decides there is the old pair (or none), from it on the new one."
-    stem, done, results = tmp_path/'x', False, []
-    for n in range(20):
+def test_a_kill_at_every_step(tmp_path, form, call, first):
+    "The process ends at its n-th call, for every n; before the save that decides there is the old checkpoint (or none), from it on the new one."
+    done, results = False, []
+    for n in range(30):
         for o in tmp_path.iterdir(): o.unlink()
-        if not first:  # over a pair whose own save had no time for its last step
-            save_pair(stem, *model(1))
-            with child(lambda: dying_save(stem, model(2), 'replace', 2)) as pid: assert status(pid) == 9
-            assert which(stem) == 2
-        with child(lambda: dying_save(stem, model(3), call, n)) as pid: done = status(pid) == 0
-        try: results.append(which(stem))
-        except CheckpointError: results.append(None)
+        if not first:  # over one whose own save had no time for its last step
+            form.save(tmp_path, 1)
+            with child(lambda: dying_save(form, tmp_path, 2, 'replace', 2*len(form.files) - 2)) as pid: assert status(pid) == 9
+            assert form.which(tmp_path) == 2 and len(list(tmp_path.iterdir())) > len(form.files)
+        with child(lambda: dying_save(form, tmp_path, 3, call, n)) as pid: done = status(pid) == 0
+        try: results.append(form.which(tmp_path))
+        except CheckpointNotFoundError: results.append(None)
         if done: break
     old = None if first else 2
     assert done and results == sorted(results, key=lambda o: o == 3) and set(results) <= {old, 3} and results[-1] == 3
-    assert sorted(o.name for o in tmp_path.iterdir()) == ['x.pth', 'x_vocab.pkl']
+    assert sorted(os.listdir(tmp_path)) == form.files
 
-def dying_save(stem, saved, call, n):
+def dying_save(form, folder, k, call, n):
     "Save, and die instead of the n-th `os.<call>`."
     calls, keep = iter(range(100)), getattr(os, call)
     def die(*args, **kw): return os._exit(9) if next(calls) == n else keep(*args, **kw)
     setattr(os, call, die)
-    save_pair(stem, *saved)
+    form.save(folder, k)
 
-def test_two_savers_and_a_reader(tmp_path):
-    stem = tmp_path/'x'
-    save_pair(stem, *model(1))
-    with child(lambda: save_forever(stem, 1, 2)), child(lambda: save_forever(stem, 3, 4)):
-        end, seen = time.time() + 3, set()
-        while time.time() < end: seen.add(which(stem))
-    assert len(seen) > 2
-    save_pair(stem, *model(5))
-    assert which(stem) == 5 and len(list(tmp_path.iterdir())) == 2
+@formats
+def test_two_savers_and_a_reader(tmp_path, form):
+    form.save(tmp_path, 1)
+    with child(lambda: save_forever(form, tmp_path, 1, 2)), child(lambda: save_forever(form, tmp_path, 3, 4)):
+        seen, end = set(), time.time() + 20
+        while len(seen) < 4 and time.time() < end: seen |= {form.which(tmp_path) for _ in range(50)}
+    assert seen == {1, 2, 3, 4}
+    form.save(tmp_path, 5)
+    assert form.which(tmp_path) == 5 and sorted(os.listdir(tmp_path)) == form.files
 
-def test_full_disk(tmp_path):
+def contents(folder): return {o.name: o.read_bytes() for o in folder.iterdir()}
+
+@formats
+def test_full_disk(tmp_path, form):
     "The system refuses to let a file grow further, at any size."
-    stem = tmp_path/'x'
-    save_pair(stem, *model(1))
-    before = {o.name: o.read_bytes() for o in tmp_path.iterdir()}
+    form.save(tmp_path, 1)
+    before = contents(tmp_path)
     def limited(n):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
-        try: save_pair(stem, *model(2))
-        except SaveError as e: os._exit(7 if 'x.pth' in str(e) else 1)
-    for n in (0, 100, 400, 1000, 5000, len(before['x.pth']) - 1):
+        try: form.save(tmp_path, 2)
+        except SaveError as e: os._exit(7 if str(tmp_path) in str(e) else 1)
+    for n in (0, 100, 300, 1000, 5000, max(map(len, before.values())) - 1):
         with child(lambda: limited(n)) as pid: assert status(pid) == 7
-        assert {o.name: o.read_bytes() for o in tmp_path.iterdir()} == before
+        assert contents(tmp_path) == before
     with child(lambda: limited(10**6)) as pid: assert status(pid) == 0
-    assert which(stem) == 2
+    assert form.which(tmp_path) == 2
 
-def test_read_only_folder(tmp_path):
-    stem = tmp_path/'models'/'x'
-    save_pair(stem, *model(1))
+@formats
+def test_read_only_folder(tmp_path, form):
+    folder = tmp_path/'models'
+    folder.mkdir()
+    form.save(folder, 1)
     def unprivileged():
         if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
-        assert which(stem) == 1
-        try: save_pair(stem, *model(2))
-        except SaveError as e: os._exit(7 if 'x.pth' in str(e) else 1)
+        assert form.which(folder) == 1
+        try: form.save(folder, 2)
+        except SaveError as e: os._exit(7 if str(folder) in str(e) else 1)
     for o in (tmp_path, *tmp_path.parents[:2]): o.chmod(0o755)
-    stem.parent.chmod(0o555)
+    folder.chmod(0o555)
     with child(unprivileged) as pid: assert status(pid) == 7
-    stem.parent.chmod(0o755)
-    assert which(stem) == 1 and len(list(stem.parent.iterdir())) == 2
+    folder.chmod(0o755)
+    assert form.which(folder) == 1 and sorted(os.listdir(folder)) == form.files
 
 # damaged files
 
@@ -143,7 +163,7 @@ def outcome(read):
     start = time.process_time()
     try: res = read()
     except CollabError as e:
-        assert '/x' in str(e), e
+        assert '/test_' in str(e), e
         res = 'refused'
     assert time.process_time() - start < 1
     return res
@@ -154,22 +174,35 @@ def small(monkeypatch):
     monkeypatch.setitem(SIZES, 'user', 6)
     monkeypatch.setitem(SIZES, 'item', 5)
 
-@pytest.mark.parametrize('half', ['x.pth', 'x_vocab.pkl'])
-def test_fuzz_pair(tmp_path, small, half):
-    stem, rng = tmp_path/'x', np.random.default_rng(0)
-    other = tmp_path/'y'
-    save_pair(other, *model(2))
-    save_pair(stem, *model(1), opt_state={'state': [{'step': 1}], 'hypers': [{'lr': .1}]})
-    path, files = tmp_path/half, sorted(os.listdir(tmp_path))
-    raw, foreign = path.read_bytes(), (tmp_path/half.replace('x', 'y', 1)).read_bytes()
+@pytest.mark.parametrize('form,name', [(form, name) for form in (Pair, Folder) for name in form.files])
+def test_fuzz(tmp_path, small, form, name):
+    "A damaged file is refused, or it still is what was saved."
+    rng, other = np.random.default_rng(0), tmp_path/'other'
+    for k, folder in enumerate((tmp_path, other), 1):
+        folder.mkdir(exist_ok=True)
+        form.save(folder, k)
+    path, listed = tmp_path/name, sorted(os.listdir(tmp_path))
+    raw, foreign = path.read_bytes(), (other/name).read_bytes()
     results = []
-    for _ in range(1000):
+    for _ in range(600):
         path.write_bytes(mutated(raw, foreign, rng))
-        results.append(outcome(lambda: which(stem)))
-    assert set(results) <= {'refused', 1} and results.count('refused') > 500
+        results.append(outcome(lambda: form.which(tmp_path)))
+    assert set(results) <= {'refused', 1} and results.count('refused') > 300
     path.write_bytes(foreign)
-    assert outcome(lambda: which(stem)) == 'refused'
-    assert sorted(os.listdir(tmp_path)) == files
+    assert outcome(lambda: form.which(tmp_path)) == 'refused'
+    path.unlink()
+    with pytest.raises(CheckpointNotFoundError, match=name): form.which(tmp_path)
+    assert sorted([*os.listdir(tmp_path), name]) == listed
+
+def test_fuzz_with_optimizer(tmp_path, small):
+    rng, path = np.random.default_rng(3), tmp_path/'x.pth'
+    state = {'state': [{'step': 1, 'avg': torch.ones(3)}], 'hypers': [{'lr': .1}]}
+    save_pair(tmp_path/'x', *model(1), opt_state=state)
+    raw = path.read_bytes()
+    for _ in range(300):
+        path.write_bytes(mutated(raw, bytes(len(raw)), rng))
+        res = outcome(lambda: read_opt(path))
+        assert res == 'refused' or str(res) == str(state)
 
 FOREIGN = {
     'numpy': lambda v: [np.array(o, dtype=object) for o in v.values()],
@@ -181,19 +214,21 @@ def test_fuzz_foreign_vocab(tmp_path, small, form):
     "Vocabularies from elsewhere carry no fingerprint: some damage gives other ids, and none may give anything but ids, or our errors."
     rng, path, vocab = np.random.default_rng(1), tmp_path/'x_vocab.pkl', model(1)[1]
     raw = pickle.dumps(FOREIGN[form](vocab), 2 if '2' in form else 4)
-    for _ in range(500):
+    for _ in range(300):
         path.write_bytes(mutated(raw, bytes(len(raw)), rng))
         res = outcome(lambda: read_vocab(path))
         if res == 'refused': continue
         sides = list(res.values()) if isinstance(res, dict) else res
         assert len(sides) == 2 and {type(o) for v in sides for o in v} <= {int, str}
 
-@pytest.mark.parametrize('new_format', [True, False])
-def test_fuzz_foreign_weights(tmp_path, small, new_format):
-    rng, path = np.random.default_rng(2), tmp_path/'x.pth'
-    torch.save({'model': model(1)[0], 'opt': {'hypers': [{'lr': .1}]}}, path, _use_new_zipfile_serialization=new_format)
-    raw = path.read_bytes()
-    for _ in range(500):
+@pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
+def test_fuzz_foreign_weights(tmp_path, small, kind):
+    rng, path = np.random.default_rng(2), tmp_path/'x.weights'
+    if kind == 'safetensors': Folder.save(tmp_path, 1); raw = (tmp_path/'model.safetensors').read_bytes()
+    else:
+        torch.save({'model': model(1)[0], 'opt': {'hypers': [{'lr': .1}]}}, path, _use_new_zipfile_serialization=kind == 'zip')
+        raw = path.read_bytes()
+    for _ in range(300):
         path.write_bytes(mutated(raw, bytes(len(raw)), rng))
         res = outcome(lambda: read_weights(path))
         if res != 'refused': assert all(isinstance(t, torch.Tensor) and t.isfinite().all() for t in res.values())
@@ -241,3 +276,22 @@ def test_bombs(tmp_path):
                 b'\x80\x04' + b']'*10**5 + b'a'*(10**5 - 1) + b'.', b'['*10**6, deep, b'\x80\x04]\x8b\xff\xff\xff\x7f.'):
         path.write_bytes(raw)
         assert outcome(lambda: read_vocab(path)) == 'refused'
+    for length in (10**8, 2**40, 2**63, 2**64 - 1):   # of a header that isn't there
+        path.write_bytes(length.to_bytes(8, 'little') + b'{"a":' + bytes(100))
+        assert outcome(lambda: read_weights(path)) == 'refused'
+
+# checkpoints of every schema so far: they must load in every later version
+
+FIXTURES = Path(__file__).parent/'fixtures'/'schema_1'
+USERS, ITEMS = ['#na#', 2**60 + 1, -7, 3], ['#na#', 'é☃', '']
+
+@pytest.mark.parametrize('kind', ['pair', 'folder'])
+def test_schema_1(kind):
+    wgts, vocab, facts = read_pair(FIXTURES/'pair.pth') if kind == 'pair' else read_folder(FIXTURES/'folder')
+    assert {k: (v.dtype, v.tolist()) for k, v in wgts.items()} == {
+        'u_weight.weight': (torch.float32, [[0., .5], [1., 1.5], [2., 2.5], [3., 3.5]]), 'i_weight.weight': (torch.float32, [[0., -.5], [-1., -1.5], [-2., -2.5]]),
+        'u_bias.weight': (torch.float32, [[0.], [.25], [.5], [.75]]), 'i_bias.weight': (torch.float32, [[0.], [-.25], [-.5]])}
+    assert {k: list(v) for k, v in vocab.items()} == {'user': USERS, 'item': ITEMS}
+    assert list(facts['y_range']) == [0.5, 5.5] and facts['columns'] == ['user', 'item']
+    if kind == 'pair': assert read_opt(FIXTURES/'pair.pth') == {'state': [], 'hypers': [{'lr': .1}]}
+    else: assert facts['schema'] == 1 and facts['counts'] == {'users': [5, 1, 2], 'items': [4, 4]}
