@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #0e9f2653
+# %% ../nbs/08_factory.ipynb #02401d42
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -16,33 +16,37 @@ from fastai.learner import Learner
 from fastai.losses import MSELossFlat
 from fastai.tabular.model import tabular_config
 from fastai.torch_core import distrib_barrier, get_model
+from fastcore.basics import patch
 from fastcore.meta import delegates
 from .core import CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, VocabError, WeightsError
-from .checkpoint import find_pair, read_pair
-from .models import EmbeddingDotBias, EmbeddingNN, embedding_sizes, table_widths, y_range_of
+from .checkpoint import find_pair, read_folder, read_pair
+from .data import CollabDataLoaders, CollabDataset, CollabDL
+from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
 from .learner import CollabLearner, Pretrained
 
-# %% ../nbs/08_factory.ipynb #9c4bf97d
-def _find_pair(source, path, model_dir):
-    "The files that `source` stands for: as given, or as a name under the learner's model folder."
-    for place in (Path(source), Path(path)/model_dir/source):
-        try: return find_pair(place)
-        except CheckpointNotFoundError as e: lost = e
-    raise CheckpointNotFoundError(f'pretrained={str(source)!r}: no such model, as given or under {Path(path)/model_dir}; {lost}')
+# %% ../nbs/08_factory.ipynb #afc5af81
+def _read_saved(place):
+    "The model at `place`: a folder without a pickle, or a pair of files."
+    if (Path(place)/'config.json').is_file(): return Pretrained(*read_folder(place), str(place))
+    wgts_path, vocab_path = find_pair(place)
+    return Pretrained(*read_pair(wgts_path, vocab_path), str(wgts_path))
 
 def read_pretrained(
-    source, # True, the one model under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder with one model; or a `CollabLearner`
+    source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; or a `CollabLearner`
     path='.', # str or Path, the learner's
     model_dir='models', # str or Path, the learner's, under `path`
 ) -> Pretrained: # its weights, its vocabulary and what is known about it
     "The model that `source` stands for."
     if isinstance(source, CollabLearner):
         model = get_model(source.model)
-        return Pretrained(model.state_dict(), source.vocab, {'y_range': y_range_of(model)}, 'the pretrained learner')
+        return Pretrained(model.state_dict(), source.vocab, describe(model), 'the pretrained learner')
     if source is not True and not isinstance(source, (str, Path)): raise CheckpointError(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, or a `CollabLearner`')
-    wgts_path, vocab_path = find_pair(path) if source is True else _find_pair(source, path, model_dir)
-    return Pretrained(*read_pair(wgts_path, vocab_path), str(wgts_path))
+    if source is True: return _read_saved(path)
+    for place in (Path(source), Path(path)/source, Path(path)/model_dir/source):
+        try: return _read_saved(place)
+        except CheckpointNotFoundError as e: lost = e
+    raise CheckpointNotFoundError(f'pretrained={str(source)!r}: no such model, as given or under {Path(path)/model_dir}; {lost}')
 
 # %% ../nbs/08_factory.ipynb #9651e92b
 def _check_y_range(y_range, dls):
@@ -98,3 +102,27 @@ def collab_learner(
 def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
     return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight')) if role in widths}
+
+# %% ../nbs/08_factory.ipynb #57cad90d
+@patch(cls_method=True)
+def from_pretrained(cls:CollabLearner,
+    folder, # str or Path of a folder that `save_pretrained` wrote
+    dls:DataLoaders=None, # ratings to start on; None means none: a learner over the saved vocabulary, ready to predict
+    loss_func=None, # None means `MSELossFlat()`
+    *,
+    unseen='mean', # with `dls`: how rows of ids without a pretrained row are filled (see `match_embeds`)
+    min_overlap:float=0., # with `dls`: raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
+    seed:int=None, # of what is drawn for the fills
+    **kwargs # for `Learner`
+) -> CollabLearner: # with `match_report`
+    "A learner from a checkpoint folder, over its own vocabulary or over that of `dls`."
+    saved = Pretrained(*read_folder(folder), str(folder))
+    if dls is None: dls = _no_ratings(saved)
+    learn = cls(dls, make_described(saved.meta, dls.classes), loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    return learn._start_from(saved, unseen=unseen, min_overlap=min_overlap, seed=seed)
+
+def _no_ratings(saved):
+    "Loaders without ratings over a saved vocabulary."
+    vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(('user', 'item'), saved.vocab))
+    none = CollabDataset((torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), vocab, saved.meta.get('rating_name'))
+    return CollabDataLoaders(CollabDL(none), CollabDL(none))

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.html.md"""
 # %% auto #0
 __all__ = ['MeanRowCallback', 'CollabLearner', 'Pretrained']
 
-# %% ../nbs/07_learner.ipynb #94fa5934
+# %% ../nbs/07_learner.ipynb #d7561699
 import os, warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,8 @@ from .vocab import MatchReport, Vocab, match_classes
 from .roles import find_roles, roles
 from .match import _match_wgts
 from .keys import load_pretrained_keys
-from .checkpoint import read_opt, read_pair, save_pair
-from .models import y_range_of
+from .checkpoint import read_opt, read_pair, save_folder, save_pair
+from .models import describe, y_range_of
 
 # %% ../nbs/07_learner.ipynb #e1e1dd9b
 class MeanRowCallback(Callback):
@@ -124,7 +124,33 @@ def _load_opt(learn, path, device):
     if learn.opt is None: learn.create_opt()
     learn.opt.load_state_dict(to_device(opt, device or next(get_model(learn.model).parameters()).device))
 
-# %% ../nbs/07_learner.ipynb #17fc260b
+# %% ../nbs/07_learner.ipynb #a174ce9a
+def _interactions(dls):
+    "How often each id was trained on: 'users', 'items' -> counts in the vocabulary's order, '#na#' left out; None where the loaders don't show it."
+    ds = dls.train.dataset
+    x = ds.tensors[0] if hasattr(ds, 'tensors') else None
+    if x is None: return None
+    vocabs = [Vocab.of(o) for o in dls.classes.values()]
+    return {side: torch.bincount(x[:,k], minlength=len(v))[torch.from_numpy(v.id_rows.copy())].tolist() for k, (side, v) in enumerate(zip(('users', 'items'), vocabs))}
+
+def _last_metrics(learn):
+    "The names and values of the last epoch's losses and metrics."
+    rec = getattr(learn, 'recorder', None)
+    if rec is None or not len(getattr(rec, 'values', [])): return {}
+    return {k: float(v) for k, v in zip(rec.metric_names[1:-1], rec.values[-1]) if v is not None}
+
+@patch
+def save_pretrained(self:CollabLearner,
+    folder, # str or Path, under `path` unless absolute; made where it isn't there
+) -> Path: # the folder
+    "Write weights, vocabulary and what is known about them into a folder, whole or not at all, and without a pickle."
+    model, folder = get_model(self.model), self.path/folder
+    if not rank_distrib():
+        config = {**describe(model), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None), 'metrics': _last_metrics(self), 'counts': _interactions(self.dls)}
+        save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
+    return folder
+
+# %% ../nbs/07_learner.ipynb #15ffae1d
 class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
@@ -143,6 +169,7 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     for side in ('users', 'items'):
         if (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
             f'{pre.name}: {share:.1%} of the {side} matched; expected {min_overlap:.1%} (`min_overlap`)\n{getattr(report, side)}')
+    if counts is None: counts = pre.meta.get('counts')
     missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, counts, min_count, seed), keys=keys)
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
