@@ -1,5 +1,5 @@
 "What the package says of itself: one fact in each place, and a wheel that holds it all."
-import configparser, re, subprocess, sys, zipfile
+import ast, configparser, re, subprocess, sys, zipfile
 from email import message_from_bytes
 from pathlib import Path
 
@@ -8,6 +8,18 @@ import pytest
 import collab_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+SETTINGS = configparser.ConfigParser(delimiters='=', interpolation=None)
+SETTINGS.read(ROOT/'settings.ini')
+
+
+def names(requirements):
+    "The names of a list of requirements, as one imports them."
+    return {re.match(r'[\w-]+', o)[0].lower().replace('-', '_') for o in requirements.strip().split('\n')}
+
+
+RUNTIME, EXTRAS = names(SETTINGS['package']['requirements']), set().union(*map(names, SETTINGS['extras'].values()))
 
 
 @pytest.fixture(scope='module')
@@ -25,26 +37,29 @@ def test_wheel_holds_every_module(wheel):
 
 def test_wheel_says_what_the_settings_say(wheel):
     read = lambda name: wheel.read(next(o for o in wheel.namelist() if o.endswith(name)))
-    meta, ini = message_from_bytes(read('METADATA')), configparser.ConfigParser(delimiters='=', interpolation=None)
-    ini.read(ROOT/'settings.ini')
-    runtime = ini['package']['requirements'].split()
-    required = [o.replace(' ', '') for o in meta.get_all('Requires-Dist')]
-    assert [o for o in required if 'extra==' not in o] == runtime
-    assert set(meta.get_all('Provides-Extra')) == set(ini['extras'])
+    meta = message_from_bytes(read('METADATA'))
+    required = [o.replace(' ', '') for o in meta.get_all('Requires-Dist') if 'extra ==' not in o]
+    assert required == SETTINGS['package']['requirements'].split()
+    assert set(meta.get_all('Provides-Extra')) == set(SETTINGS['extras'])
     assert meta['Version'] == collab_pretrained.__version__
-    scripts = configparser.ConfigParser()
-    scripts.read_string(read('entry_points.txt').decode())
-    assert dict(scripts['console_scripts']) == {'collab-pretrained': 'collab_pretrained.cli:main'}
-    assert dict(scripts['nbdev']) == {'collab_pretrained': 'collab_pretrained._modidx:d'}
+    points = configparser.ConfigParser()
+    points.read_string(read('entry_points.txt').decode())
+    assert dict(points['console_scripts']) == {'collab-pretrained': 'collab_pretrained.cli:main'}
+    assert dict(points['nbdev']) == {'collab_pretrained': 'collab_pretrained._modidx:d'}
 
 
 def test_every_requirement_is_pinned():
-    name = lambda o: re.match(r'[\w-]+', o)[0].lower().replace('_', '-')
-    ini = configparser.ConfigParser(delimiters='=', interpolation=None)
-    ini.read(ROOT/'settings.ini')
-    wanted = {name(o) for text in (ini['package']['requirements'], *ini['extras'].values()) for o in text.strip().split('\n')}
-    pinned = {name(o) for o in (ROOT/'constraints.txt').read_text().splitlines() if '==' in o}
-    assert wanted <= pinned
+    assert RUNTIME | EXTRAS <= names('\n'.join(o for o in (ROOT/'constraints.txt').read_text().split('\n') if '==' in o))
+
+
+@pytest.mark.parametrize('module', sorted((ROOT/'collab_pretrained').glob('*.py')), ids=lambda o: o.name)
+def test_every_import_is_required(module):
+    tree = ast.parse(module.read_text())
+    def roots(nodes):
+        named = [a.name for o in nodes if isinstance(o, ast.Import) for a in o.names] + [o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level]
+        return {o.split('.')[0] for o in named} - sys.stdlib_module_names
+    assert roots(tree.body) <= RUNTIME
+    assert roots([*ast.walk(tree)]) <= RUNTIME | EXTRAS | {'matplotlib'} # which fastai requires
 
 
 def test_readme_gives_the_commands_that_exist():
