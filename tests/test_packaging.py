@@ -58,8 +58,9 @@ def test_every_import_is_required(module):
     def roots(nodes):
         named = [a.name for o in nodes if isinstance(o, ast.Import) for a in o.names] + [o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level]
         return {o.split('.')[0] for o in named} - sys.stdlib_module_names
-    assert roots(tree.body) <= RUNTIME
-    assert roots([*ast.walk(tree)]) <= RUNTIME | EXTRAS | {'matplotlib'} # which fastai requires
+    with_fastai = {'fastprogress', 'matplotlib'}
+    assert roots(tree.body) <= RUNTIME | with_fastai
+    assert roots([*ast.walk(tree)]) <= RUNTIME | with_fastai | EXTRAS
 
 
 def test_readme_gives_the_commands_that_exist():
