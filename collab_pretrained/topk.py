@@ -62,7 +62,7 @@ def item_vectors(
     vecs = torch.cat([o.weight.detach()[rows] for o in (model.i_weight, model.i_bias)], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
-# %% ../nbs/09a_topk.ipynb #0d8dfaba
+# %% ../nbs/09a_topk.ipynb #d170f1ca
 _max_scores = 2**28  # in memory at a time: 1 GB of float32
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
@@ -78,11 +78,16 @@ class DotScores:
         self.size = max(min(64 if self.device.type == 'cpu' else 1024, _max_scores // max(len(self.items), 1)), 1)
         self.dtype = self.items.dtype
     def __call__(self, rows, out): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
-    def finish(self, rows, vals):
+
+    def finish(self,
+        rows:Tensor, # int64 (size,), as given to the scorer
+        vals:Tensor, # float (size, k), their best scores
+    ) -> Tensor: # (size, k), what the model answers
+        "Scores as ratings."
         res, y_range = vals + self.model.u_bias.weight.detach()[rows], y_range_of(self.model)
         return res if y_range is None else res.sigmoid()*(y_range[1]-y_range[0]) + y_range[0]
 
-# %% ../nbs/09a_topk.ipynb #9935f5e8
+# %% ../nbs/09a_topk.ipynb #c140eee8
 @contextmanager
 def _evaluating(model):
     "`model` in evaluation mode, and back in the mode of each layer."
@@ -104,7 +109,12 @@ class ForwardScores:
     def __call__(self, rows, out):
         pairs = torch.stack([rows.expand(len(self.items)), self.items], 1)
         with _evaluating(self.model): out[0,:len(self.items)] = torch.cat([self.model(o).flatten() for o in pairs.split(2**14)])
-    def finish(self, rows, vals): return vals
+    def finish(self,
+        rows:Tensor, # int64 (1,), as given to the scorer
+        vals:Tensor, # float (1, k), its best scores
+    ) -> Tensor: # (1, k)
+        "Scores as ratings, which they are."
+        return vals
 
 # %% ../nbs/09a_topk.ipynb #7263663a
 def scores_of(
@@ -116,7 +126,7 @@ def scores_of(
     is_dot = getattr(type(model), 'forward', None) in (collab.EmbeddingDotBias.forward, EmbeddingDotBias.forward)
     return (DotScores if is_dot else ForwardScores)(model, item_rows)
 
-# %% ../nbs/09a_topk.ipynb #0d8c8d0b
+# %% ../nbs/09a_topk.ipynb #c7612bec
 class CosineScores:
     "Likeness of rows of one table, -1 to 1; 0 to a vector of zeros."
     size, dtype = 64, torch.float32
@@ -128,7 +138,12 @@ class CosineScores:
         self.items = _padded(self._unit(torch.as_tensor(item_rows, device=self.device)))
     def _unit(self, rows): return F.normalize(self.table[rows].float(), dim=1)
     def __call__(self, rows, out): torch.mm(self._unit(rows), self.items.T, out=out)
-    def finish(self, rows, vals): return vals.clamp(-1, 1)
+    def finish(self,
+        rows:Tensor, # int64 (64,), as given to the scorer
+        vals:Tensor, # float (64, k), their best scores
+    ) -> Tensor: # (64, k)
+        "Scores as cosines, of which rounding makes none larger than 1."
+        return vals.clamp(-1, 1)
 
 # %% ../nbs/09a_topk.ipynb #c8e7834b
 def _places(rows, size):
