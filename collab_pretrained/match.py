@@ -74,7 +74,7 @@ def nearest(
         return res
     return fill
 
-# %% ../nbs/02_match.ipynb #fe09e65e
+# %% ../nbs/02_match.ipynb #e7bdca6b
 def _id_rows(table, vocab):
     "The rows of `table` that belong to an id, two-dimensional: a view where they stand in a row."
     rows, n = vocab.id_rows, len(vocab.ids)
@@ -91,7 +91,8 @@ def _fill(new, old, match, fill, counts, min_count, generator):
         if not often.any(): raise VocabError(f'min_count={min_count}: no old id has as many interactions, the most has {counts.max()}; expected a lower one')
         u = Unseen(u.rows[often], u.old_ids[often.numpy()], u.new_ids, counts[often], generator)
     of_ids = vocab.id_rows[unseen[vocab.id_rows]]
-    new[np.flatnonzero(unseen)] = u.mean().to(new).reshape(new.shape[1:])
+    unseen[of_ids] = False
+    if unseen.any(): new[np.flatnonzero(unseen)] = u.mean().to(new).reshape(new.shape[1:])  # rows of no id
     if len(of_ids): new[of_ids] = torch.as_tensor(fill(u)).to(new).reshape(-1, *new.shape[1:])
 
 # %% ../nbs/02_match.ipynb #7e293387

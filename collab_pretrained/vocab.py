@@ -16,7 +16,22 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import NA, CollabWarning, RatingsError, VocabError, canonical_ids, _examples
 
-# %% ../nbs/01_vocab.ipynb #cb02c3b4
+# %% ../nbs/01_vocab.ipynb #640644e7
+def _plain_ids(names, label):
+    "A list of names, '#na#' left out, as ids in their one form; Python's own integers or texts, the usual case, without a look at each."
+    kinds = set(map(type, names))
+    try:
+        if kinds == {int}: return np.array(names, dtype=np.int64)
+    except OverflowError: pass  # `canonical_ids` says which
+    if kinds == {str}: return np.array([*names, None], dtype=object)[:-1]
+    try: return canonical_ids(names, label)
+    except RatingsError as e: raise VocabError(str(e)) from None
+
+def _hashes(ids):
+    "A 64-bit integer for each id, the same for equal ids: integers themselves, Python's hash of a text, which it keeps with the text."
+    return ids if ids.dtype == np.int64 else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
+
+# %% ../nbs/01_vocab.ipynb #d3469591
 class Vocab(Sequence):
     "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
     def __init__(self,
@@ -24,13 +39,12 @@ class Vocab(Sequence):
         label='the vocabulary', # what messages call it
     ):
         names = names.tolist() if isinstance(names, np.ndarray) else list(names)
-        na_rows = [row for row, o in enumerate(names) if isinstance(o, str) and o == NA] if NA in names else []
-        if len(na_rows) > 1: raise VocabError(f'{label}: {NA!r} names the rows {_examples(na_rows)}; expected it once at most')
-        self.n_rows, self.na_row = len(names), na_rows[0] if na_rows else None
-        if na_rows: del names[self.na_row]
-        try: ids = canonical_ids(names, label)
-        except RatingsError as e: raise VocabError(str(e)) from None
-        rows = np.delete(np.arange(self.n_rows), na_rows)
+        if names.count(NA) > 1: raise VocabError(
+            f'{label}: {NA!r} names the rows {_examples([row for row, o in enumerate(names) if o == NA])}; expected it once at most')
+        self.n_rows, self.na_row = len(names), names.index(NA) if NA in names else None
+        rows = np.arange(self.n_rows)
+        if self.na_row is not None: rows = np.delete(rows, self.na_row); del names[self.na_row]
+        ids = _plain_ids(names, label)
         fillers = ids == 'xxfake' if ids.dtype == object else np.zeros(len(ids), dtype=bool)
         if fillers.sum() > 1: ids, rows = ids[~fillers], rows[~fillers]
         self.ids, self.id_rows = ids, rows  # the real ids, int64 or object (of str), and the row of each (int64)
@@ -38,13 +52,15 @@ class Vocab(Sequence):
         if not self._index.is_unique: self._refuse_duplicates(label)
 
     def _refuse_duplicates(self, label):
-        twice = self.ids[self._index.duplicated()]
+        twice = self.ids[self._index.duplicated()]  # of the ids themselves, as `_index` is where hashes repeat
         rows = self.id_rows[self.ids == twice[0]]
         raise VocabError(f'{label}: {_examples(twice)} more than once ({_examples(twice[:1])} at rows {_examples(rows)}); expected each id to own one '
                          'row: keep one of them, in the vocabulary and in the table')
 
     @cached_property
-    def _index(self): return pd.Index(self.ids, dtype=self.ids.dtype)
+    def _index(self):  # of hashes: a look-up of integers is several times faster than one of texts
+        index = pd.Index(_hashes(self.ids))
+        return index if index.is_unique else pd.Index(self.ids, dtype=self.ids.dtype)
     @cached_property
     def _names(self):
         names = np.full(self.n_rows, 'xxfake', dtype=object)
@@ -61,15 +77,18 @@ class Vocab(Sequence):
     def __eq__(self, other): return isinstance(other, Vocab) and self.kind == other.kind and self._names == other._names
     def __repr__(self): return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {_examples(self, 4)}'
 
-# %% ../nbs/01_vocab.ipynb #7926cc47
+# %% ../nbs/01_vocab.ipynb #521729b2
 @patch
 def rows(self:Vocab,
     ids, # ids in any form that `canonical_ids` takes, or a `Vocab` for its real ids; any number
 ) -> np.ndarray: # int64, the row of each id; -1 where it has none
     "The rows that `ids` own."
-    ids = ids.ids if isinstance(ids, Vocab) else canonical_ids(ids)
+    ids, keys = (ids.ids, ids._index) if isinstance(ids, Vocab) else (canonical_ids(ids), None)
     if ids.dtype != self.ids.dtype: return np.full(len(ids), -1)
-    found = self._index.get_indexer(pd.Index(ids, dtype=ids.dtype))
+    hashed = self._index.dtype != ids.dtype
+    if keys is None or keys.dtype != self._index.dtype: keys = pd.Index(_hashes(ids) if hashed else ids, dtype=self._index.dtype)
+    found = self._index.get_indexer(keys)
+    if hashed: found[np.append(self.ids, None)[found] != ids] = -1  # another text of the same hash
     return np.append(self.id_rows, -1)[found]
 
 # %% ../nbs/01_vocab.ipynb #d89fe441
