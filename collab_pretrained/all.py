@@ -10,3 +10,4 @@ from .data import CollabDataLoaders
 from .models import EmbeddingDotBias
 from .learner import CollabLearner
 from .factory import collab_learner
+from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors
