@@ -7,8 +7,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.html.md"""
 # %% auto #0
 __all__ = ['CollabDataset', 'CollabDL', 'SplitReport', 'CollabDataLoaders']
 
-# %% ../nbs/05_data.ipynb #4782331e
+# %% ../nbs/05_data.ipynb #ae9817e8
 import difflib, inspect, random, re, warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -17,9 +18,9 @@ from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
 from .core import NA, CollabWarning, RatingsError, canonical_ids, _examples
 from .splits import fresh_seed, sortable_times, split_ratings
-from .vocab import Vocab, match_vocab
+from .vocab import Vocab, match_vocab, _two_vocabs
 
-# %% ../nbs/05_data.ipynb #c2a09844
+# %% ../nbs/05_data.ipynb #9cb6e017
 def _warn(message): warnings.warn(message, CollabWarning, stacklevel=4)
 
 _role_words = {'user': 'user customer reviewer account', 'item': 'item movie book product artist isbn asin anime song track',
@@ -29,6 +30,15 @@ def _roles_of(name):
     "The roles that the name of a column speaks of."
     return {role for role, words in _role_words.items() if any(o in str(name).lower() for o in words.split())}
 
+def _as_frame(ratings):
+    "A pandas, polars or pyarrow table as a DataFrame; what the last two hold is not copied, and integers beside missing values stay integers."
+    if hasattr(ratings, 'collect'): ratings = ratings.collect()  # polars' LazyFrame
+    if hasattr(ratings, 'to_arrow'): ratings = ratings.to_arrow()
+    if hasattr(ratings, 'column_names') and hasattr(ratings, 'to_pandas'):
+        ratings = ratings.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') else pd.ArrowDtype(t), ignore_metadata=True)
+    if not isinstance(ratings, pd.DataFrame): raise RatingsError(f'{type(ratings).__name__}; expected a table with a row for each rating: pandas, polars or pyarrow')
+    return ratings
+
 def _one_column(cols, name, role):
     if name not in cols:
         near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
@@ -36,10 +46,9 @@ def _one_column(cols, name, role):
                            + (f', perhaps {near[0]!r}' if near else ''))
     if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
-# %% ../nbs/05_data.ipynb #f7a99072
+# %% ../nbs/05_data.ipynb #da151d32
 def _column_names(ratings, user_name, item_name, rating_name, implicit):
     "The names of the user, item and rating columns; None for the last where each row counts as a 1."
-    if not isinstance(ratings, pd.DataFrame): raise RatingsError(f'{type(ratings).__name__}; expected a DataFrame with a row for each rating')
     cols, names = list(ratings.columns), {'user': user_name, 'item': item_name}
     if not implicit and rating_name is None and len(cols) == 2:
         _warn(f'columns {_examples(cols)} and none for ratings: every row counts as a rating of 1; say so with `implicit=True`')
@@ -52,44 +61,59 @@ def _column_names(ratings, user_name, item_name, rating_name, implicit):
     if len(set(names.values())) < len(names): raise RatingsError(
         f'{", ".join(f"{v!r} is read as {k}" for k, v in names.items())}; expected different columns: name all: `user_name=`, `item_name=`, `rating_name=`')
     for role, name in guessed.items():
+        if re.fullmatch(r'Unnamed: \d+|', str(name)): raise RatingsError(f'column {name!r} would be taken for the {role}s, and it has no name, like an '
+            'index that was saved along; expected a name: leave it out (`index_col=0` of `from_csv`), or name all columns')
         if role not in (_roles_of(name) or {role}): _warn(
             f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: `user_name=`, `item_name=`, `rating_name=`')
     return [*names.values(), None][:3]
 
-# %% ../nbs/05_data.ipynb #04649b7d
-def _distinct(values):
+# %% ../nbs/05_data.ipynb #aec01d60
+def _number(ints):
+    "`ints` (int64) as codes into their distinct values, in ascending order; by a table, or by hashing where that would be large."
+    low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
+    if size > 4*len(ints) + 1000: return pd.factorize(ints, sort=True)
+    is_there = np.zeros(size, dtype=bool)
+    is_there[ints - low] = True
+    return (is_there.cumsum(dtype=np.int32) - 1)[ints - low], np.flatnonzero(is_there) + low
+
+def _distinct(values, name):
     "`values` (a Series, none missing) as codes and distinct values; equal values of different types stay apart."
     if isinstance(values.dtype, pd.CategoricalDtype):
-        used, codes = np.unique(values.cat.codes, return_inverse=True)
+        codes, used = _number(values.cat.codes.to_numpy(np.int64))
         return codes, values.cat.categories[used]
+    if values.dtype.kind == 'i' or values.dtype.kind == 'u' and values.dtype.itemsize < 8: return _number(values.to_numpy(np.int64))
     if values.dtype == object and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
         return np.arange(len(values)), values.to_numpy()  # True == 1 == 1.0, and factorize would make one of them
     return pd.factorize(values)
 
-def _encode(values, name, cast=None):
-    "The ids of column `name`: a code for each row (int64) and the ids in vocabulary order."
-    codes, ids = _distinct(values)
-    if cast:
-        if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, f'column {name!r}')  # 7.0 is the id 7, and is cast as such
-        try: ids = [cast(o) for o in ids.tolist()]
-        except (ValueError, TypeError, AttributeError) as e: raise RatingsError(f'column {name!r}: `id_cast` failed: {e}; expected a function that takes every id') from e
-    ids = canonical_ids(ids, f'column {name!r}')
-    renumbered, ids = pd.factorize(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
-    return renumbered[codes], ids
+# %% ../nbs/05_data.ipynb #e3262bf3
+def _cast_ids(ids, cast, name):
+    if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, name)  # 7.0 is the id 7, and is cast as such
+    try: return [cast(o) for o in ids.tolist()]
+    except (ValueError, TypeError, AttributeError) as e: raise RatingsError(f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
 
-# %% ../nbs/05_data.ipynb #5392d358
+def _encode(values, name, cast=None):
+    "The ids of column `name`: a code for each row (int32) and the ids in vocabulary order."
+    codes, ids = _distinct(values, name)
+    if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
+    ids = canonical_ids(ids, f'column {name!r}')
+    order, ids = pd.factorize(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
+    in_order = np.array_equal(order, np.arange(len(order)))
+    return (codes if in_order else order[codes]).astype(np.int32, copy=False), ids
+
+# %% ../nbs/05_data.ipynb #f1a21dc8
 def _one_of(value, choices, name):
     if value not in choices: raise RatingsError(f'{name}={value!r}; expected {" or ".join(map(repr, choices))}')
 
 def _complete_rows(ratings, names, on_missing):
-    "Positions of the rows of `ratings` in which no column of `names` is missing."
+    "Positions of the rows of `ratings` in which no column of `names` is missing; None for all rows."
     _one_of(on_missing, ('raise', 'drop'), 'on_missing')
-    missing = {o: ratings[o].isna().to_numpy() for o in names}
-    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(ratings)}, in rows {_examples(np.flatnonzero(m))}' for o, m in missing.items() if m.any())
-    if said and on_missing == 'raise': raise RatingsError(
-        f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`")
+    missing = {o: m for o in names if (m := ratings[o].isna().to_numpy()).any()}
+    if not missing: return None
+    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(ratings)}, in rows {_examples(np.flatnonzero(m))}' for o, m in missing.items()) + ' (counted from 0)'
+    if on_missing == 'raise': raise RatingsError(f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`; in a CSV, pandas takes the text 'NA' for missing unless `keep_default_na=False`")
     complete = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
-    if said: _warn(f'{said} (counted from 0): {len(ratings)-len(complete)} rows left out')
+    _warn(f'{said}: {len(ratings)-len(complete)} rows left out')
     return complete
 
 # %% ../nbs/05_data.ipynb #a9f6a7ad
@@ -105,7 +129,7 @@ def _read_numbers(values, name):
     raise RatingsError(f'column {name!r}: {first!r} in row {bad[0]} (counted from 0) is not a finite number, like {len(bad)-1} others; expected ratings as '
                        + ("numbers: a decimal comma is read with `decimal=','` (`from_csv`, pandas' `read_csv`)" if comma else 'numbers: drop or replace them'))
 
-# %% ../nbs/05_data.ipynb #e508c2d7
+# %% ../nbs/05_data.ipynb #7f2f12c1
 @dataclass
 class _Table:
     "A ratings table after reading: codes into the distinct ids, and what belongs to each row."
@@ -115,13 +139,15 @@ class _Table:
     item_ids: np.ndarray
     ratings: np.ndarray  # (n,), float32
     times: np.ndarray  # (n,), sortable numbers; None if unknown
-    rows: np.ndarray  # (n,), the position of each rating in the caller's table
+    rows: np.ndarray  # (n,), the position of each rating in the caller's table; None where all rows are here
     def __len__(self): return len(self.users)
+    def pairs(self): return self.users*np.int64(len(self.item_ids)) + self.items
     def take(self, idx):
+        if self.rows is None: self.rows = np.arange(len(self))
         for o in ('users', 'items', 'ratings', 'times', 'rows'):
             if getattr(self, o) is not None: setattr(self, o, getattr(self, o)[idx])
 
-# %% ../nbs/05_data.ipynb #07c0d8d2
+# %% ../nbs/05_data.ipynb #bd00cf25
 def _merge_repeats(pairs, ratings, times, how):
     "Positions of each pair's last row, ascending, and what it is rated: its own rating, or the mean of the pair's."
     order = np.argsort(pairs, kind='stable') if times is None else np.lexsort((times, pairs))
@@ -135,36 +161,37 @@ def _merge_repeats(pairs, ratings, times, how):
 def _check_repeats(table, how):
     "Count the rows that repeat a (user, item) pair, and do with them what `how` says."
     _one_of(how, ('keep', 'last', 'mean', 'raise'), 'duplicates')
-    pairs = table.users*np.int64(len(table.item_ids)) + table.items
-    in_order = np.sort(pairs)
-    again = in_order[1:][np.diff(in_order) == 0]
+    pairs = table.pairs()
+    pairs.sort()
+    again = pairs[1:][pairs[1:] == pairs[:-1]]
     if not len(again): return
     user, item = table.user_ids[again[0]//len(table.item_ids)], table.item_ids[again[0]%len(table.item_ids)]
     said = f'{len(again)} of {len(table)} rows are duplicates, of a (user, item) pair that another row has, such as ({_examples([user, item])})'
     if how == 'raise': raise RatingsError(f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
     if how == 'keep': return _warn(f"{said}: all kept; `duplicates='last'` or 'mean' makes one of them")
     _warn(f'{said}: merged, {how!r}')
-    keep, merged = _merge_repeats(pairs, table.ratings, table.times, how)
+    keep, merged = _merge_repeats(table.pairs(), table.ratings, table.times, how)
     table.take(keep)
     table.ratings = merged
 
-# %% ../nbs/05_data.ipynb #374493b1
+# %% ../nbs/05_data.ipynb #0660213e
 _kinds = {'int': 'integers', 'text': 'text'}
 
-def _rows_of(vocab, ids, codes, name):
-    "The row of `vocab` for each rating, where `ids[codes]` are the ids of column `name`."
+def _rows_of(vocab, ids, codes, name, is_expected=False):
+    "The row of `vocab` for each of `ids`, where `ids[codes]` are the ids of column `name`."
     rows = vocab.rows(ids)
     unknown = ids[rows < 0]
-    if not len(unknown): return rows[codes]
+    if is_expected: rows[rows < 0] = vocab.na_row
+    if is_expected or not len(unknown): return rows
     n = (rows < 0)[codes].sum()
     seen = f'column {name!r}: {n} of {len(codes)} rows have unknown ids ({_examples(unknown)}), which do not match the vocabulary ({_examples(vocab.ids)})'
-    hint = ' '.join(o + '.' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > len(codes) else ''
+    hint = ''.join(f'. {o}' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > len(codes) else ''
     kinds = [_kinds[Vocab(o).kind] for o in (ids, vocab.ids)]
     if kinds[0] != kinds[1] and len(vocab.ids): raise RatingsError(
-        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with `id_cast=`. {hint}')
-    if vocab.na_row is None: raise RatingsError(f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows. {hint}')
-    _warn(f'{seen}: taken as {NA!r}. {hint}')
-    return np.where(rows < 0, vocab.na_row, rows)[codes]
+        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with `id_cast=`{hint}')
+    if vocab.na_row is None: raise RatingsError(f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows{hint}')
+    _warn(f'{seen}: taken as {NA!r}{hint}')
+    return np.where(rows < 0, vocab.na_row, rows)
 
 # %% ../nbs/05_data.ipynb #c0d31fa3
 class CollabDataset:
@@ -303,7 +330,7 @@ def show_results(self:CollabDL,
     df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
     return display_df(df) if show else df
 
-# %% ../nbs/05_data.ipynb #3aff8da0
+# %% ../nbs/05_data.ipynb #3f279b8d
 def _cast_of(id_cast, name): return id_cast.get(name) if isinstance(id_cast, dict) else id_cast
 
 def _read(ratings, names, time_name, id_cast, on_missing):
@@ -314,14 +341,14 @@ def _read(ratings, names, time_name, id_cast, on_missing):
         f'id_cast names {_examples(list(id_cast))}; expected the user and item columns, {user_name!r} and {item_name!r}')
     used = [o for o in (*names, time_name) if o is not None]
     rows = _complete_rows(ratings, used, on_missing)
-    if not len(rows): raise RatingsError(f'no ratings in a table of {len(ratings)} rows; expected at least one')
-    cols = {o: ratings[o] if len(rows) == len(ratings) else ratings[o].iloc[rows] for o in used}
+    cols = {o: ratings[o] if rows is None else ratings[o].iloc[rows] for o in used}
+    if not len(cols[user_name]): raise RatingsError(f'no ratings in a table of {len(ratings)} rows; expected at least one')
     (users, user_ids), (items, item_ids) = (_encode(cols[o], o, _cast_of(id_cast, o)) for o in (user_name, item_name))
-    numbers = np.ones(len(rows), dtype=np.float32) if rating_name is None else _read_numbers(cols[rating_name], rating_name)
+    numbers = np.ones(len(users), dtype=np.float32) if rating_name is None else _read_numbers(cols[rating_name], rating_name)
     times = None if time_name is None else sortable_times(cols[time_name], f'column {time_name!r}')
     return _Table(users, items, user_ids, item_ids, numbers, times, rows)
 
-# %% ../nbs/05_data.ipynb #7c6f8530
+# %% ../nbs/05_data.ipynb #0ed6e872
 def _positions(part, n, side):
     "One part of a split as positions in a table of `n` rows."
     idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
@@ -341,36 +368,39 @@ def _split(table, splits, valid_pct, seed, n):
     parts = [_positions(o, n, side) for o, side in ((train, 'train'), (valid, 'valid'))]
     uses = np.bincount(np.concatenate(parts), minlength=n)
     if uses.max(initial=0) > 1: raise RatingsError(f'splits: the positions {_examples(np.flatnonzero(uses > 1))} are there more than once; expected each row at most once, on one side')
+    if table.rows is None: return parts
     here = np.full(n, -1)
     here[table.rows] = np.arange(len(table))
     return [here[o][here[o] >= 0] for o in parts]
 
-# %% ../nbs/05_data.ipynb #11e6f635
-def _make_classes(table, names, train, vocab, min_count):
-    "The vocabularies: `vocab`, or the ids of the whole table that have `min_count` rows in `train`."
-    if vocab is not None:
-        if min_count: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them, since the vocabulary decides who has a row')
-        if not isinstance(vocab, dict): vocab = dict(zip(names, vocab)) if len(vocab) == 2 else {}
-        if not set(names) <= set(vocab): vocab = dict(zip(names, vocab.values())) if len(vocab) == 2 and not set(names) & set(vocab) else {}
-        if not vocab: raise RatingsError(f'vocab: expected the ids of two columns, as in a saved `dls.classes`: {names[0]!r} and {names[1]!r}, or users first and items second')
-        return {o: Vocab.of(vocab[o], f'vocab of {o!r}') for o in names}
+# %% ../nbs/05_data.ipynb #7fec4b53
+def _given_classes(vocab, names):
+    "The caller's `vocab` by column: by the names of its columns, or users first where it has other names or none."
+    if isinstance(vocab, Mapping) and set(names) <= set(vocab): vocab = {o: vocab[o] for o in names}
+    vocabs, cols = _two_vocabs(vocab, '`vocab`')
+    if cols != names and set(cols) & set(names): raise RatingsError(
+        f'`vocab` has the columns {_examples(cols)}, and the ratings {_examples(names)}; expected both of them: name the columns alike')
+    return dict(zip(names, vocabs))
+
+def _own_classes(table, names, train, min_count):
+    "The ids of the whole table that have `min_count` rows in `train`, by column."
     res = {}
     for name, ids, codes in zip(names, (table.user_ids, table.item_ids), (table.users, table.items)):
         if min_count: ids = ids[np.bincount(codes[train], minlength=len(ids)) >= min_count]
         res[name] = Vocab(np.append(np.array([NA], dtype=object), ids))
     return res
 
-# %% ../nbs/05_data.ipynb #ee3d0d7a
-def _datasets(table, parts, classes, rating_name, id_cast):
-    "A `CollabDataset` for each of `parts`, positions in `table`."
-    rows = [_rows_of(vocab, ids, codes, name) for (name, vocab), ids, codes in
-            zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items))]
+# %% ../nbs/05_data.ipynb #64245b87
+def _datasets(table, parts, classes, rating_name, id_cast, is_own):
+    "A `CollabDataset` for each of `parts`, positions in `table`; what its own vocabulary lacks was rare, and is expected."
+    sides = list(zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items)))
+    rows = [_rows_of(vocab, ids, codes, name, is_own) for (name, vocab), ids, codes in sides]
     for idx in parts:
         x = np.empty((len(idx), 2), dtype=np.int64)
-        for col in range(2): x[:, col] = rows[col][idx]
+        for col, (_, _, codes) in enumerate(sides): x[:, col] = rows[col][codes[idx]]
         yield CollabDataset((torch.from_numpy(x), torch.from_numpy(table.ratings[idx])[:, None]), classes, rating_name, id_cast)
 
-# %% ../nbs/05_data.ipynb #54bee313
+# %% ../nbs/05_data.ipynb #c1583edf
 @dataclass
 class SplitReport:
     "What a split asks of a model."
@@ -391,20 +421,23 @@ class SplitReport:
 
 def _report(train, valid, classes):
     "The `SplitReport` of two `CollabDataset`s."
-    parts, untrained = [o.tensors[0].numpy() for o in (train, valid)], []
+    x, x_valid = train.tensors[0], valid.tensors[0]
+    n_new, is_new, no_row = [], False, [False, False]
     for col, vocab in enumerate(classes.values()):
-        untrained.append(np.bincount(parts[0][:, col], minlength=len(vocab)) == 0)
-    is_new = [u[parts[1][:, col]] for col, u in enumerate(untrained)]
-    n_new = [len(np.unique(parts[1][new, col])) for col, new in enumerate(is_new)]
-    n_na = sum(int((part == [-1 if v.na_row is None else v.na_row for v in classes.values()]).any(1).sum()) for part in parts)
-    return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int((is_new[0] | is_new[1]).sum()), n_na)
+        trained = torch.zeros(len(vocab), dtype=torch.bool)
+        trained[x[:, col]] = True
+        new = ~trained[x_valid[:, col]]
+        n_new.append(len(x_valid[new, col].unique()))
+        is_new = is_new | new
+        no_row = [is_na | (o[:, col] == (-1 if vocab.na_row is None else vocab.na_row)) for is_na, o in zip(no_row, (x, x_valid))]
+    return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), int(sum(o.sum() for o in no_row)))
 
-# %% ../nbs/05_data.ipynb #87411384
+# %% ../nbs/05_data.ipynb #9a09a55a
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     @classmethod
     def from_df(cls,
-        ratings, # DataFrame with a row for each rating; it is not changed, and its index is ignored
+        ratings, # table with a row for each rating, of pandas, polars or pyarrow; it is not changed, and its index is ignored
         valid_pct=0.2, # share to validate on, 0 to below 1
         user_name=None, # name of the user column; None for the first
         item_name=None, # name of the item column; None for the second
@@ -412,7 +445,7 @@ class CollabDataLoaders(DataLoaders):
         seed=None, # integer that fixes the split and the order of every epoch; None reads torch's global seed
         path='.', # folder for what a learner saves
         bs=64, # rows in a training batch, 1 or more
-        val_bs=None, # rows in a validation batch; None for `bs`
+        val_bs=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least, since none of them is learned from
         shuffle=True, # another order of the training part each epoch?
         device=None, # where batches are; None for fastai's default
         *,
@@ -435,28 +468,30 @@ class CollabDataLoaders(DataLoaders):
         verbose=False, # see `num_workers`
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
+        ratings = _as_frame(ratings)
         names = _column_names(ratings, user_name, item_name, rating_name, implicit)
         table = _read(ratings, names, time_name, id_cast, on_missing)
         _check_repeats(table, duplicates)
         if seed is None: seed = fresh_seed()
         train, valid = _split(table, splits, valid_pct, seed, len(ratings))
+        if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: the vocabulary decides who has a row')
         if not len(train): raise RatingsError(f'no ratings to train on: {len(valid)} of {len(table)} validate; expected at least one: see `valid_pct` and `splits`')
-        classes = _make_classes(table, names[:2], train, vocab, min_count)
-        train, valid = _datasets(table, (train, valid), classes, names[2], id_cast)
+        classes = _own_classes(table, names[:2], train, min_count) if vocab is None else _given_classes(vocab, names[:2])
+        train, valid = _datasets(table, (train, valid), classes, names[2], id_cast, vocab is None)
         if shuffle_train is not None: shuffle = shuffle_train
         device = default_device() if device is None else torch.device(device)
         common = dict(seed=seed, device=device, after_batch=after_batch)
-        own = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=val_bs or bs, shuffle=val_shuffle)]
+        own = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
         dls = [CollabDL(ds, **{**common, **kw, **more}) for ds, kw, more in zip((train, valid), own, dl_kwargs or ({}, {}))]
         if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={dls[0].bs} with drop_last=True; expected one at least')
         res = cls(*dls, path=path, device=device)
         res.report = _report(train, valid, classes)
         return res
 
-# %% ../nbs/05_data.ipynb #b9502acc
+# %% ../nbs/05_data.ipynb #e902bd87
 @patch
 def test_dl(self:CollabDataLoaders,
-    test_items, # DataFrame with the user and item columns, by the names they had in training; its order is kept
+    test_items, # table with the user and item columns, by the names they had in training; its order is kept
     rm_type_tfms=None, # accepted as fastai does, and not used
     with_labels=None, # read the ratings as well? None for yes if their column is there
     bs=None, # rows in a batch, 1 or more; None for the validation loader's
@@ -464,7 +499,7 @@ def test_dl(self:CollabDataLoaders,
 ): # `CollabDL` whose rows are in the order of `test_items`
     "A loader of rows to score."
     ds = self.valid_ds
-    if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
+    test_items = test_items.to_frame().T if isinstance(test_items, pd.Series) else _as_frame(test_items)
     names = [*ds.classes, ds.rating_name]
     if with_labels is None: with_labels = ds.rating_name in test_items.columns
     names = _column_names(test_items, *(names if with_labels else names[:2] + [None]), not with_labels)
@@ -472,7 +507,7 @@ def test_dl(self:CollabDataLoaders,
     rows = []
     for name, vocab in ds.classes.items():
         codes, ids = _encode(test_items[name], name, _cast_of(ds.id_cast, name))
-        rows.append(torch.from_numpy(_rows_of(vocab, ids, codes, name)))
+        rows.append(torch.from_numpy(_rows_of(vocab, ids, codes, name)[codes]))
     tensors = torch.stack(rows, 1),
     if with_labels: tensors += torch.tensor(_read_numbers(test_items[names[2]], names[2]))[:, None],
     return self.valid.new(ds.new(tensors), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
@@ -505,3 +540,25 @@ def from_csv(cls:CollabDataLoaders,
     ours = inspect.signature(cls.from_df).parameters
     for_pandas = {k: kwargs.pop(k) for k in list(kwargs) if k not in ours and k in inspect.signature(pd.read_csv).parameters}
     return cls.from_df(_read_csv(csv, **for_pandas), **kwargs)
+
+# %% ../nbs/05_data.ipynb #319c5277
+@patch(cls_method=True)
+def from_parquet(cls:CollabDataLoaders,
+    parquet, # path of a Parquet file or of a folder of them, or a list of files
+    user_name=None, # name of the user column; None for the first
+    item_name=None, # name of the item column; None for the second
+    rating_name=None, # name of the rating column; None for the third
+    *,
+    time_name=None, # name of the time column; None for none
+    implicit=False, # count every row as a rating of 1 and read no rating column?
+    **kwargs, # other parameters of `from_df`
+): # `CollabDataLoaders`
+    "Read Parquet files into loaders for training and validation."
+    try: from pyarrow import ArrowInvalid, dataset
+    except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
+    try: files = dataset.dataset(parquet, format='parquet', partitioning='hive')
+    except ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
+    names = _column_names(pd.DataFrame(columns=files.schema.names), user_name, item_name, rating_name, implicit)
+    if time_name is not None: _one_column(files.schema.names, time_name, 'time')
+    table = files.to_table(columns=[o for o in dict.fromkeys([*names, time_name]) if o is not None])
+    return cls.from_df(table, **dict(zip(('user_name', 'item_name', 'rating_name'), names)), time_name=time_name, implicit=names[2] is None, **kwargs)

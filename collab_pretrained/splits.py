@@ -24,7 +24,7 @@ def _shuffled(n, seed):
     gen = torch.Generator().manual_seed(fresh_seed() if seed is None else seed)
     return torch.randperm(n, generator=gen).numpy()
 
-# %% ../nbs/04a_splits.ipynb #abc73721
+# %% ../nbs/04a_splits.ipynb #fb9ec789
 def _check_pct(valid_pct):
     if not 0 <= valid_pct < 1: raise RatingsError(f'valid_pct={valid_pct}; expected a share of the ratings from 0 to below 1')
 
@@ -32,11 +32,12 @@ def split_random(
     n, # ratings, 0 or more
     valid_pct=0.2, # share of the ratings to validate on, 0 to below 1; rounded down to whole ratings
     seed=None, # an integer that fixes the draw; None reads torch's global seed
-) -> tuple: # train_idx, valid_idx: int64 positions, each in random order
+) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Split `n` ratings at random."
     _check_pct(valid_pct)
-    idx, cut = _shuffled(n, seed), int(valid_pct*n)
-    return idx[cut:], idx[:cut]
+    valid = np.zeros(n, dtype=bool)
+    valid[_shuffled(n, seed)[:int(valid_pct*n)]] = True
+    return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 # %% ../nbs/04a_splits.ipynb #f8c634fd
 def sortable_times(
