@@ -82,15 +82,19 @@ def stage(dest:Path) -> Path: # the notebooks' copy
     return dest/'nbs'
 
 
-def add_methods(nb_path:Path) -> None:
-    "Give every documented public method in an exported class body an entry below its class, as nbdev does for functions."
+def prepare(nb_path:Path) -> None:
+    "Give documented public methods of exported classes entries of their own, and keep nbdev from running examples that import."
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
     cells = []
     for c in nb.cells:
         cells.append(c)
-        if c.cell_type != 'code' or 'export' not in c.directives: continue
-        for cls in (o for o in ast.parse(c.source).body if isinstance(o, ast.ClassDef) and o.name[0] != '_'):
+        body = c.parsed_() or []
+        imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for top in body for o in ast.walk(top)]
+        if any(imports) and not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body) and not {'export', 'exporti', 'exports'} & c.directives.keys():
+            c.source = f'#| eval: false\n{c.source}' # entries need imports, which nbdev runs for them, but no example
+        if 'export' not in c.directives: continue
+        for cls in (o for o in body if isinstance(o, ast.ClassDef) and o.name[0] != '_'):
             names = [f'{cls.name}.{o.name}' for o in cls.body if isinstance(o, ast.FunctionDef) and o.name[0] != '_' and ast.get_docstring(o)]
             if cls.name not in shown and names: cells.append(mk_cell(f'show_doc({cls.name})'))
             cells += [mk_cell(f'show_doc({n})') for n in names if n not in shown]
@@ -145,7 +149,7 @@ def build(
         os.chdir(nbs.parent)
         os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), os.environ.get('PYTHONPATH', '')])
         if execute: subprocess.run(['nbdev-test', '--save'], check=True)
-        for o in nbs.rglob('*.ipynb'): add_methods(o)
+        for o in nbs.rglob('*.ipynb'): prepare(o)
         refresh_quarto_yml()
         proc = proc_nbs(nbs, n_workers=2)
         (proc/'_quarto.yml').write_text(yaml.safe_dump(site_config(nbs, engine), sort_keys=False))
