@@ -86,7 +86,7 @@ def _rows_to_ask(learn, users, rows, on_unknown):
         f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected one: choose 'popular' or 'skip'")
     return users, np.where(known, rows, na_row) if on_unknown == 'mean' else rows
 
-# %% ../nbs/11_recommend.ipynb #d79f4960
+# %% ../nbs/11_recommend.ipynb #d5321730
 @patch
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for all that have a row
@@ -101,7 +101,8 @@ def recommend(self:CollabLearner,
     items, item_rows = _asked(self, 'items', candidates)
     _check_known(self, 'items', items, item_rows, 'leave the others out of `candidates`')
     item_rows, known = np.unique(item_rows), rows >= 0
-    vals, top = np.zeros((len(rows), min(k, len(item_rows))), dtype=np.float32), np.full((len(rows), min(k, len(item_rows))), -1)
+    shape = len(rows), min(k, len(item_rows))
+    vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
     if not known.all(): vals[~known], top[~known] = _popular(self, item_rows, k)
     hidden = _seen(self, exclude_seen, rows[known])
     vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, hidden, show=hasattr(self, 'progress'))

@@ -154,12 +154,19 @@ def _places(rows, size):
     chunk[order] = np.arange(len(rows)) - np.searchsorted(line[order], line[order])
     return chunk, line
 
-# %% ../nbs/09a_topk.ipynb #99186348
+# %% ../nbs/09a_topk.ipynb #abec3066
+def _find(values, among):
+    "Where each of `values` (rows, or -1) stands in `among` (distinct rows), -1 where it doesn't."
+    at = np.full(max(values.max(initial=-1), among.max(initial=-1)) + 2, -1)  # the last is for -1
+    at[among] = np.arange(len(among))
+    return at[values]
+
 def _hidden(pairs, rows, item_rows, chunk, line, n_chunks, width):
     "For each chunk, the flat positions of the scores of `pairs`; pairs of other rows or items don't count."
-    by_row, by_item = (np.searchsorted(o, p) for o, p in zip((rows, item_rows), pairs.T))
-    ok = (np.append(rows, -1)[by_row] == pairs[:,0]) & (np.append(item_rows, -1)[by_item] == pairs[:,1])
-    at, chunk = line[by_row[ok]]*width + by_item[ok], chunk[by_row[ok]]
+    by_row, by_item = _find(pairs[:,0], rows), _find(pairs[:,1], item_rows)
+    known = (by_row >= 0) & (by_item >= 0)
+    by_row, by_item = by_row[known], by_item[known]
+    at, chunk = line[by_row]*width + by_item, chunk[by_row]
     order = np.argsort(chunk, kind='stable')
     return np.split(at[order], np.searchsorted(chunk[order], np.arange(1, n_chunks)))
 
