@@ -62,7 +62,7 @@ def item_vectors(
     vecs = torch.cat([o.weight.detach()[rows] for o in (model.i_weight, model.i_bias)], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
-# %% ../nbs/09a_topk.ipynb #d170f1ca
+# %% ../nbs/09a_topk.ipynb #5879e9a1
 _max_scores = 2**28  # in memory at a time: 1 GB of float32
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
@@ -74,7 +74,7 @@ class DotScores:
         item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items to score
     ):
         self.model, self.item_rows, self.device = model, item_rows, model.i_weight.weight.device
-        self.items = _padded(item_vectors(model, torch.as_tensor(item_rows, device=self.device)))
+        self.items = _padded(item_vectors(model, torch.tensor(item_rows, device=self.device)))
         self.size = max(min(64 if self.device.type == 'cpu' else 1024, _max_scores // max(len(self.items), 1)), 1)
         self.dtype = self.items.dtype
     def __call__(self, rows, out): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
@@ -87,7 +87,7 @@ class DotScores:
         res, y_range = vals + self.model.u_bias.weight.detach()[rows], y_range_of(self.model)
         return res if y_range is None else res.sigmoid()*(y_range[1]-y_range[0]) + y_range[0]
 
-# %% ../nbs/09a_topk.ipynb #c140eee8
+# %% ../nbs/09a_topk.ipynb #fdd28264
 @contextmanager
 def _evaluating(model):
     "`model` in evaluation mode, and back in the mode of each layer."
@@ -105,7 +105,7 @@ class ForwardScores:
         item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items to score
     ):
         self.model, self.item_rows, self.device = model, item_rows, next(model.parameters()).device
-        self.items = torch.as_tensor(item_rows, device=self.device)
+        self.items = torch.tensor(item_rows, device=self.device)
     def __call__(self, rows, out):
         pairs = torch.stack([rows.expand(len(self.items)), self.items], 1)
         with _evaluating(self.model): out[0,:len(self.items)] = torch.cat([self.model(o).flatten() for o in pairs.split(2**14)])
@@ -126,7 +126,7 @@ def scores_of(
     is_dot = getattr(type(model), 'forward', None) in (collab.EmbeddingDotBias.forward, EmbeddingDotBias.forward)
     return (DotScores if is_dot else ForwardScores)(model, item_rows)
 
-# %% ../nbs/09a_topk.ipynb #c7612bec
+# %% ../nbs/09a_topk.ipynb #9436c791
 class CosineScores:
     "Likeness of rows of one table, -1 to 1; 0 to a vector of zeros."
     size, dtype = 64, torch.float32
@@ -135,7 +135,7 @@ class CosineScores:
         item_rows:np.ndarray, # int64 (n,), ascending: the rows to compare with
     ):
         self.table, self.item_rows, self.device = table.detach(), item_rows, table.device
-        self.items = _padded(self._unit(torch.as_tensor(item_rows, device=self.device)))
+        self.items = _padded(self._unit(torch.tensor(item_rows, device=self.device)))
     def _unit(self, rows): return F.normalize(self.table[rows].float(), dim=1)
     def __call__(self, rows, out): torch.mm(self._unit(rows), self.items.T, out=out)
     def finish(self,
