@@ -1,5 +1,6 @@
 "The documentation site as a reader gets it: every page opened in headless Chromium."
 import functools, http.server, importlib, json, re, shutil, subprocess, sys, tempfile, threading, time, urllib.request
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -78,7 +79,7 @@ def tab():
 
 
 PAGE = '''({
-  title: document.title,
+  text: document.querySelector('main').innerText,
   ids: [...document.querySelectorAll('[id]')].map(o => o.id),
   links: [...document.querySelectorAll('a[href]')].map(o => o.href),
   images: [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.src.slice(0, 80)),
@@ -102,10 +103,15 @@ def pages(site, address, tab):
     return res
 
 
-def test_every_notebook_is_a_page(pages):
-    names = {re.sub(r'\d+[a-z]?_', '', p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()) for p in (ROOT/'nbs').rglob('[!_]*.ipynb')
-        if '.ipynb_checkpoints' not in p.parts}
-    assert names <= pages.keys()
+def test_every_notebook_is_a_page_with_all_its_prose(pages):
+    words = lambda text: re.findall(r'[a-z]{4,}', re.sub(r'\]\(.*?\)|```.*?```|`', '', text, flags=re.DOTALL).lower())
+    lost = {}
+    for p in sorted((ROOT/'nbs').rglob('[!_]*.ipynb')):
+        page = pages[re.sub(r'\d+[a-z]?_', '', p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix())]
+        prose = [w for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown' for w in words(''.join(c['source']))]
+        missing = Counter(prose) - Counter(words(page['text']))
+        if missing: lost[p.name] = missing
+    assert not lost
     assert not {k: v['problems'] for k, v in pages.items() if v['problems']}
 
 

@@ -6,7 +6,7 @@ where it is installed, else smalldocs, which reads the same `_quarto.yml`.
 import argparse, ast, inspect, os, re, shutil, subprocess, sys, tempfile
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, NoneType
 
 import yaml
 from fastcore.docments import DocmentTbl, isdataclass
@@ -16,6 +16,8 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.showdoc import BasicMarkdownRenderer
+
+from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
 IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'models', '_proc', '_docs')
@@ -36,7 +38,8 @@ class ParamTable(DocmentTbl):
         self.params = self.params.filter(lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name)
         if self.dm.get('return', {}).get('anno', None) is None: self.returns = False
         for d in self.dm.values():
-            if d['anno'] is not inspect._empty: d['anno'] = plain(d['anno']).strip("'")
+            if d['anno'] is NoneType: d['anno'] = inspect._empty # concluded from a default of None
+            elif d['anno'] is not inspect._empty: d['anno'] = plain(d['anno']).strip("'")
             default = d.get('default', inspect._empty)
             if default is not inspect._empty: d['default'] = f'`{plain(default)}`'
 
@@ -69,7 +72,7 @@ class Entry(BasicMarkdownRenderer):
         head = f'{"#"*self.title_level} {self.nm} {{#{self.nm.lower()}}}'
         table = ParamTable(self.sym)._repr_markdown_() if self.is_called else ''
         if table: table = f'::: {{.entry-params}}\n{table}\n:::\n'
-        return f'---\n\n{link}{head}\n\n```python\n{self.signature()}\n```\n\n{self.docs}\n\n{table}'
+        return f'{link}{head}\n\n```python\n{self.signature()}\n```\n\n{self.docs}\n\n{table}'
 
 
 def stage(dest:Path) -> Path: # the notebooks' copy
@@ -83,9 +86,11 @@ def stage(dest:Path) -> Path: # the notebooks' copy
 
 
 def prepare(nb_path:Path) -> None:
-    "Give documented public methods of exported classes entries of their own, and keep nbdev from running examples that import."
+    "Give documented public methods of exported classes entries of their own, and keep nbdev from losing text and running examples."
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
+    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[0] # nbdev takes title and summary out, with all that stands in their cell
+    nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
     cells = []
     for c in nb.cells:
         cells.append(c)
@@ -148,7 +153,7 @@ def build(
         nbs = stage(Path(tmp)/'site')
         os.chdir(nbs.parent)
         os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), os.environ.get('PYTHONPATH', '')])
-        if execute: subprocess.run(['nbdev-test', '--save'], check=True)
+        if execute: run(nbs)
         for o in nbs.rglob('*.ipynb'): prepare(o)
         refresh_quarto_yml()
         proc = proc_nbs(nbs, n_workers=2)
