@@ -1,4 +1,4 @@
-"""`CollabDataLoaders`: a ratings table, read without harm to its ids, as batches for a fastai `Learner`.
+"""`CollabDataLoaders`: a ratings table as batches for a fastai `Learner`, every rating once an epoch.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.html.md"""
 
@@ -7,193 +7,20 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.html.md"""
 # %% auto #0
 __all__ = ['CollabDataset', 'CollabDL', 'SplitReport', 'CollabDataLoaders']
 
-# %% ../nbs/05_data.ipynb #ae9817e8
-import difflib, inspect, random, re, warnings
+# %% ../nbs/05_data.ipynb #f6c84d05
+import inspect, random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
-from .core import NA, CollabWarning, RatingsError, canonical_ids, _examples
-from .splits import fresh_seed, sortable_times, split_ratings
+from .core import NA, RatingsError, _examples
 from .vocab import Vocab, match_vocab, _two_vocabs
+from .splits import fresh_seed, split_ratings
+from .ratings import open_parquet, read_ratings, read_csv as _read_csv, _cast_of, _encode, _one_column, _one_of, _schema_names, _warn
 
-# %% ../nbs/05_data.ipynb #9cb6e017
-def _warn(message): warnings.warn(message, CollabWarning, stacklevel=4)
-
-_role_words = {'user': 'user customer reviewer account', 'item': 'item movie book product artist isbn asin anime song track',
-               'rating': 'rating score stars overall', 'other': 'time date unnamed'}
-
-def _roles_of(name):
-    "The roles that the name of a column speaks of."
-    return {role for role, words in _role_words.items() if any(o in str(name).lower() for o in words.split())}
-
-def _as_frame(ratings):
-    "A pandas, polars or pyarrow table as a DataFrame; what the last two hold is not copied, and integers beside missing values stay integers."
-    if hasattr(ratings, 'collect'): ratings = ratings.collect()  # polars' LazyFrame
-    if hasattr(ratings, 'to_arrow'): ratings = ratings.to_arrow()
-    if hasattr(ratings, 'column_names') and hasattr(ratings, 'to_pandas'):
-        ratings = ratings.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') else pd.ArrowDtype(t), ignore_metadata=True)
-    if not isinstance(ratings, pd.DataFrame): raise RatingsError(f'{type(ratings).__name__}; expected a table with a row for each rating: pandas, polars or pyarrow')
-    return ratings
-
-def _one_column(cols, name, role):
-    if name not in cols:
-        near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
-        raise RatingsError(f'no column {name!r}; the columns are {_examples(cols, 12)}: name the {role} column with `{role}_name=`'
-                           + (f', perhaps {near[0]!r}' if near else ''))
-    if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
-
-# %% ../nbs/05_data.ipynb #da151d32
-def _column_names(ratings, user_name, item_name, rating_name, implicit):
-    "The names of the user, item and rating columns; None for the last where each row counts as a 1."
-    cols, names = list(ratings.columns), {'user': user_name, 'item': item_name}
-    if not implicit and rating_name is None and len(cols) == 2:
-        _warn(f'columns {_examples(cols)} and none for ratings: every row counts as a rating of 1; say so with `implicit=True`')
-        implicit = True
-    if not implicit: names['rating'] = rating_name
-    if None in names.values() and len(cols) < len(names): raise RatingsError(f'{len(cols)} columns ({_examples(cols)}); expected a column each for {", ".join(names)}')
-    guessed = {role: cols[k] for k, (role, name) in enumerate(names.items()) if name is None}
-    names.update(guessed)
-    for role, name in names.items(): _one_column(cols, name, role)
-    if len(set(names.values())) < len(names): raise RatingsError(
-        f'{", ".join(f"{v!r} is read as {k}" for k, v in names.items())}; expected different columns: name all: `user_name=`, `item_name=`, `rating_name=`')
-    for role, name in guessed.items():
-        if re.fullmatch(r'Unnamed: \d+|', str(name)): raise RatingsError(f'column {name!r} would be taken for the {role}s, and it has no name, like an '
-            'index that was saved along; expected a name: leave it out (`index_col=0` of `from_csv`), or name all columns')
-        if role not in (_roles_of(name) or {role}): _warn(
-            f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: `user_name=`, `item_name=`, `rating_name=`')
-    return [*names.values(), None][:3]
-
-# %% ../nbs/05_data.ipynb #aec01d60
-def _number(ints):
-    "`ints` (int64) as codes into their distinct values, in ascending order; by a table, or by hashing where that would be large."
-    low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
-    if size > 4*len(ints) + 1000: return pd.factorize(ints, sort=True)
-    is_there = np.zeros(size, dtype=bool)
-    is_there[ints - low] = True
-    return (is_there.cumsum(dtype=np.int32) - 1)[ints - low], np.flatnonzero(is_there) + low
-
-def _distinct(values, name):
-    "`values` (a Series, none missing) as codes and distinct values; equal values of different types stay apart."
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        codes, used = _number(values.cat.codes.to_numpy(np.int64))
-        return codes, values.cat.categories[used]
-    if values.dtype.kind == 'i' or values.dtype.kind == 'u' and values.dtype.itemsize < 8: return _number(values.to_numpy(np.int64))
-    if values.dtype == object and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
-        return np.arange(len(values)), values.to_numpy()  # True == 1 == 1.0, and factorize would make one of them
-    return pd.factorize(values)
-
-# %% ../nbs/05_data.ipynb #e3262bf3
-def _cast_ids(ids, cast, name):
-    if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, name)  # 7.0 is the id 7, and is cast as such
-    try: return [cast(o) for o in ids.tolist()]
-    except (ValueError, TypeError, AttributeError) as e: raise RatingsError(f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
-
-def _encode(values, name, cast=None):
-    "The ids of column `name`: a code for each row (int32) and the ids in vocabulary order."
-    codes, ids = _distinct(values, name)
-    if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
-    ids = canonical_ids(ids, f'column {name!r}')
-    order, ids = pd.factorize(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
-    in_order = np.array_equal(order, np.arange(len(order)))
-    return (codes if in_order else order[codes]).astype(np.int32, copy=False), ids
-
-# %% ../nbs/05_data.ipynb #f1a21dc8
-def _one_of(value, choices, name):
-    if value not in choices: raise RatingsError(f'{name}={value!r}; expected {" or ".join(map(repr, choices))}')
-
-def _complete_rows(ratings, names, on_missing):
-    "Positions of the rows of `ratings` in which no column of `names` is missing; None for all rows."
-    _one_of(on_missing, ('raise', 'drop'), 'on_missing')
-    missing = {o: m for o in names if (m := ratings[o].isna().to_numpy()).any()}
-    if not missing: return None
-    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(ratings)}, in rows {_examples(np.flatnonzero(m))}' for o, m in missing.items()) + ' (counted from 0)'
-    if on_missing == 'raise': raise RatingsError(f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`; in a CSV, pandas takes the text 'NA' for missing unless `keep_default_na=False`")
-    complete = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
-    _warn(f'{said}: {len(ratings)-len(complete)} rows left out')
-    return complete
-
-# %% ../nbs/05_data.ipynb #a9f6a7ad
-def _read_numbers(values, name):
-    "The ratings `values` (a Series, none missing) as float32."
-    if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
-    numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(object), errors='coerce')
-    with np.errstate(over='ignore'): res = numbers.to_numpy(dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(res))
-    if not len(bad): return res
-    first = values.iloc[bad[:1]].tolist()[0]
-    comma = isinstance(first, str) and re.fullmatch(r'\s*-?\d+,\d+\s*', first)
-    raise RatingsError(f'column {name!r}: {first!r} in row {bad[0]} (counted from 0) is not a finite number, like {len(bad)-1} others; expected ratings as '
-                       + ("numbers: a decimal comma is read with `decimal=','` (`from_csv`, pandas' `read_csv`)" if comma else 'numbers: drop or replace them'))
-
-# %% ../nbs/05_data.ipynb #7f2f12c1
-@dataclass
-class _Table:
-    "A ratings table after reading: codes into the distinct ids, and what belongs to each row."
-    users: np.ndarray  # (n,), codes into `user_ids`
-    items: np.ndarray  # (n,), codes into `item_ids`
-    user_ids: np.ndarray
-    item_ids: np.ndarray
-    ratings: np.ndarray  # (n,), float32
-    times: np.ndarray  # (n,), sortable numbers; None if unknown
-    rows: np.ndarray  # (n,), the position of each rating in the caller's table; None where all rows are here
-    def __len__(self): return len(self.users)
-    def pairs(self): return self.users*np.int64(len(self.item_ids)) + self.items
-    def take(self, idx):
-        if self.rows is None: self.rows = np.arange(len(self))
-        for o in ('users', 'items', 'ratings', 'times', 'rows'):
-            if getattr(self, o) is not None: setattr(self, o, getattr(self, o)[idx])
-
-# %% ../nbs/05_data.ipynb #bd00cf25
-def _merge_repeats(pairs, ratings, times, how):
-    "Positions of each pair's last row, ascending, and what it is rated: its own rating, or the mean of the pair's."
-    order = np.argsort(pairs, kind='stable') if times is None else np.lexsort((times, pairs))
-    last = np.append(np.diff(pairs[order]) != 0, True)
-    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
-    if how == 'last': merged = ratings[order[last]]
-    else: merged = np.add.reduceat(ratings[order], starts, dtype=np.float64)/np.diff(starts, append=len(pairs))
-    by_row = np.argsort(order[last])
-    return order[last][by_row], merged[by_row].astype(np.float32)
-
-def _check_repeats(table, how):
-    "Count the rows that repeat a (user, item) pair, and do with them what `how` says."
-    _one_of(how, ('keep', 'last', 'mean', 'raise'), 'duplicates')
-    pairs = table.pairs()
-    pairs.sort()
-    again = pairs[1:][pairs[1:] == pairs[:-1]]
-    if not len(again): return
-    user, item = table.user_ids[again[0]//len(table.item_ids)], table.item_ids[again[0]%len(table.item_ids)]
-    said = f'{len(again)} of {len(table)} rows are duplicates, of a (user, item) pair that another row has, such as ({_examples([user, item])})'
-    if how == 'raise': raise RatingsError(f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
-    if how == 'keep': return _warn(f"{said}: all kept; `duplicates='last'` or 'mean' makes one of them")
-    _warn(f'{said}: merged, {how!r}')
-    keep, merged = _merge_repeats(table.pairs(), table.ratings, table.times, how)
-    table.take(keep)
-    table.ratings = merged
-
-# %% ../nbs/05_data.ipynb #0660213e
-_kinds = {'int': 'integers', 'text': 'text'}
-
-def _rows_of(vocab, ids, codes, name, is_expected=False):
-    "The row of `vocab` for each of `ids`, where `ids[codes]` are the ids of column `name`."
-    rows = vocab.rows(ids)
-    unknown = ids[rows < 0]
-    if is_expected: rows[rows < 0] = vocab.na_row
-    if is_expected or not len(unknown): return rows
-    n = (rows < 0)[codes].sum()
-    seen = f'column {name!r}: {n} of {len(codes)} rows have unknown ids ({_examples(unknown)}), which do not match the vocabulary ({_examples(vocab.ids)})'
-    hint = ''.join(f'. {o}' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > len(codes) else ''
-    kinds = [_kinds[Vocab(o).kind] for o in (ids, vocab.ids)]
-    if kinds[0] != kinds[1] and len(vocab.ids): raise RatingsError(
-        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with `id_cast=`{hint}')
-    if vocab.na_row is None: raise RatingsError(f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows{hint}')
-    _warn(f'{seen}: taken as {NA!r}{hint}')
-    return np.where(rows < 0, vocab.na_row, rows)
-
-# %% ../nbs/05_data.ipynb #c0d31fa3
+# %% ../nbs/05_data.ipynb #5145c538
 class CollabDataset:
     "Ratings as tensors, with the vocabularies of their ids."
     n_inp = 1  # of a batch's tensors, those that go into the model
@@ -201,19 +28,22 @@ class CollabDataset:
         tensors, # tuple of x, int64 (n, 2), the user and item row of each rating, and y, float32 (n, 1), unless the ratings are unknown
         classes, # dict: the name of the user column and its `Vocab`, then of the item column
         rating_name=None, # name of the rating column; None where there is none
-        id_cast=None, # function, or dict of a column's name and its function, that new ids go through; None for none
+        id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
     ): self.tensors, self.classes, self.rating_name, self.id_cast = tensors, classes, rating_name, id_cast
 
     @property
-    def cat_names(self): return list(self.classes)
+    def cat_names(self): return list(self.classes)  # fastai's `get_emb_sz` asks for it
     @property
     def items(self): return self.decode(self.tensors)
-    @property
-    def n_bytes(self): return sum(o.nbytes for o in self.tensors)
     def __len__(self): return len(self.tensors[0])
     def __getitem__(self, idx): return tuple(o[idx] for o in self.tensors)
-    def new(self, tensors): return type(self)(tensors, self.classes, self.rating_name, self.id_cast)
     def new_empty(self): return self.new(tuple(o.new_empty(0, *o.shape[1:]) for o in self.tensors))
+
+    def new(self,
+        tensors, # other ratings of the same vocabularies, as in `__init__`
+    ): # `CollabDataset`
+        "The same with other ratings."
+        return type(self)(tensors, self.classes, self.rating_name, self.id_cast)
 
     def decode(self,
         b, # a batch, (x, y) or (x,), on any device
@@ -238,7 +68,7 @@ def _fits(n_bytes, device):
     "Whether `n_bytes` may move to `device` and leave it half free."
     return device.type != 'cuda' or n_bytes*2 < torch.cuda.mem_get_info(device)[0]
 
-# %% ../nbs/05_data.ipynb #fa65da9d
+# %% ../nbs/05_data.ipynb #6829ca4c
 _dl_params = inspect.signature(TfmdDL).parameters
 
 class CollabDL(TfmdDL):
@@ -248,7 +78,7 @@ class CollabDL(TfmdDL):
         dataset, # `CollabDataset`
         bs=64, # rows in a batch, 1 or more
         shuffle=False, # another order each epoch? False for the order of the table
-        seed=None, # integer that fixes the orders; None reads torch's global seed
+        seed=None, # integer that fixes the order of every epoch; None for `fresh_seed`
         num_workers=0, # accepted as fastai's loaders do: there are no worker processes
         **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
     ):
@@ -264,9 +94,16 @@ class CollabDL(TfmdDL):
     def randomize(self): self.epoch += 1
     def get_idxs(self):
         return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n) if self.shuffle else np.arange(self.n)
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
-# %% ../nbs/05_data.ipynb #80c55dc7
+    def new(self,
+        dataset=None, # another `CollabDataset`; None for the same
+        cls=None, # another class of loader; None for the same
+        **kwargs, # parameters to change
+    ):
+        "A loader that differs in what is given."
+        return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
+
+# %% ../nbs/05_data.ipynb #782ea12a
 @patch
 def create_batches(self:CollabDL,
     samps, # positions of the rows to visit, in order: an array or any iterable of integers
@@ -274,7 +111,7 @@ def create_batches(self:CollabDL,
     "Gather rows by the million and slice batches off."
     idxs = torch.as_tensor(samps if isinstance(samps, (np.ndarray, torch.Tensor)) else np.fromiter(samps, dtype=np.int64))
     ds, device = self.dataset, self.device or torch.device('cpu')
-    if ds.tensors[0].device != device and _fits(ds.n_bytes, device): ds.tensors = to_device(ds.tensors, device)
+    if ds.tensors[0].device != device and _fits(sum(o.nbytes for o in ds.tensors), device): ds.tensors = to_device(ds.tensors, device)
     sizes, done, per_block = _batch_sizes(len(idxs), self.bs, self.drop_last), 0, max(_block_rows//self.bs, 1)
     for k in range(0, len(sizes), per_block):
         n = sum(sizes[k:k+per_block])
@@ -330,48 +167,30 @@ def show_results(self:CollabDL,
     df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
     return display_df(df) if show else df
 
-# %% ../nbs/05_data.ipynb #3f279b8d
-def _cast_of(id_cast, name): return id_cast.get(name) if isinstance(id_cast, dict) else id_cast
+# %% ../nbs/05_data.ipynb #5a88835f
+_kinds = {'int': 'integers', 'text': 'text'}
 
-def _read(ratings, names, time_name, id_cast, on_missing):
-    "The columns of a ratings table as a `_Table`; the caller's table stays as it is and its index is ignored."
-    user_name, item_name, rating_name = names
-    if time_name is not None: _one_column(list(ratings.columns), time_name, 'time')
-    if isinstance(id_cast, dict) and set(id_cast) - {user_name, item_name}: raise RatingsError(
-        f'id_cast names {_examples(list(id_cast))}; expected the user and item columns, {user_name!r} and {item_name!r}')
-    used = [o for o in (*names, time_name) if o is not None]
-    rows = _complete_rows(ratings, used, on_missing)
-    cols = {o: ratings[o] if rows is None else ratings[o].iloc[rows] for o in used}
-    if not len(cols[user_name]): raise RatingsError(f'no ratings in a table of {len(ratings)} rows; expected at least one')
-    (users, user_ids), (items, item_ids) = (_encode(cols[o], o, _cast_of(id_cast, o)) for o in (user_name, item_name))
-    numbers = np.ones(len(users), dtype=np.float32) if rating_name is None else _read_numbers(cols[rating_name], rating_name)
-    times = None if time_name is None else sortable_times(cols[time_name], f'column {time_name!r}')
-    return _Table(users, items, user_ids, item_ids, numbers, times, rows)
-
-# %% ../nbs/05_data.ipynb #0ed6e872
-def _positions(part, n, side):
-    "One part of a split as positions in a table of `n` rows."
-    idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
-    if idx.dtype == bool and idx.shape == (n,): idx = np.flatnonzero(idx)
-    if not len(idx): idx = idx.astype(np.int64)
-    if idx.ndim != 1 or idx.dtype.kind not in 'iu': raise RatingsError(f'splits: {side} is {idx.dtype} of shape {idx.shape}; expected positions of rows, integers in one dimension')
-    outside = idx[(idx < 0) | (idx >= n)]
-    if len(outside): raise RatingsError(f'splits: {side} has the positions {_examples(outside)}, in a table of {n} rows; expected 0 to {n-1}')
-    return idx
-
-def _split(table, splits, valid_pct, seed, n):
-    "`table`'s rows to train and to validate on; a pair in `splits` counts in the caller's table of `n` rows."
-    if splits is None or isinstance(splits, str):
-        return split_ratings(splits or 'random', table.users, table.items, table.times, valid_pct, seed)
-    try: train, valid = splits
-    except (TypeError, ValueError): raise RatingsError(f'splits: {type(splits).__name__}; expected a pair (train, valid) of positions, or a name such as "time"') from None
-    parts = [_positions(o, n, side) for o, side in ((train, 'train'), (valid, 'valid'))]
-    uses = np.bincount(np.concatenate(parts), minlength=n)
-    if uses.max(initial=0) > 1: raise RatingsError(f'splits: the positions {_examples(np.flatnonzero(uses > 1))} are there more than once; expected each row at most once, on one side')
-    if table.rows is None: return parts
-    here = np.full(n, -1)
-    here[table.rows] = np.arange(len(table))
-    return [here[o][here[o] >= 0] for o in parts]
+def _rows_of(
+    vocab, # `Vocab`
+    ids, # distinct ids of a column
+    codes, # (n,), which of them each rating has
+    name, # of the column, for messages
+    is_expected=False, # say nothing of ids that `vocab` lacks?
+): # int64, the row of each of `ids`
+    "Rows of ids, `'#na#'` for those without one."
+    rows = vocab.rows(ids)
+    unknown = ids[rows < 0]
+    if is_expected: rows[rows < 0] = vocab.na_row
+    if is_expected or not len(unknown): return rows
+    n = int((rows < 0)[codes].sum())
+    seen = f'column {name!r}: {n} of {len(codes)} rows have unknown ids ({_examples(unknown)}), which do not match the vocabulary ({_examples(vocab.ids)})'
+    hint = ''.join(f'. {o}' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > len(codes) else ''
+    kinds = [_kinds[Vocab(o).kind] for o in (ids, vocab.ids)]
+    if kinds[0] != kinds[1] and len(vocab.ids): raise RatingsError(
+        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with `id_cast=`{hint}')
+    if vocab.na_row is None: raise RatingsError(f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows{hint}')
+    _warn(f'{seen}: taken as {NA!r}{hint}')
+    return np.where(rows < 0, vocab.na_row, rows)
 
 # %% ../nbs/05_data.ipynb #7fec4b53
 def _given_classes(vocab, names):
@@ -390,15 +209,41 @@ def _own_classes(table, names, train, min_count):
         res[name] = Vocab(np.append(np.array([NA], dtype=object), ids))
     return res
 
-# %% ../nbs/05_data.ipynb #64245b87
-def _datasets(table, parts, classes, rating_name, id_cast, is_own):
-    "A `CollabDataset` for each of `parts`, positions in `table`; what its own vocabulary lacks was rare, and is expected."
+# %% ../nbs/05_data.ipynb #64468121
+def _positions(part, n, side):
+    "One part of a split as positions in a table of `n` rows."
+    idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
+    if idx.dtype == bool and idx.shape == (n,): idx = np.flatnonzero(idx)
+    if not len(idx): idx = idx.astype(np.int64)
+    if idx.ndim != 1 or idx.dtype.kind not in 'iu': raise RatingsError(f'splits: {side} is {idx.dtype} of shape {idx.shape}; expected positions of rows: integers in one dimension')
+    outside = idx[(idx < 0) | (idx >= n)]
+    if len(outside): raise RatingsError(f'splits: {side} has the positions {_examples(outside)}, in a table of {n} rows; expected 0 to {n-1}')
+    return idx
+
+def _split(table, splits, valid_pct, seed):
+    "The rows of `table` to train and to validate on; a pair in `splits` counts in the caller's table."
+    if splits is None or isinstance(splits, str):
+        return split_ratings(splits or 'random', table.users, table.items, table.times, valid_pct, seed)
+    try: train, valid = splits
+    except (TypeError, ValueError): raise RatingsError(f"splits: {type(splits).__name__}; expected a pair (train, valid) of positions, or a name such as 'time'") from None
+    n = table.n_given
+    parts = [_positions(o, n, side) for o, side in ((train, 'train'), (valid, 'valid'))]
+    uses = np.bincount(np.concatenate(parts), minlength=n)
+    if uses.max(initial=0) > 1: raise RatingsError(f'splits: the positions {_examples(np.flatnonzero(uses > 1))} are there more than once; expected each row at most once, on one side')
+    if table.rows is None: return parts
+    here = np.full(n, -1)
+    here[table.rows] = np.arange(len(table))
+    return [here[o][here[o] >= 0] for o in parts]
+
+# %% ../nbs/05_data.ipynb #47c83fed
+def _datasets(table, parts, classes, id_cast, is_own):
+    "A `CollabDataset` for each of `parts`, positions in `table`; ids that its own vocabulary lacks were rare, which is no news."
     sides = list(zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items)))
     rows = [_rows_of(vocab, ids, codes, name, is_own) for (name, vocab), ids, codes in sides]
     for idx in parts:
         x = np.empty((len(idx), 2), dtype=np.int64)
         for col, (_, _, codes) in enumerate(sides): x[:, col] = rows[col][codes[idx]]
-        yield CollabDataset((torch.from_numpy(x), torch.from_numpy(table.ratings[idx])[:, None]), classes, rating_name, id_cast)
+        yield CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values[idx])[:, None]), classes, table.names[2], id_cast)
 
 # %% ../nbs/05_data.ipynb #c1583edf
 @dataclass
@@ -432,133 +277,92 @@ def _report(train, valid, classes):
         no_row = [is_na | (o[:, col] == (-1 if vocab.na_row is None else vocab.na_row)) for is_na, o in zip(no_row, (x, x_valid))]
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), int(sum(o.sum() for o in no_row)))
 
-# %% ../nbs/05_data.ipynb #9a09a55a
+# %% ../nbs/05_data.ipynb #dc4aad82
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     @classmethod
     def from_df(cls,
-        ratings, # table with a row for each rating, of pandas, polars or pyarrow; it is not changed, and its index is ignored
+        ratings, # table with a row for each rating: pandas, polars or pyarrow; it is not changed, and its index is ignored
         valid_pct=0.2, # share to validate on, 0 to below 1
         user_name=None, # name of the user column; None for the first
         item_name=None, # name of the item column; None for the second
         rating_name=None, # name of the rating column; None for the third
-        seed=None, # integer that fixes the split and the order of every epoch; None reads torch's global seed
+        seed=None, # integer that fixes the split and the order of every epoch; None for `fresh_seed`
         path='.', # folder for what a learner saves
+        *,
         bs=64, # rows in a training batch, 1 or more
-        val_bs=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least, since none of them is learned from
+        val_bs=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least: nothing is learned from them
         shuffle=True, # another order of the training part each epoch?
         device=None, # where batches are; None for fastai's default
-        *,
-        splits=None, # 'random', 'time', 'user_time', 'last_n', 'by_user', 'by_item', or (train, valid) positions; None for random
-        time_name=None, # name of the time column, for splits and for `duplicates='last'`
+        splits=None, # 'random', 'time', 'user_time', 'last_n', 'by_user', 'by_item', or (train, valid) positions; None for 'random'
+        time_name=None, # name of the time column, for splits by time and `duplicates='last'`; None for none
         vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids of `ratings`
-        id_cast=None, # function, or dict of a column's name and its function, that every id goes through first, e.g. str
+        id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either
         min_count=0, # ids with fewer training ratings share the row of '#na#'
         duplicates='keep', # rows of one (user, item): 'keep' all, keep the 'last', their 'mean', or 'raise'
-        on_missing='raise', # rows with a missing id, rating or time: 'raise', or 'drop' them and say how many
+        on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
         implicit=False, # count every row as a rating of 1 and read no rating column?
         val_shuffle=False, # shuffle the validation part?
-        drop_last=False, # drop a last training batch of fewer than `bs` rows?
+        drop_last=False, # leave out a last training batch of fewer than `bs` rows?
         n=None, # train on the first n rows of the training part; None for all
-        after_batch=None, # transforms of a batch, as in fastai
-        dl_kwargs=None, # list of two dicts, more parameters for each loader
-        shuffle_train=None, # deprecated in fastai: `shuffle`
+        after_batch=None, # transforms of a batch, as in fastai; None for none
+        dl_kwargs=None, # list of two dicts, more parameters for each `CollabDL`; None for none
+        shuffle_train=None, # fastai's old name of `shuffle`; None for `shuffle`
         num_workers=0, # this and the next two are accepted as fastai does, and not needed: no processes are started
         pin_memory=False, # see `num_workers`
         verbose=False, # see `num_workers`
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
-        ratings = _as_frame(ratings)
-        names = _column_names(ratings, user_name, item_name, rating_name, implicit)
-        table = _read(ratings, names, time_name, id_cast, on_missing)
-        _check_repeats(table, duplicates)
-        if seed is None: seed = fresh_seed()
-        train, valid = _split(table, splits, valid_pct, seed, len(ratings))
-        if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: the vocabulary decides who has a row')
-        if not len(train): raise RatingsError(f'no ratings to train on: {len(valid)} of {len(table)} validate; expected at least one: see `valid_pct` and `splits`')
-        classes = _own_classes(table, names[:2], train, min_count) if vocab is None else _given_classes(vocab, names[:2])
-        train, valid = _datasets(table, (train, valid), classes, names[2], id_cast, vocab is None)
-        if shuffle_train is not None: shuffle = shuffle_train
-        device = default_device() if device is None else torch.device(device)
-        common = dict(seed=seed, device=device, after_batch=after_batch)
-        own = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
-        dls = [CollabDL(ds, **{**common, **kw, **more}) for ds, kw, more in zip((train, valid), own, dl_kwargs or ({}, {}))]
-        if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={dls[0].bs} with drop_last=True; expected one at least')
+        if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
+        seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
+        table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, id_cast=id_cast, on_missing=on_missing, implicit=implicit)
+        table = table.merge_repeats(duplicates)
+        parts = _split(table, splits, valid_pct, seed)
+        if not len(parts[0]): raise RatingsError(f'no ratings to train on, {len(parts[1])} of {len(table)} validate; expected at least one: see `splits` and `valid_pct`')
+        names = table.names[:2]
+        classes = _own_classes(table, names, parts[0], min_count) if vocab is None else _given_classes(vocab, names)
+        dss = list(_datasets(table, parts, classes, id_cast, vocab is None))
+        kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
+               dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
+        dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]
+        if not len(dls[0]): raise RatingsError(f'{len(dss[0])} training ratings make no batch of bs={bs} with drop_last=True; expected one at least')
         res = cls(*dls, path=path, device=device)
-        res.report = _report(train, valid, classes)
+        res.report = _report(*dss, classes)
         return res
 
-# %% ../nbs/05_data.ipynb #e902bd87
+# %% ../nbs/05_data.ipynb #68e7bc84
 @patch
 def test_dl(self:CollabDataLoaders,
-    test_items, # table with the user and item columns, by the names they had in training; its order is kept
+    test_items, # table with the user and item columns under the names they had in training, or one row of it; its order is kept
     rm_type_tfms=None, # accepted as fastai does, and not used
     with_labels=None, # read the ratings as well? None for yes if their column is there
     bs=None, # rows in a batch, 1 or more; None for the validation loader's
     **kwargs, # other parameters of `CollabDL`
-): # `CollabDL` whose rows are in the order of `test_items`
+): # `CollabDL` with the rows in the order of `test_items`
     "A loader of rows to score."
     ds = self.valid_ds
-    test_items = test_items.to_frame().T if isinstance(test_items, pd.Series) else _as_frame(test_items)
-    names = [*ds.classes, ds.rating_name]
-    if with_labels is None: with_labels = ds.rating_name in test_items.columns
-    names = _column_names(test_items, *(names if with_labels else names[:2] + [None]), not with_labels)
-    _complete_rows(test_items, [o for o in names if o is not None], 'raise')
-    rows = []
-    for name, vocab in ds.classes.items():
-        codes, ids = _encode(test_items[name], name, _cast_of(ds.id_cast, name))
-        rows.append(torch.from_numpy(_rows_of(vocab, ids, codes, name)[codes]))
-    tensors = torch.stack(rows, 1),
-    if with_labels: tensors += torch.tensor(_read_numbers(test_items[names[2]], names[2]))[:, None],
-    return self.valid.new(ds.new(tensors), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
+    if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
+    if with_labels is None: with_labels = ds.rating_name in _schema_names(test_items)
+    implicit = not with_labels or ds.rating_name is None
+    table = read_ratings(test_items, *ds.classes, None if implicit else ds.rating_name, id_cast=ds.id_cast, implicit=implicit)
+    (x, y), = (o.tensors for o in _datasets(table, [np.arange(len(table))], ds.classes, ds.id_cast, is_own=False))
+    return self.valid.new(ds.new((x, y) if with_labels else (x,)), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
 
-# %% ../nbs/05_data.ipynb #8680da2d
-def _read_csv(csv, **kwargs):
-    "`pd.read_csv`, and errors that name the option that helps."
-    said = f'{csv}: ' if isinstance(csv, (str, Path)) else 'CSV: '
-    try: df = pd.read_csv(csv, **kwargs)
-    except pd.errors.EmptyDataError: raise RatingsError(f'{said}empty; expected a line for each rating') from None
-    except UnicodeDecodeError as e: raise RatingsError(f"{said}not {e.encoding} text ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
-    except pd.errors.ParserError as e: raise RatingsError(f'{said}{str(e).strip()}; expected columns: see `sep`, `quotechar` and `engine` of pandas\' `read_csv`') from None
-    if all(isinstance(o, str) for o in df.columns): df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) for o in df.columns]
-    first = str(df.columns[0]) if 'header' not in kwargs else str(df.iloc[0, 0]) if len(df) else ''
-    if df.shape[1] == 1:
-        seps = [o for o in ('::', '\t', ';', '|', ',', ' ') if o in first]
-        raise RatingsError(f'{said}one column, {first!r}; expected users, items and ratings in columns'
-                           + (f': `sep={seps[0]!r}`' + (", engine='python'" if seps[0] == '::' else '') if seps else ': see `sep` of pandas\' `read_csv`'))
-    if not {'header', 'names'} & set(kwargs) and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
-        f'{said}the columns are called {_examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
-    return df
-
-# %% ../nbs/05_data.ipynb #5c56ee86
+# %% ../nbs/05_data.ipynb #378d5c56
 @patch(cls_method=True)
 def from_csv(cls:CollabDataLoaders,
     csv, # path, URL or open file
     **kwargs, # parameters of `from_df`, and of pandas' `read_csv`
 ): # `CollabDataLoaders`
     "Read a CSV file into loaders for training and validation."
-    ours = inspect.signature(cls.from_df).parameters
-    for_pandas = {k: kwargs.pop(k) for k in list(kwargs) if k not in ours and k in inspect.signature(pd.read_csv).parameters}
+    ours, pandas_own = (inspect.signature(o).parameters for o in (cls.from_df, pd.read_csv))
+    for_pandas = {k: kwargs.pop(k) for k in list(kwargs) if k in pandas_own and k not in ours}
     return cls.from_df(_read_csv(csv, **for_pandas), **kwargs)
 
-# %% ../nbs/05_data.ipynb #319c5277
 @patch(cls_method=True)
 def from_parquet(cls:CollabDataLoaders,
     parquet, # path of a Parquet file or of a folder of them, or a list of files
-    user_name=None, # name of the user column; None for the first
-    item_name=None, # name of the item column; None for the second
-    rating_name=None, # name of the rating column; None for the third
-    *,
-    time_name=None, # name of the time column; None for none
-    implicit=False, # count every row as a rating of 1 and read no rating column?
-    **kwargs, # other parameters of `from_df`
+    **kwargs, # parameters of `from_df`
 ): # `CollabDataLoaders`
     "Read Parquet files into loaders for training and validation."
-    try: from pyarrow import ArrowInvalid, dataset
-    except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
-    try: files = dataset.dataset(parquet, format='parquet', partitioning='hive')
-    except ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
-    names = _column_names(pd.DataFrame(columns=files.schema.names), user_name, item_name, rating_name, implicit)
-    if time_name is not None: _one_column(files.schema.names, time_name, 'time')
-    table = files.to_table(columns=[o for o in dict.fromkeys([*names, time_name]) if o is not None])
-    return cls.from_df(table, **dict(zip(('user_name', 'item_name', 'rating_name'), names)), time_name=time_name, implicit=names[2] is None, **kwargs)
+    return cls.from_df(open_parquet(parquet), **kwargs)
