@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'read_ratings', 'two_corpora', 'demo', 'main']
 
-# %% ../nbs/15_cli.ipynb #15a7c281
+# %% ../nbs/15_cli.ipynb #6de8ef8c
 import contextlib, io, sys, time, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .core import CollabError, CollabWarning, RatingsError
 from .splits import sortable_times
 from .data import CollabDataLoaders, _read_csv
 from .factory import collab_learner
-import collab_pretrained.recommend
+from . import recommend as _recommend  # for `learn.recommend`
 
 # %% ../nbs/15_cli.ipynb #322fb453
 def _read_table(path):

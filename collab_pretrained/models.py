@@ -19,9 +19,16 @@ from .core import VocabError, WeightsError, _examples
 from .vocab import Vocab
 from .roles import find_roles, flat_weights
 
-# %% ../nbs/06_models.ipynb #a5666ae9
+# %% ../nbs/06_models.ipynb #75fcb6c4
 class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
+    def __init__(self,
+        n_factors:int, # width of the vectors, 1 or more
+        n_users:int, # rows of the users' tables, '#na#' included
+        n_items:int, # rows of the items' tables, '#na#' included
+        y_range:tuple=None, # (low, high) of the answers, by a sigmoid; None for no bounds
+    ): super().__init__(n_factors, n_users, n_items, y_range)
+
     def _get_idx(self, arr, is_item=True):
         if not hasattr(self, 'classes'): raise VocabError('the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
         col, what = (self.item, 'item') if is_item else (self.user, 'user')

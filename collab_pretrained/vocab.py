@@ -204,12 +204,12 @@ def plot(self:VocabMatch,
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
-# %% ../nbs/01_vocab.ipynb #c0ee8d4a
+# %% ../nbs/01_vocab.ipynb #51973406
 @dataclass(frozen=True, repr=False)
 class MatchReport:
     "What matched on each side."
-    users: VocabMatch
-    items: VocabMatch
+    users: VocabMatch # users' ids, old and new
+    items: VocabMatch # items' ids, old and new
     def __repr__(self): return f'users: {self.users}\nitems: {self.items}'
     def _repr_html_(self): return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}'
     def plot(self):
