@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #02401d42
+# %% ../nbs/08_factory.ipynb #cff599e2
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -19,34 +19,42 @@ from fastai.torch_core import distrib_barrier, get_model
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from .core import CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, VocabError, WeightsError
+from .elsewhere import Pretrained
 from .checkpoint import find_pair, read_folder, read_pair
+from .download import hub_folder, is_hub_id
 from .data import CollabDataLoaders, CollabDataset, CollabDL
 from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
-from .learner import CollabLearner, Pretrained
+from .learner import CollabLearner
 
-# %% ../nbs/08_factory.ipynb #afc5af81
+# %% ../nbs/08_factory.ipynb #1072b2dd
 def _read_saved(place):
     "The model at `place`: a folder without a pickle, or a pair of files."
     if (Path(place)/'config.json').is_file(): return Pretrained(*read_folder(place), str(place))
     wgts_path, vocab_path = find_pair(place)
     return Pretrained(*read_pair(wgts_path, vocab_path), str(wgts_path))
 
+def _read_named(name, places):
+    "The model called `name`: at the first of `places` that has one, else on the hub."
+    for place in places:
+        try: return _read_saved(place)
+        except CheckpointNotFoundError as e: lost = e
+    if not is_hub_id(name): raise CheckpointNotFoundError(f'pretrained={str(name)!r}: no such model at {", ".join(map(str, places))}; {lost}')
+    return Pretrained(*read_folder(hub_folder(name)), name)
+
 def read_pretrained(
-    source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; or a `CollabLearner`
+    source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; a hub's 'user/repo' or 'user/repo@revision'; a `Pretrained`; or a `CollabLearner`
     path='.', # str or Path, the learner's
     model_dir='models', # str or Path, the learner's, under `path`
 ) -> Pretrained: # its weights, its vocabulary and what is known about it
     "The model that `source` stands for."
+    if isinstance(source, Pretrained): return source
     if isinstance(source, CollabLearner):
         model = get_model(source.model)
         return Pretrained(model.state_dict(), source.vocab, describe(model), 'the pretrained learner')
-    if source is not True and not isinstance(source, (str, Path)): raise CheckpointError(
-        f'pretrained={source!r}; expected True, the name or the path of a saved model, or a `CollabLearner`')
     if source is True: return _read_saved(path)
-    for place in (Path(source), Path(path)/source, Path(path)/model_dir/source):
-        try: return _read_saved(place)
-        except CheckpointNotFoundError as e: lost = e
-    raise CheckpointNotFoundError(f'pretrained={str(source)!r}: no such model, as given or under {Path(path)/model_dir}; {lost}')
+    if not isinstance(source, (str, Path)): raise CheckpointError(
+        f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `CollabLearner`')
+    return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source])
 
 # %% ../nbs/08_factory.ipynb #9651e92b
 def _check_y_range(y_range, dls):
@@ -65,7 +73,7 @@ def _ratings_of(dls):
     if hasattr(ds, 'tensors'): return ds.tensors[1].flatten() if len(ds.tensors) > 1 and len(ds) else None
     return ds.ys.to_numpy().reshape(-1) if hasattr(ds, 'ys') and len(ds) else None
 
-# %% ../nbs/08_factory.ipynb #c15d0839
+# %% ../nbs/08_factory.ipynb #5e5bb8d5
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range):
     if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)
     config = {**(config or tabular_config()), **({} if y_range is None else {'y_range': y_range})}
@@ -81,7 +89,7 @@ def collab_learner(
     config:dict=None, # further arguments of `EmbeddingNN`, as `tabular_config` makes them; not changed
     y_range:tuple=None, # (low, high) of the answers, a little wider than the ratings; None for no bounds
     loss_func=None, # None means `MSELossFlat()`
-    pretrained=False, # what to start from: False for nothing, True for the one model under the learner's path, a name, a path, or a `CollabLearner`
+    pretrained:bool|str|Path|Pretrained|CollabLearner=False, # what to start from: False for nothing, else as `read_pretrained` takes it, under the learner's path
     *,
     unseen='mean', # how rows of ids without a pretrained row are filled (see `match_embeds`)
     keys:dict=None, # role -> name in the pretrained weights, where the names are unknown (see `match_embeds`)
@@ -103,11 +111,12 @@ def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
     return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight')) if role in widths}
 
-# %% ../nbs/08_factory.ipynb #57cad90d
+# %% ../nbs/08_factory.ipynb #12856c14
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
-    folder, # str or Path of a folder that `save_pretrained` wrote
+    folder, # str or Path of a folder that `save_pretrained` wrote, or a hub's 'user/repo'
     dls:DataLoaders=None, # ratings to start on; None means none: a learner over the saved vocabulary, ready to predict
+    revision:str=None, # of a hub's repository: branch, tag or commit; None means the newest
     loss_func=None, # None means `MSELossFlat()`
     *,
     unseen='mean', # with `dls`: how rows of ids without a pretrained row are filled (see `match_embeds`)
@@ -116,6 +125,7 @@ def from_pretrained(cls:CollabLearner,
     **kwargs # for `Learner`
 ) -> CollabLearner: # with `match_report`
     "A learner from a checkpoint folder, over its own vocabulary or over that of `dls`."
+    if not Path(folder).is_dir() and is_hub_id(folder): folder = hub_folder(folder, revision)
     saved = Pretrained(*read_folder(folder), str(folder))
     if dls is None: dls = _no_ratings(saved)
     learn = cls(dls, make_described(saved.meta, dls.classes), loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
