@@ -235,17 +235,19 @@ def _split(table, splits, valid_pct, seed):
     here[table.rows] = np.arange(len(table))
     return [here[o][here[o] >= 0] for o in parts]
 
-# %% ../nbs/05_data.ipynb #47c83fed
-def _datasets(table, parts, classes, id_cast, is_own):
-    "A `CollabDataset` for each of `parts`, positions in `table`; ids that its own vocabulary lacks were rare, which is no news."
-    sides = list(zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items)))
-    rows = [_rows_of(vocab, ids, codes, name, is_own) for (name, vocab), ids, codes in sides]
-    for idx in parts:
-        x = np.empty((len(idx), 2), dtype=np.int64)
-        for col, (_, _, codes) in enumerate(sides): x[:, col] = rows[col][codes[idx]]
-        yield CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values[idx])[:, None]), classes, table.names[2], id_cast)
+# %% ../nbs/05_data.ipynb #63d110f4
+def _rows(table, classes, is_own=False):
+    "For users and for items, the row of each distinct id; ids that a vocabulary of the table's own lacks were rare, which is no news."
+    sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items))
+    return [_rows_of(vocab, ids, codes, name, is_own) for (name, vocab), ids, codes in sides]
 
-# %% ../nbs/05_data.ipynb #c1583edf
+def _dataset(table, idx, rows, classes, id_cast):
+    "The rows `idx` of `table` as a `CollabDataset`."
+    x = np.empty((len(idx), 2), dtype=np.int64)
+    for col, codes in enumerate((table.users, table.items)): x[:, col] = rows[col][codes[idx]]
+    return CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values[idx])[:, None]), classes, table.names[2], id_cast)
+
+# %% ../nbs/05_data.ipynb #05388dbb
 @dataclass
 class SplitReport:
     "What a split asks of a model."
@@ -264,20 +266,22 @@ class SplitReport:
                 f'Without a training rating: {self.new_users} users and {self.new_items} items, in {self.new_ratings} of the ratings that validate ({new_pct:.1f}%).\n'
                 f'Without a row of their own, {NA!r} instead: {self.na_ratings} ratings.')
 
-def _report(train, valid, classes):
-    "The `SplitReport` of two `CollabDataset`s."
-    x, x_valid = train.tensors[0], valid.tensors[0]
-    n_new, is_new, no_row = [], False, [False, False]
-    for col, vocab in enumerate(classes.values()):
-        trained = torch.zeros(len(vocab), dtype=torch.bool)
-        trained[x[:, col]] = True
-        new = ~trained[x_valid[:, col]]
-        n_new.append(len(x_valid[new, col].unique()))
+def _report(table, train, valid, rows, classes):
+    "The `SplitReport` of `table`, whose ids have `rows` in `classes`."
+    n_new, is_new, has_no_row = [], False, np.zeros(len(table), dtype=bool)
+    for codes, of_id, vocab in zip((table.users, table.items), rows, classes.values()):
+        is_trained = np.zeros(len(of_id), dtype=bool)
+        is_trained[codes[train]] = True
+        of_valid = codes[valid]
+        new = ~is_trained[of_valid]
+        n_new.append(len(np.unique(of_valid[new])))
         is_new = is_new | new
-        no_row = [is_na | (o[:, col] == (-1 if vocab.na_row is None else vocab.na_row)) for is_na, o in zip(no_row, (x, x_valid))]
-    return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), int(sum(o.sum() for o in no_row)))
+        is_na = of_id == vocab.na_row
+        if is_na.any(): has_no_row |= is_na[codes]
+    n_na = sum(int(has_no_row[part].sum()) for part in (train, valid))
+    return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), n_na)
 
-# %% ../nbs/05_data.ipynb #dc4aad82
+# %% ../nbs/05_data.ipynb #1f744154
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     @classmethod
@@ -317,20 +321,22 @@ class CollabDataLoaders(DataLoaders):
         seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, id_cast=id_cast, on_missing=on_missing, implicit=implicit)
         table = table.merge_repeats(duplicates)
-        parts = _split(table, splits, valid_pct, seed)
-        if not len(parts[0]): raise RatingsError(f'no ratings to train on, {len(parts[1])} of {len(table)} validate; expected at least one: see `splits` and `valid_pct`')
+        train, valid = _split(table, splits, valid_pct, seed)
+        if not len(train): raise RatingsError(f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and `valid_pct`')
         names = table.names[:2]
-        classes = _own_classes(table, names, parts[0], min_count) if vocab is None else _given_classes(vocab, names)
-        dss = list(_datasets(table, parts, classes, id_cast, vocab is None))
+        classes = _own_classes(table, names, train, min_count) if vocab is None else _given_classes(vocab, names)
+        rows = _rows(table, classes, is_own=vocab is None)
+        report = _report(table, train, valid, rows, classes)
+        dss = [_dataset(table, idx, rows, classes, id_cast) for idx in (train, valid)]
         kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
                dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
         dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]
-        if not len(dls[0]): raise RatingsError(f'{len(dss[0])} training ratings make no batch of bs={bs} with drop_last=True; expected one at least')
+        if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={bs} with drop_last=True; expected one at least')
         res = cls(*dls, path=path, device=device)
-        res.report = _report(*dss, classes)
+        res.report = report
         return res
 
-# %% ../nbs/05_data.ipynb #68e7bc84
+# %% ../nbs/05_data.ipynb #13b08030
 @patch
 def test_dl(self:CollabDataLoaders,
     test_items, # table with the user and item columns under the names they had in training, or one row of it; its order is kept
@@ -345,8 +351,8 @@ def test_dl(self:CollabDataLoaders,
     if with_labels is None: with_labels = ds.rating_name in _schema_names(test_items)
     implicit = not with_labels or ds.rating_name is None
     table = read_ratings(test_items, *ds.classes, None if implicit else ds.rating_name, id_cast=ds.id_cast, implicit=implicit)
-    (x, y), = (o.tensors for o in _datasets(table, [np.arange(len(table))], ds.classes, ds.id_cast, is_own=False))
-    return self.valid.new(ds.new((x, y) if with_labels else (x,)), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
+    tensors = _dataset(table, np.arange(len(table)), _rows(table, ds.classes), ds.classes, ds.id_cast).tensors
+    return self.valid.new(ds.new(tensors if with_labels else tensors[:1]), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
 
 # %% ../nbs/05_data.ipynb #378d5c56
 @patch(cls_method=True)
