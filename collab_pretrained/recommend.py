@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/recommend.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11_recommend.ipynb #588ee338
+# %% ../nbs/11_recommend.ipynb #dae5930c
 import os
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .core import RatingsError, VocabError, WeightsError, canonical_ids, _as_array, _examples
 from .vocab import Vocab
 from .roles import find_roles
-from .data import _cast_of, _encode, _one_column, _one_of
+from .ratings import _cast_of, _encode, _one_column, _one_of
 from .learner import CollabLearner
 from .topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors, _pairs
 
@@ -54,7 +54,7 @@ def _table(name, ids, other, vocab, vals, rows):
     who, rank = np.nonzero(rows >= 0)
     return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
 
-# %% ../nbs/11_recommend.ipynb #0ce84d22
+# %% ../nbs/11_recommend.ipynb #3c9dae03
 def _seen(learn, exclude_seen, rows):
     "The pairs that users of `rows` must not be given."
     if exclude_seen is False: return None
@@ -62,6 +62,7 @@ def _seen(learn, exclude_seen, rows):
         if not len(learn.dls.train_ds): raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
                                                            'some: give `exclude_seen=` a table of ratings, or False')
         return seen_pairs(learn.dls, rows)
+    if not isinstance(exclude_seen, pd.DataFrame): raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a DataFrame of ratings')
     sides = []
     for side, name in zip(('users', 'items'), learn.vocab):
         _one_column(list(exclude_seen.columns), name, side[:-1])
@@ -108,18 +109,18 @@ def recommend(self:CollabLearner,
     vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, hidden, show=hasattr(self, 'progress'))
     return _table('user', users, 'item', list(self.vocab.values())[1], vals, top)
 
-# %% ../nbs/11_recommend.ipynb #737df024
+# %% ../nbs/11_recommend.ipynb #e07e893f
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
     _check_k(k)
-    name, vocab, role = (('user', 'item')[side == 'items'], list(learn.vocab.values())[side == 'items'], f'{side[0]}_weight')
+    vocab, role = list(learn.vocab.values())[side == 'items'], f'{side[0]}_weight'
     ids, rows = _asked(learn, side, ids)
     _check_known(learn, side, ids, rows, 'leave the others out')
     wgts = get_model(learn.model).state_dict()
     if role not in (named := find_roles(wgts)): raise WeightsError(f'no table of {side} among the weights {list(wgts)}; expected a model with embeddings of users and items')
     scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
     vals, near = best(scores, rows, k, np.stack([rows, rows], 1), show=hasattr(learn, 'progress'))
-    return _table(name, ids, 'other', vocab, vals, near)
+    return _table(side[:-1], ids, 'other', vocab, vals, near)
 
 # %% ../nbs/11_recommend.ipynb #db3ece01
 @patch
@@ -138,13 +139,13 @@ def similar_users(self:CollabLearner,
     "The users whose vectors are nearest to those of `users`, nearest first."
     return _similar(self, 'users', users, k)
 
-# %% ../nbs/11_recommend.ipynb #a630b2b7
+# %% ../nbs/11_recommend.ipynb #9d242e01
 def _write_vectors(path, ids, rows, vectors):
     "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
     import pyarrow as pa, pyarrow.parquet as pq
     writer, n = None, 2**16
     for start in range(0, max(len(ids), 1), n):
-        vecs = vectors(torch.from_numpy(rows[start:start+n])).float().cpu().numpy()
+        vecs = vectors(torch.tensor(rows[start:start+n])).float().cpu().numpy()
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs.reshape(-1)), vecs.shape[1])
         table = pa.table({'id': pa.array(ids[start:start+n], pa.int64() if ids.dtype == np.int64 else pa.string()), 'vector': lists})
         writer = writer or pq.ParquetWriter(path, table.schema)

@@ -62,7 +62,7 @@ def item_vectors(
     vecs = torch.cat([o.weight.detach()[rows] for o in (model.i_weight, model.i_bias)], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
-# %% ../nbs/09a_topk.ipynb #5879e9a1
+# %% ../nbs/09a_topk.ipynb #f8d1d75f
 _max_scores = 2**28  # in memory at a time: 1 GB of float32
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
@@ -76,7 +76,7 @@ class DotScores:
         self.model, self.item_rows, self.device = model, item_rows, model.i_weight.weight.device
         self.items = _padded(item_vectors(model, torch.tensor(item_rows, device=self.device)))
         self.size = max(min(64 if self.device.type == 'cpu' else 1024, _max_scores // max(len(self.items), 1)), 1)
-        self.dtype = self.items.dtype
+        self.dtype, self.y_range = self.items.dtype, y_range_of(model)
     def __call__(self, rows, out): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
 
     def finish(self,
@@ -84,8 +84,10 @@ class DotScores:
         vals:Tensor, # float (size, k), their best scores
     ) -> Tensor: # (size, k), what the model answers
         "Scores as ratings."
-        res, y_range = vals + self.model.u_bias.weight.detach()[rows], y_range_of(self.model)
-        return res if y_range is None else res.sigmoid()*(y_range[1]-y_range[0]) + y_range[0]
+        res = vals + self.model.u_bias.weight.detach()[rows]
+        if self.y_range is None: return res
+        low, high = self.y_range
+        return res.sigmoid()*(high-low) + low
 
 # %% ../nbs/09a_topk.ipynb #fdd28264
 @contextmanager
@@ -170,7 +172,7 @@ def _hidden(pairs, rows, item_rows, chunk, line, n_chunks, width):
     order = np.argsort(chunk, kind='stable')
     return np.split(at[order], np.searchsorted(chunk[order], np.arange(1, n_chunks)))
 
-# %% ../nbs/09a_topk.ipynb #1d2646b2
+# %% ../nbs/09a_topk.ipynb #89e6244d
 _long = 200  # chunks that take some seconds
 
 @torch.no_grad()
@@ -206,9 +208,10 @@ def _best_of_chunk(scores, rows, k, gone, out):
     out[:,len(scores.item_rows):] = -torch.inf
     if len(gone): out.view(-1)[torch.as_tensor(gone, device=out.device)] = -torch.inf
     vals, cols = largest(out, k)
-    if vals.isnan().any(): raise WeightsError(f'the model answers NaN for row {rows[vals.isnan().any(1)][0].item()}; expected numbers: its weights are '
-                                              'no longer finite: start again with a smaller learning rate')
-    vals, cols = scores.finish(rows, vals).cpu().numpy(), cols.cpu().numpy()
+    vals = scores.finish(rows, vals)
+    if (odd := vals.isnan().any(1)).any(): raise WeightsError(f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no '
+                                                              'longer finite: train again from the last good save, with a smaller learning rate')
+    vals, cols = vals.cpu().numpy(), cols.cpu().numpy()
     return vals, np.where(cols < 0, -1, scores.item_rows[cols])
 
 # %% ../nbs/09a_topk.ipynb #b5412251
