@@ -8,9 +8,12 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/elsewhere.html.md"""
 __all__ = ['Pretrained', 'from_arrays', 'Vectors', 'read_vectors', 'from_gensim', 'from_implicit', 'from_lightfm',
            'from_surprise', 'from_cmfrec', 'load_export']
 
-# %% ../nbs/03a_elsewhere.ipynb #c9dac365
+# %% ../nbs/03a_elsewhere.ipynb #e3f81bfe
 import mmap, re, warnings, zipfile
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from torch import Tensor
@@ -18,12 +21,12 @@ from .core import CheckpointError, CheckpointNotFoundError, RatingsError, VocabE
 from .vocab import Vocab, _two_vocabs
 from .roles import find_roles, flat_weights, _tensor
 
-# %% ../nbs/03a_elsewhere.ipynb #750a8e76
+# %% ../nbs/03a_elsewhere.ipynb #f8241a75
 class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
     vocab: object # {column: `Vocab`} or a list of two, users then items
-    meta: dict = {} # what else is known: 'y_range', which a learner must then share; 'counts', as `match_embeds` takes them
+    meta: Mapping = MappingProxyType({}) # what else is known: 'y_range', which a learner must then share; 'counts', as `match_embeds` takes them
     name: str = 'the pretrained weights' # what messages call it
 
     def __repr__(self):
@@ -35,19 +38,23 @@ class Pretrained(NamedTuple):
     def scores(self,
         users, # n ids of users
         items, # n ids of items, one for each
-    ) -> Tensor: # (n,), float64: the dot product of both vectors, plus the biases that there are
+        keys:Mapping=None, # role -> name in `wgts`, where the names are unknown
+    ) -> Tensor: # (n,), float64: the dot product of both vectors plus the biases, as far as there are any; no `y_range` squeezes it
         "What the weights alone answer for pairs of a user and an item."
-        tables = {role: self.wgts[named[0]].double() for role, named in find_roles(self.wgts).items()}
+        if len(users) != len(items): raise VocabError(f'{len(users)} users and {len(items)} items; expected pairs, an item for each user')
+        tables = {role: self.wgts[named[0]].double() for role, named in find_roles(self.wgts, keys).items()}
+        if not tables: raise WeightsError(f'no table of users or items among {_examples(list(self.wgts), 8)}; expected names that are known, or `keys=`')
         rows = [torch.from_numpy(_known_rows(v, ids, side)) for v, ids, side in zip(self._sides(), (users, items), ('users', 'items'))]
-        vecs = [tables[role][r] for role, r in zip(('u_weight', 'i_weight'), rows)]
-        return (vecs[0]*vecs[1]).sum(1) + sum(tables[role][r].flatten() for role, r in zip(('u_bias', 'i_bias'), rows) if role in tables)
+        vectors = [tables[role][r] for role, r in zip(('u_weight', 'i_weight'), rows) if role in tables]
+        product = (vectors[0]*vectors[1]).sum(1) if len(vectors) == 2 else torch.zeros(len(users), dtype=torch.float64)
+        return product + sum(tables[role][r].flatten() for role, r in zip(('u_bias', 'i_bias'), rows) if role in tables)
 
 def _known_rows(vocab, ids, side):
     rows = vocab.rows(ids)
     if (rows < 0).any(): raise VocabError(f'{side}: {_examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
     return rows
 
-# %% ../nbs/03a_elsewhere.ipynb #945e7003
+# %% ../nbs/03a_elsewhere.ipynb #15a36626
 def _ids_vocab(ids, label):
     "The vocabulary that `ids` are, in the order of their rows."
     if isinstance(ids, Tensor): ids = ids.detach().cpu().numpy()
@@ -60,9 +67,10 @@ def _stacked(values, label):
         res = np.asarray(values)
         return np.stack([np.asarray(o) for o in values]) if res.dtype == object else res
     except (TypeError, ValueError): pass
-    sizes = [np.shape(o) for o in values]
+    if not hasattr(values, '__len__'): raise WeightsError(f'{label}: {type(values).__name__}; expected an array, a tensor, or a list of vectors')
+    sizes = [len(o) if hasattr(o, '__len__') else 0 for o in values]
     odd = next((row for row, o in enumerate(sizes) if o != sizes[0]), 0)
-    raise WeightsError(f'{label}: shape {sizes[odd]} in row {odd} and {sizes[0]} in row 0; expected vectors of one length, an array for each id')
+    raise WeightsError(f'{label}: {sizes[odd]} numbers in row {odd} and {sizes[0]} in row 0; expected vectors of one length, an array for each id')
 
 # %% ../nbs/03a_elsewhere.ipynb #b48ceb7c
 def _floats(values, label):
@@ -135,7 +143,7 @@ def _text_ids(texts, id_type, label):
     if id_type is int and odd: raise VocabError(f'{label}: {_examples(odd)} are no integers; expected integers (`id_type=int`)')
     return list(texts) if odd or id_type is str else list(map(int, texts))
 
-# %% ../nbs/03a_elsewhere.ipynb #ca96c0d4
+# %% ../nbs/03a_elsewhere.ipynb #dab278e8
 def _id_column(columns, id_name, label):
     name = id_name if id_name is not None else 'id' if 'id' in columns else columns[0] if len(columns) else None
     if name not in columns: raise CheckpointError(f'{label}: no column {name!r} among {_examples(list(columns), 8)}; expected the one of the ids (`id_name=`)')
@@ -144,7 +152,8 @@ def _id_column(columns, id_name, label):
 def _is_list(o): return isinstance(o, (list, tuple, np.ndarray))
 
 def _frame_vectors(frame, id_name, vector_name, label):
-    "The ids and vectors in a table."
+    "The ids and vectors in a table, whose index may hold the ids if it has a name."
+    if frame.index.name is not None: frame = frame.reset_index()
     id_name = _id_column(frame.columns, id_name, label)
     if not len(frame): raise CheckpointError(f'{label}: no rows; expected ids and their vectors')
     rest = [c for c in frame.columns if c != id_name] if vector_name is None else list(vector_name) if _is_list(vector_name) else [vector_name]
@@ -156,12 +165,12 @@ def _frame_vectors(frame, id_name, vector_name, label):
                                               'column of numbers for each dimension: name what to take with `vector_name=`')
     return Vectors(frame[id_name], frame[rest].to_numpy())
 
-# %% ../nbs/03a_elsewhere.ipynb #8611747d
+# %% ../nbs/03a_elsewhere.ipynb #9ffaa629
 def _read_parquet(path, id_name, vector_name, id_type):
     try: import pyarrow
     except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
     try: frame = pd.read_parquet(path, engine='pyarrow')
-    except (pyarrow.ArrowException, OSError) as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
+    except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
     return _frame_vectors(frame, id_name, vector_name, path)
 
 def _unbracketed(column):
@@ -179,11 +188,12 @@ def _read_csv(path, id_name, vector_name, id_type):
     ids, vectors = _frame_vectors(frame, id_name, vector_name, path)
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
-# %% ../nbs/03a_elsewhere.ipynb #a9bf455d
+# %% ../nbs/03a_elsewhere.ipynb #193ccb09
 def _check_npz(path):
     "Raise where the archive at `path` would unpack to far more than it holds, or promises arrays of another size than its records."
     with zipfile.ZipFile(path) as z:
         for o in z.infolist():
+            if not o.filename.endswith('.npy'): raise ValueError(f'{o.filename} in it is no array')
             if o.file_size > max(200*path.stat().st_size, 2**20): raise ValueError(f'{o.filename} unpacks to {o.file_size} bytes')
             with z.open(o) as f:
                 version = np.lib.format.read_magic(f)
@@ -232,7 +242,7 @@ def _binary_vectors(path, at, width, n):
     try: return Vectors([o.decode() for o in ids], vectors)
     except UnicodeDecodeError as e: raise CheckpointError(f'{path}: the key {e.object[:40]!r} is no text; expected a word2vec file') from None
 
-# %% ../nbs/03a_elsewhere.ipynb #242fc528
+# %% ../nbs/03a_elsewhere.ipynb #e100c3da
 def _read_word2vec(path, id_name, vector_name, id_type):
     with open(path, 'rb') as f: first, second, size = f.readline(), f.readline(), path.stat().st_size
     header = re.fullmatch(rb'(\d{1,15}) (\d{1,9})\s*', first)
@@ -244,7 +254,7 @@ def _read_word2vec(path, id_name, vector_name, id_type):
         f"{path}: it begins with {first[:40]!r}; expected Parquet, CSV, .npz or word2vec (a line 'number width', then a key and its numbers in each)")
     if sample is None: ids, vectors = _binary_vectors(path, len(first), width, n)
     else:
-        with open(path, 'rb') as f: ids, vectors = _text_vectors(path, list(f)[bool(header):], width, n, 1 + bool(header))
+        with open(path, 'rb') as f: ids, vectors = _text_vectors(path, islice(f, bool(header), None), width, n, 1 + bool(header))
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
 # %% ../nbs/03a_elsewhere.ipynb #3e190dd3
