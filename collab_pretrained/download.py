@@ -19,12 +19,12 @@ def is_hub_id(
     "Whether `name` could be that of a repository on the hub."
     return isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', name, re.ASCII))
 
-# %% ../nbs/04b_download.ipynb #f7617e62
+# %% ../nbs/04b_download.ipynb #d22c7a63
 _FILES = ['config.json', 'model.safetensors', 'vocab.json']
 
-def _hub_client():
+def _hub_client(repo_id):
     try: import huggingface_hub
-    except ImportError as e: raise ImportError("the hub is reached with huggingface_hub: `pip install 'collab_pretrained[hub]'`") from e
+    except ImportError as e: raise ImportError(f"the hub, where {repo_id} would be a repository, is reached with huggingface_hub: `pip install 'collab_pretrained[hub]'`") from e
     return huggingface_hub
 
 def _not_fetched(e, repo_id, revision):
@@ -42,7 +42,7 @@ def hub_folder(
     "Fetch a checkpoint from the Hugging Face Hub, and nothing else of its repository."
     repo_id, _, at = str(repo_id).partition('@')
     revision = revision or at or None
-    hub = _hub_client()
+    hub = _hub_client(repo_id)
     try: folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES))
     except Exception as e: raise _not_fetched(e, repo_id, revision) from e  # the client has errors of its own, of its HTTP library, of the file system
     if lost := [o for o in _FILES if not (folder/o).is_file()]: raise CheckpointNotFoundError(

@@ -75,10 +75,10 @@ learn = collab_learner(dls, {', '.join(f'{k}={v!r}' for k, v in kwargs.items())}
 Written by {', '.join(f'{k} {v}' for k, v in (config.get('versions') or {}).items())}.
 """
 
-# %% ../nbs/13_hub.ipynb #df113778
+# %% ../nbs/13_hub.ipynb #4f494092
 def _commit_folder(folder, repo_id, private, message, revision, token):
     "Put the files in `folder` into a repository, in one commit; returns its address."
-    hub = _hub_client()
+    hub = _hub_client(repo_id)
     api = hub.HfApi(token=token)
     files = [hub.CommitOperationAdd(o, folder/o) for o in (*_FILES, 'README.md')]
     try:

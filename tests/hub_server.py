@@ -1,5 +1,5 @@
 "A stand-in for the Hugging Face Hub: as much of its protocol as it takes to create a repository, commit to it and download from it."
-import base64, hashlib, http.server, json, re, threading
+import base64, hashlib, http.server, json, os, re, tempfile, threading
 from urllib.parse import unquote, urlsplit
 
 TOKEN = 'hf_the_only_token'
@@ -13,14 +13,29 @@ class Hub:
         self.url = f'http://127.0.0.1:{self.server.server_port}'
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def close(self): self.server.shutdown(); self.server.server_close()
-
-    def sha(self, repo, n): return hashlib.sha1(f'{repo} {n}'.encode()).hexdigest()
+    def sha(self, repo, n):
+        "The name of a commit: a hash of all that is in it."
+        content = [(path, hashlib.sha1(raw).hexdigest()) for path, raw in self.repos[repo][n].items()]
+        return hashlib.sha1(repr((repo, n, content)).encode()).hexdigest()
 
     def commit(self, repo, revision):
         "The number of the commit that `revision` names in `repo`; None where there is none."
         names = {self.sha(repo, n): n for n in range(len(self.repos[repo]))}
         return names.get(revision, len(names) - 1 if revision == 'main' else None)
+
+
+_started = []
+
+def start():
+    "The stand-in of this process, empty. huggingface_hub, which reads its settings once, must not have been imported before the first call."
+    if not _started:
+        hub, home = Hub(), tempfile.TemporaryDirectory()
+        os.environ.update(HF_ENDPOINT=hub.url, HF_HOME=home.name, HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1')
+        from huggingface_hub import constants
+        assert constants.ENDPOINT == hub.url, 'huggingface_hub was imported before'
+        _started.extend([hub, home])
+    for o in (_started[0].repos, _started[0].private, _started[0].requests): o.clear()
+    return _started[0]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
