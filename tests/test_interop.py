@@ -1,10 +1,10 @@
 """Weights of other libraries, made by the libraries themselves: imported, they score as the library does, and a learner goes on from there.
 
 Each library is optional (the extra `interop`); without it its tests are skipped."""
-import os
+import os, time
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as implicit asks for
 
-import numpy as np, pandas as pd, pytest, torch
+import fastai.collab, numpy as np, pandas as pd, pytest, torch
 from collab_pretrained.all import *
 from collab_pretrained.elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 
@@ -152,6 +152,16 @@ def test_cmfrec_of_a_matrix(matrix, ratings):
     check(from_cmfrec(model, users, items), all_pairs(users, items), model.predict(rows, cols), ratings)
 
 
+def test_export_of_fastai_itself(ratings, tmp_path):
+    dls = fastai.collab.CollabDataLoaders.from_df(ratings, seed=1, path=tmp_path)
+    learn = fastai.collab.collab_learner(dls, n_factors=N_FACTORS, y_range=(0, 5.5))
+    learn.export('export.pkl')
+    for source in (load_export(tmp_path/'export.pkl', trust=True), learn):
+        again = collab_learner(CollabDataLoaders.from_df(ratings, seed=1), n_factors=N_FACTORS, y_range=(0, 5.5), pretrained=source)
+        assert again.match_report.users.coverage == again.match_report.items.coverage == 1
+        for o in ratings.item.unique(): assert torch.equal(again.model.weight([o]), learn.model.weight([o]))
+
+
 @pytest.mark.parametrize('use_nn', [False, True])
 def test_export(use_nn, ratings, tmp_path):
     dls = CollabDataLoaders.from_df(ratings, seed=1, path=tmp_path)
@@ -174,6 +184,38 @@ def test_a_foreign_state_dict(ratings, tmp_path):
     with pytest.warns(CollabWarning, match='u_bias'): learn = collab_learner(dls, n_factors=N_FACTORS, pretrained=pre, keys=keys)
     assert torch.equal(learn.model.u_weight.weight, wgts['user_embedding.weight']) and learn.model.i_weight.weight.dtype == torch.float32
     assert torch.equal(learn.model.i_weight.weight, wgts['item_embedding.weight'].float())
+
+
+def damaged(raw, rng):
+    "`raw`, cut short, with a bit flipped, with some bytes changed, with a few gone or a few too many."
+    b, at = bytearray(raw), rng.integers(len(raw))
+    some = rng.integers(0, 256, rng.integers(1, 9), dtype=np.uint8).tobytes()
+    return bytes([lambda: b[:at], lambda: b[:at] + bytes([b[at]^1 << rng.integers(8)]) + b[at+1:], lambda: b[:at] + some + b[at+len(some):],
+                  lambda: b[:at] + b[at+len(some):], lambda: b[:at] + some + b[at:]][rng.integers(5)]())
+
+
+@pytest.mark.parametrize('ending', ['parquet', 'csv', 'npz', 'txt', 'bin'])
+def test_damaged_files_of_vectors(ending, tmp_path):
+    "Each is read as what it says, or refused in words of ours, at once."
+    rng = np.random.default_rng(1)
+    ids, vecs = [f'i{k}' for k in range(12)], rng.normal(size=(12, 5)).astype(np.float32)
+    path = tmp_path/f'a.{ending}'
+    if ending == 'parquet': pd.DataFrame({'id': ids, 'v': list(vecs)}).to_parquet(path)
+    elif ending == 'csv': pd.DataFrame(vecs, pd.Index(ids, name='id')).to_csv(path)
+    elif ending == 'npz': np.savez_compressed(path, ids=np.array(ids), vectors=vecs)
+    elif ending == 'txt': path.write_text('12 5\n' + ''.join(f'{i} {" ".join(map(str, v))}\n' for i, v in zip(ids, vecs.tolist())))
+    else: path.write_bytes(b'12 5\n' + b''.join(i.encode() + b' ' + v.tobytes() for i, v in zip(ids, vecs)))
+    np.testing.assert_array_equal(from_arrays(None, None, *read_vectors(path)).wgts['i_weight.weight'].numpy().astype(np.float32), vecs)
+    raw, refused = path.read_bytes(), 0
+    for _ in range(300):
+        path.write_bytes(damaged(raw, rng))
+        before = time.perf_counter()
+        try: from_arrays(None, None, *read_vectors(path))
+        except CollabError as e:
+            refused += 1
+            assert str(path) in str(e) or 'items' in str(e)
+        assert time.perf_counter() - before < 1
+    assert refused > 100
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
