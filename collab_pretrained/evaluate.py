@@ -49,7 +49,7 @@ def _answers(model, x):
     device = next(model.parameters()).device
     with _evaluating(model): return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
-# %% ../nbs/10_evaluate.ipynb #b2cb52a9
+# %% ../nbs/10_evaluate.ipynb #243e2f6c
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
 def _relevant(learn, x, y, min_rating):
@@ -66,8 +66,10 @@ def _lists(learn, x, relevant, k):
     "The users who have a row and a relevant item, ascending, and the `k` best items of each, leaving out those rated and not in `x`."
     users, items = learn.vocab.values()
     asked = np.intersect1d(relevant[:,0], users.id_rows)
-    seen = seen_pairs(learn.dls, asked)
-    seen = seen[~np.isin(_keys(seen, len(items)), _keys(x, len(items)))]
+    measured = _keys(x, len(items))
+    def seen(rows):
+        pairs = seen_pairs(learn.dls, rows)
+        return pairs[~np.isin(_keys(pairs, len(items)), measured)]
     return asked, best(scores_of(learn.model, items.id_rows), asked, k, seen, show=hasattr(learn, 'progress'))[1]
 
 def _list_figures(users, top, relevant, k):

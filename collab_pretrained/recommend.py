@@ -7,8 +7,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/recommend.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11_recommend.ipynb #dae5930c
+# %% ../nbs/11_recommend.ipynb #b034b65b
 import os
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
@@ -54,21 +55,21 @@ def _table(name, ids, other, vocab, vals, rows):
     who, rank = np.nonzero(rows >= 0)
     return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
 
-# %% ../nbs/11_recommend.ipynb #3c9dae03
-def _seen(learn, exclude_seen, rows):
-    "The pairs that users of `rows` must not be given."
+# %% ../nbs/11_recommend.ipynb #be52cf73
+def _seen(learn, exclude_seen):
+    "A function from user rows to the pairs that they must not be given; None for no such pairs."
     if exclude_seen is False: return None
     if exclude_seen is True:
         if not len(learn.dls.train_ds): raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
                                                            'some: give `exclude_seen=` a table of ratings, or False')
-        return seen_pairs(learn.dls, rows)
+        return partial(seen_pairs, learn.dls)
     if not isinstance(exclude_seen, pd.DataFrame): raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a DataFrame of ratings')
     sides = []
     for side, name in zip(('users', 'items'), learn.vocab):
         _one_column(list(exclude_seen.columns), name, side[:-1])
         codes, _, of_id = _encoded(learn, side, exclude_seen[name])
         sides.append(of_id[codes])
-    return np.stack(sides, 1)
+    return lambda rows: np.stack(sides, 1)
 
 def _popular(learn, item_rows, k):
     "The `k` of `item_rows` with most ratings in the training part, of equal ones the first, and how many each has."
@@ -87,7 +88,7 @@ def _rows_to_ask(learn, users, rows, on_unknown):
         f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected one: choose 'popular' or 'skip'")
     return users, np.where(known, rows, na_row) if on_unknown == 'mean' else rows
 
-# %% ../nbs/11_recommend.ipynb #d5321730
+# %% ../nbs/11_recommend.ipynb #d37c62f0
 @patch
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for all that have a row
@@ -105,11 +106,10 @@ def recommend(self:CollabLearner,
     shape = len(rows), min(k, len(item_rows))
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
     if not known.all(): vals[~known], top[~known] = _popular(self, item_rows, k)
-    hidden = _seen(self, exclude_seen, rows[known])
-    vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, hidden, show=hasattr(self, 'progress'))
+    vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, _seen(self, exclude_seen), show=hasattr(self, 'progress'))
     return _table('user', users, 'item', list(self.vocab.values())[1], vals, top)
 
-# %% ../nbs/11_recommend.ipynb #e07e893f
+# %% ../nbs/11_recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
     _check_k(k)
@@ -119,7 +119,7 @@ def _similar(learn, side, ids, k):
     wgts = get_model(learn.model).state_dict()
     if role not in (named := find_roles(wgts)): raise WeightsError(f'no table of {side} among the weights {list(wgts)}; expected a model with embeddings of users and items')
     scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
-    vals, near = best(scores, rows, k, np.stack([rows, rows], 1), show=hasattr(learn, 'progress'))
+    vals, near = best(scores, rows, k, lambda rows: np.stack([rows, rows], 1), show=hasattr(learn, 'progress'))
     return _table(side[:-1], ids, 'other', vocab, vals, near)
 
 # %% ../nbs/11_recommend.ipynb #db3ece01

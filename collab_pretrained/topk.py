@@ -62,8 +62,11 @@ def item_vectors(
     vecs = torch.cat([o.weight.detach()[rows] for o in (model.i_weight, model.i_bias)], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
-# %% ../nbs/09a_topk.ipynb #f8d1d75f
-_max_scores = 2**28  # in memory at a time: 1 GB of float32
+# %% ../nbs/09a_topk.ipynb #599e0999
+def _lines(width, device):
+    "How many rows of `width` scores to compute at a time: 16 MB of them on a CPU, 256 MB elsewhere, and 64 rows at least while that is below 1 GB."
+    fit = max((2**22 if device.type == 'cpu' else 2**26) // max(width, 1), 1)
+    return min(max(2**(fit.bit_length() - 1), 64), 1024, max(2**28 // max(width, 1), 1))
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
 
@@ -75,8 +78,7 @@ class DotScores:
     ):
         self.model, self.item_rows, self.device = model, item_rows, model.i_weight.weight.device
         self.items = _padded(item_vectors(model, torch.tensor(item_rows, device=self.device)))
-        self.size = max(min(64 if self.device.type == 'cpu' else 1024, _max_scores // max(len(self.items), 1)), 1)
-        self.dtype, self.y_range = self.items.dtype, y_range_of(model)
+        self.size, self.dtype, self.y_range = _lines(len(self.items), self.device), self.items.dtype, y_range_of(model)
     def __call__(self, rows, out): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
 
     def finish(self,
@@ -128,22 +130,23 @@ def scores_of(
     is_dot = getattr(type(model), 'forward', None) in (collab.EmbeddingDotBias.forward, EmbeddingDotBias.forward)
     return (DotScores if is_dot else ForwardScores)(model, item_rows)
 
-# %% ../nbs/09a_topk.ipynb #9436c791
+# %% ../nbs/09a_topk.ipynb #c5516823
 class CosineScores:
     "Likeness of rows of one table, -1 to 1; 0 to a vector of zeros."
-    size, dtype = 64, torch.float32
+    dtype = torch.float32
     def __init__(self,
         table:Tensor, # (rows, width), an embedding's weight
         item_rows:np.ndarray, # int64 (n,), ascending: the rows to compare with
     ):
         self.table, self.item_rows, self.device = table.detach(), item_rows, table.device
         self.items = _padded(self._unit(torch.tensor(item_rows, device=self.device)))
+        self.size = _lines(len(self.items), self.device)
     def _unit(self, rows): return F.normalize(self.table[rows].float(), dim=1)
     def __call__(self, rows, out): torch.mm(self._unit(rows), self.items.T, out=out)
     def finish(self,
-        rows:Tensor, # int64 (64,), as given to the scorer
-        vals:Tensor, # float (64, k), their best scores
-    ) -> Tensor: # (64, k)
+        rows:Tensor, # int64 (size,), as given to the scorer
+        vals:Tensor, # float (size, k), their best scores
+    ) -> Tensor: # (size, k)
         "Scores as cosines, of which rounding makes none larger than 1."
         return vals.clamp(-1, 1)
 
@@ -172,35 +175,7 @@ def _hidden(pairs, rows, item_rows, chunk, line, n_chunks, width):
     order = np.argsort(chunk, kind='stable')
     return np.split(at[order], np.searchsorted(chunk[order], np.arange(1, n_chunks)))
 
-# %% ../nbs/09a_topk.ipynb #89e6244d
-_long = 200  # chunks that take some seconds
-
-@torch.no_grad()
-def best(
-    scores, # a scorer: `DotScores`, `ForwardScores` or `CosineScores`
-    rows:np.ndarray, # int64 (n,), the rows to answer for, in any order
-    k:int, # how many items each, 1 or more
-    hidden:np.ndarray=None, # int64 (m, 2), pairs of a row and an item row that must not win; None for none
-    show:bool=False, # whether to show a progress bar where it takes long
-) -> tuple: # float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more; arrays; k is at most the number of items
-    "The `k` best items of each row; of equal ones those of the smaller item rows."
-    rows, back = np.unique(rows, return_inverse=True)
-    n, size = len(scores.item_rows), scores.size
-    k, width = min(k, n), n + -n % _block
-    vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
-    if not len(rows) or not k: return vals[back], items[back]
-    chunk, line = _places(rows, size)
-    n_chunks = chunk.max() + 1
-    grid = np.full((n_chunks, size), -1)
-    grid[chunk, line] = np.arange(len(rows))
-    gone = [()]*n_chunks if hidden is None else _hidden(hidden, rows, scores.item_rows, chunk, line, n_chunks, width)
-    out = torch.empty(size, width, dtype=scores.dtype, device=scores.device)
-    for c in progress_bar(range(n_chunks), leave=False) if show and n_chunks > _long else range(n_chunks):
-        v, i = _best_of_chunk(scores, rows[np.maximum(grid[c], 0)], k, gone[c], out)
-        asked = grid[c] >= 0
-        vals[grid[c][asked]], items[grid[c][asked]] = v[asked], i[asked]
-    return vals[back], items[back]
-
+# %% ../nbs/09a_topk.ipynb #39176af2
 def _best_of_chunk(scores, rows, k, gone, out):
     "`best` for one chunk: `rows` in their lines, `gone` the flat positions in `out` that must not win."
     rows = torch.as_tensor(rows, device=scores.device)
@@ -213,6 +188,43 @@ def _best_of_chunk(scores, rows, k, gone, out):
                                                               'longer finite: train again from the last good save, with a smaller learning rate')
     vals, cols = vals.cpu().numpy(), cols.cpu().numpy()
     return vals, np.where(cols < 0, -1, scores.item_rows[cols])
+
+def _best_of_part(scores, rows, k, hidden):
+    "`best` for `rows`, distinct; `hidden` are pairs or None."
+    n, size = len(scores.item_rows), scores.size
+    chunk, line = _places(rows, size)
+    n_chunks, width = chunk.max() + 1, n + -n % _block
+    grid = np.full((n_chunks, size), -1)
+    grid[chunk, line] = np.arange(len(rows))
+    gone = [()]*n_chunks if hidden is None else _hidden(hidden, rows, scores.item_rows, chunk, line, n_chunks, width)
+    vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
+    out = torch.empty(size, width, dtype=scores.dtype, device=scores.device)
+    for at, gone in zip(grid, gone):
+        asked = at >= 0
+        v, i = _best_of_chunk(scores, rows[np.where(asked, at, 0)], k, gone, out)  # nobody's lines answer for the first of `rows`
+        vals[at[asked]], items[at[asked]] = v[asked], i[asked]
+    return vals, items
+
+# %% ../nbs/09a_topk.ipynb #d3fa0ca1
+_part = 2**14  # rows, 2 s for 60,000 items on a thread; 2**8 where they are asked one by one
+
+@torch.no_grad()
+def best(
+    scores, # a scorer: `DotScores`, `ForwardScores` or `CosineScores`
+    rows:np.ndarray, # int64 (n,), the rows to answer for, in any order
+    k:int, # how many items each, 1 or more
+    hidden=None, # function from rows, int64 (m,), to pairs of a row and an item row, int64 (l, 2), that must not win; None for none
+    show:bool=False, # whether to show a progress bar where it takes some seconds
+) -> tuple: # float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more; arrays; k is at most the number of items
+    "The `k` best items of each row; of equal ones those of the smaller item rows."
+    rows, back = np.unique(rows, return_inverse=True)
+    k = min(k, len(scores.item_rows))
+    vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
+    step = _part if scores.size > 1 else 2**8
+    parts = [slice(o, o + step) for o in range(0, len(rows) if k else 0, step)]
+    for part in progress_bar(parts, leave=False) if show and len(parts) > 2 else parts:
+        vals[part], items[part] = _best_of_part(scores, rows[part], k, hidden and hidden(rows[part]))
+    return vals[back], items[back]
 
 # %% ../nbs/09a_topk.ipynb #b5412251
 def _pairs(ds): return ds.tensors[0].cpu().numpy() if hasattr(ds, 'tensors') else ds.cats.to_numpy().astype(np.int64)
