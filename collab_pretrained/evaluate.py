@@ -49,7 +49,7 @@ def _answers(model, x):
     device = next(model.parameters()).device
     with _evaluating(model): return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
-# %% ../nbs/10_evaluate.ipynb #243e2f6c
+# %% ../nbs/10_evaluate.ipynb #a1e8b1eb
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
 def _relevant(learn, x, y, min_rating):
@@ -67,10 +67,10 @@ def _lists(learn, x, relevant, k):
     users, items = learn.vocab.values()
     asked = np.intersect1d(relevant[:,0], users.id_rows)
     measured = _keys(x, len(items))
-    def seen(rows):
+    def _elsewhere(rows):
         pairs = seen_pairs(learn.dls, rows)
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]
-    return asked, best(scores_of(learn.model, items.id_rows), asked, k, seen, show=hasattr(learn, 'progress'))[1]
+    return asked, best(scores_of(learn.model, items.id_rows), asked, k, _elsewhere, show=hasattr(learn, 'progress'))[1]
 
 def _list_figures(users, top, relevant, k):
     "The mean figures of the lists `top`, (n, at most k), of `users`, (n,), where the pairs `relevant` are to be found."
