@@ -7,22 +7,21 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/hub.html.md"""
 # %% auto #0
 __all__ = ['model_card']
 
-# %% ../nbs/13_hub.ipynb #003d67e8
+# %% ../nbs/13_hub.ipynb #1e70f876
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-import yaml
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 from .core import CheckpointError, SaveError
 from .download import _FILES, _hub_client, is_hub_id
 from .learner import CollabLearner
 
-# %% ../nbs/13_hub.ipynb #aeef8aa8
+# %% ../nbs/13_hub.ipynb #0c7f7266
 def _front_matter(config, license):
     "What the hub reads of a card."
     facts = {'library_name': 'collab_pretrained', 'license': license, 'tags': ['recommender-system', 'collaborative-filtering', 'embeddings', 'fastai']}
-    return f'---\n{yaml.safe_dump({k: v for k, v in facts.items() if v}, sort_keys=False)}---\n'
+    return '\n'.join(['---', *(f'{k}: {json.dumps(v)}' for k, v in facts.items() if v), '---\n'])  # YAML that is JSON but for its keys
 
 def _table(*head, rows): return '\n'.join(f'| {k} | {v} |' for k, v in [head, ('---', '---'), *rows])
 
