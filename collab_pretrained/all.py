@@ -10,7 +10,8 @@ from .elsewhere import from_arrays, from_cmfrec, from_gensim, from_implicit, fro
 from .data import CollabDataLoaders
 from .models import EmbeddingDotBias
 from .learner import CollabLearner
+from .foldin import FoldedIn
 from .factory import collab_learner
-from . import evaluate as _evaluate  # learn.evaluate
+from .evaluate import RankMetric, rank_scores
 from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors
 from . import hub as _hub  # learn.push_to_hub

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #cff599e2
+# %% ../nbs/08_factory.ipynb #e5fccb2e
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -25,6 +25,7 @@ from .download import hub_folder, is_hub_id
 from .data import CollabDataLoaders, CollabDataset, CollabDL
 from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
 from .learner import CollabLearner
+from . import foldin as _foldin  # for `learn.adapt`
 
 # %% ../nbs/08_factory.ipynb #1072b2dd
 def _read_saved(place):
@@ -73,7 +74,7 @@ def _ratings_of(dls):
     if hasattr(ds, 'tensors'): return ds.tensors[1].flatten() if len(ds.tensors) > 1 and len(ds) else None
     return ds.ys.to_numpy().reshape(-1) if hasattr(ds, 'ys') and len(ds) else None
 
-# %% ../nbs/08_factory.ipynb #5e5bb8d5
+# %% ../nbs/08_factory.ipynb #76bbb576
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range):
     if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)
     config = {**(config or tabular_config()), **({} if y_range is None else {'y_range': y_range})}
@@ -95,17 +96,21 @@ def collab_learner(
     keys:dict=None, # role -> name in the pretrained weights, where the names are unknown (see `match_embeds`)
     min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
     seed:int=None, # of what is drawn for the fills
+    adapt:bool=False, # with `pretrained`: solve the rows of users, then items, from the training part (see `CollabLearner.adapt`)
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
     _check_y_range(y_range, dls)
+    if adapt and pretrained is False: raise CheckpointError('adapt=True without `pretrained`; expected a model to start from')
     path, model_dir = kwargs.get('path') or getattr(dls, 'path', '.'), kwargs.get('model_dir', 'models')
     if pretrained is not False: distrib_barrier()
     source = None if pretrained is False else read_pretrained(pretrained, path, model_dir)
     if source and use_nn and emb_szs is None: emb_szs = _pretrained_widths(source, dls, keys)
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range)
     learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
-    return learn._start_from(source, unseen=unseen, keys=keys, min_overlap=min_overlap, seed=seed) if source else learn
+    if not source: return learn
+    learn._start_from(source, unseen=unseen, keys=keys, min_overlap=min_overlap, seed=seed)
+    return learn.adapt() if adapt else learn
 
 def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
