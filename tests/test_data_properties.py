@@ -6,7 +6,7 @@ from collab_pretrained import data
 from collab_pretrained.core import NA, CollabWarning, RatingsError
 from collab_pretrained.data import CollabDataLoaders, CollabDataset, CollabDL
 
-given_some = lambda *args: lambda f: settings(max_examples=40, deadline=None)(given(*args)(f))
+def given_some(*args, **kwargs): return lambda f: settings(max_examples=40, deadline=None)(given(*args, **kwargs)(f))
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
 ints = st.integers(-2**63, 2**63-1) | st.integers(-5, 20)
@@ -34,7 +34,13 @@ def tables(draw, min_rows=1, max_rows=24):
     df.index = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
     return df
 
-def in_form(draw, df): return df.astype({o: draw(st.sampled_from(forms_of(df[o].tolist()))) for o in ('user', 'item')})
+def in_form(draw, df):
+    "`df` with ids in other dtypes; a category has its levels in any order, and some that no row uses."
+    forms = {o: draw(st.sampled_from(forms_of(df[o].tolist()))) for o in ('user', 'item')}
+    for o, form in forms.items():
+        unused = {'unused'} if isinstance(df[o].iloc[0], str) else {77}
+        if form == 'category': forms[o] = pd.CategoricalDtype(draw(st.permutations(sorted({*df[o]} | unused))))
+    return df.astype(forms)
 
 def rows(df): return list(df[['user', 'item', 'rating']].itertuples(index=False, name=None))
 
@@ -99,14 +105,15 @@ def test_missing_values_raise_or_leave_with_their_rows(df, d):
 @given_some(tables(), st.sampled_from(['last', 'mean']), st.booleans())
 def test_repeated_pairs_become_one(df, how, by_time):
     dls = CollabDataLoaders.from_df(df, duplicates=how, valid_pct=0., time_name='time' if by_time else None)
-    pairs = df.sort_values('time', kind='stable') if by_time else df
-    expected = pairs.groupby(['user', 'item'], sort=False).rating.agg(how).to_dict()
+    by_pair = df.assign(row=range(len(df))).sort_values(['time', 'row'] if by_time else 'row').groupby(['user', 'item'])
+    expected, last = by_pair.rating.agg(how).to_dict(), by_pair.row.last()
     got = rows_of(dls.train_ds)
-    assert len(got) == len(expected)
+    assert [o[:2] for o in got] == [o[:2] for o in rows(df.iloc[sorted(last)])]  # where each pair's last row was
     for u, i, r in got: assert r == pytest.approx(expected[u, i])
 
-@given_some(st.integers(0, 300), st.integers(1, 40), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1), st.integers(1, 100))
-def test_every_row_once_an_epoch(n, bs, shuffle, drop_last, seed, block_rows):
+@given_some(st.integers(0, 12), st.integers(1, 40), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1), st.integers(1, 100))
+def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, block_rows):
+    n = n_full*bs + rest
     ds = CollabDataset((torch.arange(n)[:, None].repeat(1, 2), torch.arange(n, dtype=torch.float32)[:, None]), {})
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     loaders = [CollabDL(ds, bs=bs, shuffle=shuffle, drop_last=drop_last, seed=seed) for _ in range(2)]
@@ -125,6 +132,7 @@ def test_every_row_once_an_epoch(n, bs, shuffle, drop_last, seed, block_rows):
         if not drop_last and n > 1 and bs > 1: assert 1 not in sizes
         assert all(o <= bs + (not drop_last) for o in sizes)
         if not shuffle: assert order == list(range(len(order)))
+    if shuffle and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
 
 def split(df, how, **kw):
     "Positions that train and validate; None where the split refuses the table."
@@ -136,14 +144,18 @@ def split(df, how, **kw):
     assert sorted(train + valid) == list(range(len(df)))
     return train, valid
 
-@given_some(tables(min_rows=2), st.sampled_from(['random', 'time', 'user_time', 'last_n', 'by_user', 'by_item']), st.floats(0, .9), st.integers(0, 2**32))
-def test_splits_keep_their_promise(df, how, valid_pct, seed):
+@pytest.mark.parametrize('how', ['random', 'time', 'user_time', 'last_n', 'by_user', 'by_item'])
+@given_some(df=tables(min_rows=2), valid_pct=st.integers(0, 9).map(lambda o: o/10), seed=st.integers(0, 2**32))
+def test_splits_keep_their_promise(how, df, valid_pct, seed):
     parts = split(df, how, valid_pct=valid_pct, seed=seed)
     if parts is None: return
     assert parts == split(df, how, valid_pct=valid_pct, seed=seed)
     train, valid = (df.iloc[o].assign(row=o) for o in parts)
     if how == 'random': assert len(valid) == int(valid_pct*len(df))
-    if how == 'time' and len(valid): assert valid.time.min() > train.time.max()
+    if how == 'time' and len(valid):
+        assert valid.time.min() > train.time.max()
+        shares = [(df.time >= t).sum() for t in set(df.time) if t > df.time.min()]  # what splits by time can give
+        assert abs(len(valid) - int(valid_pct*len(df))) == min(abs(o - int(valid_pct*len(df))) for o in shares)
     if how == 'by_user': assert not set(train.user) & set(valid.user)
     if how == 'by_item': assert not set(train.item) & set(valid.item)
     if how in ('user_time', 'last_n'):
