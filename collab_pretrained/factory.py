@@ -43,18 +43,18 @@ def _read_named(name, places):
     return Pretrained(*read_folder(hub_folder(name)), name)
 
 def read_pretrained(
-    source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; a hub's 'user/repo' or 'user/repo@revision'; a `Pretrained`; or a `CollabLearner`
+    source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; a hub's 'user/repo' or 'user/repo@revision'; a `Pretrained`; or a `Learner`, ours or fastai's
     path='.', # str or Path, the learner's
     model_dir='models', # str or Path, the learner's, under `path`
 ) -> Pretrained: # its weights, its vocabulary and what is known about it
     "The model that `source` stands for."
     if isinstance(source, Pretrained): return source
-    if isinstance(source, CollabLearner):
+    if isinstance(source, Learner):
         model = get_model(source.model)
-        return Pretrained(model.state_dict(), source.vocab, describe(model), 'the pretrained learner')
+        return Pretrained(model.state_dict(), source.dls.classes, describe(model), 'the pretrained learner')
     if source is True: return _read_saved(path)
     if not isinstance(source, (str, Path)): raise CheckpointError(
-        f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `CollabLearner`')
+        f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
     return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source])
 
 # %% ../nbs/08_factory.ipynb #9651e92b

@@ -190,7 +190,7 @@ def read_ratings(
     id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either; None for nothing
     on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
     implicit=False, # count every row as a rating of 1 and read no rating column?
-) -> Ratings:
+) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
     cols = _schema_names(ratings)
     names = user_name, item_name, rating_name = _column_names(cols, user_name, item_name, rating_name, implicit)
