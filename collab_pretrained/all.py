@@ -6,7 +6,7 @@ from .core import (CheckpointError, CheckpointNotFoundError, CollabError, Collab
 from .vocab import MatchReport, Vocab, VocabMatch, match_classes, match_vocab
 from .match import match_embeds, nearest
 from .keys import load_pretrained_keys
-from .elsewhere import from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
+from .elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 from .data import CollabDataLoaders
 from .models import EmbeddingDotBias
 from .learner import CollabLearner

@@ -23,7 +23,7 @@ from .models import y_range_of
 from .rows import solve_rows
 from .learner import CollabLearner
 
-# %% ../nbs/07a_foldin.ipynb #c2e2b97e
+# %% ../nbs/07a_foldin.ipynb #e9fbf5e4
 def _table(model, side):
     "Vectors and biases of one side, (rows, n_factors + 1): a copy."
     names = find_roles(dict(get_model(model).named_parameters()))
@@ -32,18 +32,19 @@ def _table(model, side):
                                 'rows behind layers have no such solution, train them instead')
     return torch.cat([get_model(model).get_parameter(names[f'{side[0]}_{o}'][0]).detach() for o in ('weight', 'bias')], 1)
 
+@torch.no_grad()
 def _set_table(model, side, table):
     "Put vectors and biases back, into every copy."
     for role, names in find_roles(dict(get_model(model).named_parameters())).items():
         if role[0] != side[0]: continue
-        for name in names: get_model(model).get_parameter(name).data.copy_(table[:,:-1] if role.endswith('weight') else table[:,-1:])
+        for name in names: get_model(model).get_parameter(name).copy_(table[:,:-1] if role.endswith('weight') else table[:,-1:])
 
 def _answers(users, items, x, y_range):
     "What the model says of pairs of rows."
     z = (users[x[:,0],:-1]*items[x[:,1],:-1]).sum(1) + users[x[:,0],-1] + items[x[:,1],-1]
     return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*z.sigmoid()
 
-# %% ../nbs/07a_foldin.ipynb #c0762f5a
+# %% ../nbs/07a_foldin.ipynb #043be9aa
 def _train_ratings(learn):
     "The rows and the ratings of the training part, on the model's device."
     ds = learn.dls.train.dataset
@@ -53,10 +54,11 @@ def _train_ratings(learn):
     return x.to(device), y[:,0].to(device)
 
 def _known(learn, side, x):
-    "Which rows of one side were trained: those of a warm start that matched, else those with ratings."
-    k, vocab = side == 'items', list(learn.vocab.values())[side == 'items']
-    rows = getattr(learn.match_report, side).rows if learn.match_report else torch.bincount(x[:,int(k)], minlength=len(vocab)).cpu().numpy() - 1
-    res = torch.from_numpy(rows >= 0)
+    "Which rows of one side were trained: those that matched at a warm start, else those with ratings, else, without any ratings, those of all ids."
+    vocab = list(learn.vocab.values())[side == 'items']
+    if learn.match_report: res = torch.from_numpy(getattr(learn.match_report, side).rows >= 0)
+    elif len(x): res = torch.bincount(x[:,int(side == 'items')], minlength=len(vocab)).cpu() > 0
+    else: res = torch.ones(len(vocab), dtype=torch.bool)
     if vocab.na_row is not None: res[vocab.na_row] = False
     if not res.any(): raise WeightsError(f'no row of the {side} was trained; expected some to learn from: train the model, or start it from a pretrained one')
     return res.to(x.device)
@@ -90,11 +92,11 @@ def _choose_scale(solve, miss, x, seed):
     best = int(np.argmin(errors))
     return _scales[best], (rows[best], hidden)
 
-# %% ../nbs/07a_foldin.ipynb #f878780f
+# %% ../nbs/07a_foldin.ipynb #90074095
 _tighter = 5  # items that were trained keep closer to their rows than new ones
 
 def _adapted(users, items, x, y, y_range, seed):
-    "Both tables given the ratings, and the two scales that were chosen."
+    "Both tables given the ratings."
     noise = _noise(users, items, x, y, y_range)
     def of_users(shown, s): return solve_rows(users.table, x[shown], y[shown], items.table, users.spread, noise, s, y_range)[0]
     def miss(u, i, hidden): return (y[hidden] - _answers(u, i, x[hidden], y_range)).pow(2).mean().item()
@@ -105,19 +107,37 @@ def _adapted(users, items, x, y, y_range, seed):
     def of_items(shown, s, u): return solve_rows(items.table, x[shown].flip(1), y[shown], u, items.spread, noise, s*held, y_range)[0]
     part = new_users if tried is None else tried[0]
     s_items, _ = _choose_scale(lambda shown, s: of_items(shown, s, part), lambda rows, hidden: miss(part, rows, hidden), x, seed)
-    return new_users, of_items(everything, s_items, new_users), (s_users, s_items)
+    return new_users, of_items(everything, s_items, new_users)
+
+def _read(learn, ratings):
+    "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
+    ds, (user, item) = learn.dls.train.dataset, learn.vocab
+    table = read_ratings(ratings, user, item, ds.rating_name, implicit=ds.rating_name is None)
+    return table, [v.rows(ids) for v, ids in zip(learn.vocab.values(), (table.user_ids, table.item_ids))]
+
+def _of_known(learn, ratings):
+    "Rows and values of ratings whose ids all have a row."
+    table, rows = _read(learn, ratings)
+    for side, ids, of_ids in zip(('users', 'items'), (table.user_ids, table.item_ids), rows):
+        if (of_ids < 0).any(): raise VocabError(f'{(of_ids < 0).sum()} {side} have no row ({_examples(ids[of_ids < 0])}); expected ids that the learner '
+                                                f'knows: give them rows first, `learn.fold_in(ratings, side={side[:-1]!r}, commit=True)`')
+    x = np.stack([of_ids[codes] for of_ids, codes in zip(rows, (table.users, table.items))], 1)
+    device = next(get_model(learn.model).parameters()).device
+    return torch.from_numpy(x).to(device), torch.tensor(table.values).to(device)
 
 @patch
 def adapt(self:CollabLearner,
+    ratings=None, # DataFrame of ratings with the learner's column names, of ids that it knows; None means its training part
     epochs:int=0, # gentle epochs afterwards, over the training part
     lr:float=2e-3, # their learning rate
     seed:int=0, # of which ratings are hidden to choose the scales
-) -> CollabLearner: # itself
-    "Give users, then items, the most probable rows given the training part, then train `epochs` if asked."
-    x, y = _train_ratings(self)
-    if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: make the learner over them')
-    users, items = (_Prior(_table(self.model, side), _known(self, side, x)) for side in ('users', 'items'))
-    *tables, _ = _adapted(users, items, x, y, y_range_of(get_model(self.model)), seed)
+) -> CollabLearner: # itself; the optimizer starts anew
+    "Give users, then items, the most probable rows given their ratings, then train `epochs` if asked."
+    seen = _train_ratings(self)
+    x, y = seen if ratings is None else _of_known(self, ratings)
+    if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of them, or make the learner over one')
+    users, items = (_Prior(_table(self.model, side), _known(self, side, seen[0])) for side in ('users', 'items'))
+    tables = _adapted(users, items, x, y, y_range_of(get_model(self.model)), seed)
     for side, prior, table, vocab in zip(('users', 'items'), (users, items), tables, self.vocab.values()):
         if vocab.na_row is not None: table[vocab.na_row] = prior.mean
         _set_table(self.model, side, table)
@@ -140,24 +160,22 @@ class FoldedIn:
     def biases(self): return self.rows[:,-1]
     def __repr__(self): return f'FoldedIn({len(self.ids)} rows of {self.rows.shape[1]-1} factors: {_examples(self.ids)}; scale={self.scale})'
 
-# %% ../nbs/07a_foldin.ipynb #0f05e7ab
+# %% ../nbs/07a_foldin.ipynb #8c257084
 def _sides(side):
     if side not in ('user', 'item'): raise RatingsError(f"side={side!r}; expected 'user' or 'item'")
     return (side + 's', 'items') if side == 'user' else ('items', 'users')
 
-def _asked(ratings, vocab, ids):
-    "The ids to fold in among those of a table: positions in `ratings`' own list of ids, and the ids."
-    own, rows = ratings
+def _asked(own, rows, ids):
+    "Positions of the ids to fold in among `own`, the distinct ids of a table, whose rows are `rows`."
     if isinstance(ids, str) and ids not in ('new', 'all'): raise RatingsError(f"ids={ids!r}; expected 'new', 'all' or a list of ids")
     if isinstance(ids, str): return np.flatnonzero(rows < 0) if ids == 'new' else np.arange(len(own))
     lost = [o for o in ids if o not in set(own.tolist())]
     if lost: raise RatingsError(f'{_examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(list(ids), dtype=own.dtype)))
 
-def _scale_for_new(prior, others, learn, k, noise, y_range, seed, n=2000):
-    "The scale that would have suited `n` ids that are known, had they been new."
-    x, y = _train_ratings(learn)
-    if k: x = x.flip(1)
+# %% ../nbs/07a_foldin.ipynb #9966547a
+def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
+    "The scale that would have suited `n` ids that are known, had they been new: `x` holds their rows first, `y` their ratings."
     some = torch.zeros(len(prior.table), dtype=torch.bool)
     some[torch.randperm(len(some), generator=torch.Generator().manual_seed(seed))[:n]] = True
     own = (prior.known & some.to(prior.known.device))[x[:,0]]
@@ -167,54 +185,49 @@ def _scale_for_new(prior, others, learn, k, noise, y_range, seed, n=2000):
     def miss(rows, hidden): return (y[hidden] - _answers(rows, others.table, x[hidden], y_range)).pow(2).mean().item()
     return _choose_scale(solve, miss, x, seed)[0]
 
-# %% ../nbs/07a_foldin.ipynb #791edfea
+# %% ../nbs/07a_foldin.ipynb #b7fab0e8
 def _rows_to_solve(learn, ratings, side, ids):
-    "Ids of one side, which of them are known, and their ratings as (own position, row of the other side) and value."
-    own, k = _sides(side)[0], side == 'item'
-    user, item = learn.vocab
-    table = read_ratings(ratings, user, item, getattr(learn.dls.train.dataset, 'rating_name', None), implicit=getattr(learn.dls.train.dataset, 'rating_name', 0) is None)
-    codes, names = [table.users, table.items], [table.user_ids, table.item_ids]
-    vocabs = list(learn.vocab.values())
-    rows = [v.rows(o) for v, o in zip(vocabs, names)]
-    some = _asked((names[k], rows[k]), vocabs[k], ids)
+    "Ids of one side, the row of each or -1, and their ratings: (own position, row of the other side) and value."
+    k, (table, rows) = side == 'item', _read(learn, ratings)
+    codes, names = (table.users, table.items), (table.user_ids, table.item_ids)
+    some = _asked(names[k], rows[k], ids)
     place = np.full(len(names[k]), -1)
     place[some] = np.arange(len(some))
     x = np.stack([place[codes[k]], rows[not k][codes[not k]]], 1)
-    lost = (x[:,0] >= 0) & (x[:,1] < 0)
-    if lost.any(): warnings.warn(f'{lost.sum()} of {(x[:,0] >= 0).sum()} ratings are of {_sides(side)[1]} without a row, and are left out', CollabWarning, stacklevel=4)
-    use = (x >= 0).all(1)
-    return names[k][some], rows[k][some], torch.from_numpy(x[use]), torch.as_tensor(np.asarray(table.values)[use], dtype=torch.float32)
+    lost, asked = (x[:,0] >= 0) & (x[:,1] < 0), x[:,0] >= 0
+    if lost.any(): warnings.warn(f'{lost.sum()} of {asked.sum()} ratings are of {_sides(side)[1]} without a row, and are left out', CollabWarning, stacklevel=4)
+    use, device = (x >= 0).all(1), next(get_model(learn.model).parameters()).device
+    return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device)
 
+# %% ../nbs/07a_foldin.ipynb #8aad6978
 @patch
 def fold_in(self:CollabLearner,
     ratings, # DataFrame of ratings with the learner's column names
     side:str='user', # 'user' or 'item': whose rows are wanted; the other side stays as it is
     ids='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings`
     scale:float=None, # how tightly rows are held to their prior, above 0: 1 believes it, more is tighter; None chooses it on known ids
-    commit:bool=False, # whether to add the rows, or put them in the place of the old ones, in model and vocabulary
+    commit:bool=False, # whether to add the rows, or put them in the place of the old ones, in model and vocabulary; the optimizer then starts anew
     seed:int=0, # of which known ids choose the scale
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: new ids from the mean row, known ones from their own."
-    model = get_model(self.model)
+    y_range, sides = y_range_of(get_model(self.model)), _sides(side)
     names, rows, x, y = _rows_to_solve(self, ratings, side, ids)
-    seen, _ = _train_ratings(self)
-    prior, others = (_Prior(_table(model, s), _known(self, s, seen)) for s in _sides(side))
-    users, items = (prior, others)[::1 if side == 'user' else -1]
-    noise, y_range, x, y = _noise(users, items, *_train_ratings(self), y_range_of(model)), y_range_of(model), x.to(prior.table.device), y.to(prior.table.device)
-    if scale is None: scale = _scale_for_new(prior, others, self, side == 'item', noise, y_range, seed)
-    known = torch.from_numpy(rows >= 0)[:,None].to(prior.table.device)
+    seen, values = _train_ratings(self)
+    prior, others = (_Prior(_table(self.model, o), _known(self, o, seen)) for o in sides)
+    if side == 'item': seen = seen.flip(1)
+    known = torch.from_numpy(rows >= 0)[:,None].to(x.device)
     centre = torch.where(known, prior.table[rows], prior.mean)
-    solved, variance = solve_rows(centre, x, y, others.table, prior.spread, noise, scale, y_range, variance=True)
-    res = FoldedIn(names, solved, variance, scale)
-    if commit: _commit(self, _sides(side)[0], res, rows)
+    noise = _noise(prior, others, seen, values, y_range) if len(seen) else _noise(_Prior(centre, known[:,0]), others, x, y, y_range)
+    if scale is None: scale = _scale_for_new(prior, others, seen, values, noise, y_range, seed)
+    res = FoldedIn(names, *solve_rows(centre, x, y, others.table, prior.spread, noise, scale, y_range, variance=True), scale)
+    if commit: _commit(self, sides[0], res, rows)
     return res
 
-# %% ../nbs/07a_foldin.ipynb #36501447
+# %% ../nbs/07a_foldin.ipynb #8ee19598
 def _grown(layer, n):
     "`layer` with `n` more rows of zeros."
-    res = nn.Embedding(layer.num_embeddings + n, layer.embedding_dim, device=layer.weight.device, dtype=layer.weight.dtype)
-    with torch.no_grad(): res.weight.copy_(torch.cat([layer.weight, layer.weight.new_zeros(n, layer.embedding_dim)]))
-    return res.train(layer.training)
+    wgt = layer.weight.detach()
+    return nn.Embedding.from_pretrained(torch.cat([wgt, wgt.new_zeros(n, layer.embedding_dim)]), freeze=False).train(layer.training)
 
 def _commit(learn, side, folded, rows):
     "Put folded rows into model and vocabulary."

@@ -150,7 +150,7 @@ def save_pretrained(self:CollabLearner,
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
     return folder
 
-# %% ../nbs/07_learner.ipynb #6b32a33c
+# %% ../nbs/07_learner.ipynb #01998743
 @patch
 def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=None, unseen='mean', counts=None, min_count=0, seed=None, min_overlap=0.):
     "Match, check and load `pretrained`."
@@ -161,7 +161,7 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
         'in another range: make the learner with that of the pretrained model')
     report = match_classes(pre.vocab, self.vocab).check()
     for side in ('users', 'items'):
-        if (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
+        if len(getattr(report, side).old_vocab) and (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
             f'{pre.name}: {share:.1%} of the {side} matched; expected {min_overlap:.1%} (`min_overlap`)\n{getattr(report, side)}')
     if counts is None: counts = pre.meta.get('counts')
     missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, counts, min_count, seed), keys=keys)

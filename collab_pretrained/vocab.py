@@ -240,18 +240,18 @@ def match_classes(
         'swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
     return MatchReport(match_vocab(old_users, new_users), match_vocab(old_items, new_items))
 
-# %% ../nbs/01_vocab.ipynb #f54d65ff
+# %% ../nbs/01_vocab.ipynb #b45b14d4
 @patch
 def check(self:MatchReport) -> MatchReport: # itself
     "Raise `VocabError` where no id matched on either side; warn where none did on one, or where a cast would match more."
     said = {}
     for side in ('users', 'items'):
         m = getattr(self, side)
-        empty = '' if len(m.matched) else f'no {side[:-1]} matched: {_examples(m.old_vocab.ids)} against {_examples(m.new_vocab.ids)}'
+        empty = '' if len(m.matched) or not len(m.old_vocab) else f'no {side[:-1]} matched: {_examples(m.old_vocab.ids)} against {_examples(m.new_vocab.ids)}'
         near = [f'{side}: {len(m.matched)} of {len(m.new_vocab.ids)} matched'] if m.hints() and not empty else []
         said[side] = '. '.join([empty, *m.hints()] if empty else [*near, *m.hints()])
     if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
-        f'{said["users"]}; {said["items"]}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, and are '
+        f'{"; ".join(filter(None, said.values()))}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, and are '
         'the ids of the same kind?')
     for o in filter(None, said.values()): warnings.warn(o, CollabWarning, stacklevel=3)
     return self
