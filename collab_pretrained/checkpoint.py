@@ -26,13 +26,17 @@ from .vocab import Vocab, _two_vocabs
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
-# %% ../nbs/04_checkpoint.ipynb #ff5ac6c7
+# %% ../nbs/04_checkpoint.ipynb #81f58e0f
+def _content(path, n=-1):
+    "The first `n` bytes of the file at `path`, or all."
+    try:
+        with open(path, 'rb') as f: return f.read(n)  # no look beforehand: a saver may rename the file between a look and this
+    except FileNotFoundError: raise CheckpointNotFoundError(f'{path}: no such file; expected the path of a file that was saved') from None
+    except IsADirectoryError: raise CheckpointError(f'{path}: a folder; expected a file') from None
+
 def _kind(path):
     "What the file at `path` is, in words."
-    path = Path(path)
-    if not path.exists(): raise CheckpointNotFoundError(f'{path}: no such file; expected the path of a file that was saved')
-    if path.is_dir(): raise CheckpointError(f'{path}: a folder; expected a file')
-    with open(path, 'rb') as f: head = f.read(64)
+    head = _content(path, 64)
     if not head: return 'an empty file'
     if head.startswith(b'PK\x03\x04') or head.startswith(b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'): return 'a torch file'
     if head.startswith(b'version https://git-lfs'): return 'a git-lfs pointer (`git lfs pull` fetches the file itself)'
@@ -230,7 +234,7 @@ def _names(path, names, label):
     try: return Vocab.of(names, label)
     except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
 
-# %% ../nbs/04_checkpoint.ipynb #1df94fbf
+# %% ../nbs/04_checkpoint.ipynb #4c266017
 def _json_columns(path, raw):
     "The two columns in `raw`, the JSON in `path`."
     raw = json.loads(raw)
@@ -246,7 +250,7 @@ def read_vocab(
     path, kind = Path(path), _kind(path)
     expected = 'expected a vocabulary: what `learn.save` writes beside the weights, or two lists, users and items, as a pickle or as JSON'
     if kind not in ('a pickle', 'JSON', 'something else'): raise CheckpointError(f'{path}: {kind}{" (weights?)" if "torch" in kind else ""}; {expected}')
-    raw = path.read_bytes()
+    raw = _content(path)
     try: return _json_columns(path, raw) if kind == 'JSON' else _two_columns(path, _unpickle(raw))
     except CheckpointError: raise
     except _Refused as e: raise CheckpointError(
@@ -491,7 +495,7 @@ def save_folder(
         _commit(folder/'config.json', lambda f: f.write(raw), {p: (_sha(o), partial(_write_bytes, o)) for p, o in zip(paths, parts)})
     except OSError as e: raise SaveError(f'{folder}: not saved ({e}); what was there before is still there') from e
 
-# %% ../nbs/04_checkpoint.ipynb #9f1a7ae5
+# %% ../nbs/04_checkpoint.ipynb #a9329bed
 def _read_config(path, raw):
     "The configuration in `raw`, the content of `path`, checked."
     try: config = json.loads(raw)
@@ -510,8 +514,9 @@ def _read_config(path, raw):
 def _part(path, sha):
     "The bytes of `path` whose SHA-256 is `sha`, also where a save had no time to rename them."
     for o in (path, _pending(path, sha), path):  # once more: they may have been renamed meanwhile
-        if o.is_file() and _sha(raw := o.read_bytes()) == sha: return raw
-    if not path.exists(): raise CheckpointNotFoundError(f'{path}: no such file; expected it beside its config.json')
+        try: raw = _content(o)
+        except CheckpointError: continue  # gone, or not there
+        if _sha(raw) == sha: return raw
     raise CheckpointError(f'{path}: {_kind(path)}, and not the one that config.json beside it was saved with: damaged, cut short, or from another save')
 
 # %% ../nbs/04_checkpoint.ipynb #e9c9d775

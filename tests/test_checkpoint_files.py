@@ -1,8 +1,9 @@
 """What only processes can show of `collab_pretrained.checkpoint`: kills, savers at the same time, full and read-only folders, damaged files."""
-import json, os, pickle, random, resource, shutil, signal, time
+import json, os, pickle, random, re, resource, shutil, signal, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pytest, torch
+from collab_pretrained import checkpoint
 from collab_pretrained.checkpoint import read_folder, read_opt, read_pair, read_vocab, read_weights, save_folder, save_pair
 from collab_pretrained.core import CheckpointError, CheckpointNotFoundError, CollabError, SaveError
 
@@ -110,6 +111,24 @@ def test_two_savers_and_a_reader(tmp_path, form):
     assert seen == {1, 2, 3, 4}
     form.save(tmp_path, 5)
     assert form.which(tmp_path) == 5 and sorted(os.listdir(tmp_path)) == form.files
+
+@formats
+def test_a_rename_between_two_looks(tmp_path, form, monkeypatch):
+    "A saver renames the pending file just when a reader that found it wants to open it."
+    def dies_before_the_last_renames():
+        checkpoint._rename = lambda old, new: os._exit(7) if old.name.endswith('.pending') else os.replace(old, new)
+        form.save(tmp_path, 2)
+    form.save(tmp_path, 1)
+    with child(dies_before_the_last_renames) as pid: assert status(pid) == 7
+    assert any(o.name.endswith('.pending') for o in tmp_path.iterdir())
+    real, renamed = checkpoint._content, []
+    def content(path, *args):
+        if str(path).endswith('.pending') and Path(path).exists():
+            renamed.append(path)
+            os.replace(path, re.sub(r'\.[0-9a-f]+\.pending$', '', str(path)))
+        return real(path, *args)
+    monkeypatch.setattr(checkpoint, '_content', content)
+    assert form.which(tmp_path) == 2 and renamed
 
 def contents(folder): return {o.name: o.read_bytes() for o in folder.iterdir()}
 
