@@ -47,9 +47,9 @@ class Tab:
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
-    "The site, made from the outputs that the notebooks hold."
+    "The site as `make docs` makes it: every notebook run."
     dest = tmp_path_factory.mktemp('docs')/'site'
-    subprocess.run([sys.executable, ROOT/'tools/build_docs.py', '--saved', '--engine', 'smalldocs', '--dest', dest], check=True)
+    subprocess.run([sys.executable, ROOT/'tools/build_docs.py', '--engine', 'smalldocs', '--dest', dest], check=True)
     return dest
 
 
