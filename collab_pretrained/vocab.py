@@ -16,14 +16,14 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import NA, CollabWarning, RatingsError, VocabError, canonical_ids, _examples
 
-# %% ../nbs/01_vocab.ipynb #640644e7
+# %% ../nbs/01_vocab.ipynb #ff54b595
 def _plain_ids(names, label):
     "A list of names, '#na#' left out, as ids in their one form; Python's own integers or texts, the usual case, without a look at each."
     kinds = set(map(type, names))
     try:
         if kinds == {int}: return np.array(names, dtype=np.int64)
     except OverflowError: pass  # `canonical_ids` says which
-    if kinds == {str}: return np.array([*names, None], dtype=object)[:-1]
+    if kinds == {str}: return np.array(names, dtype=object)
     try: return canonical_ids(names, label)
     except RatingsError as e: raise VocabError(str(e)) from None
 
@@ -31,7 +31,16 @@ def _hashes(ids):
     "A 64-bit integer for each id, the same for equal ids: integers themselves, Python's hash of a text, which it keeps with the text."
     return ids if ids.dtype == np.int64 else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
 
-# %% ../nbs/01_vocab.ipynb #d3469591
+def _index_of(ids):
+    "From an id's hash to its position, since a look-up of integers is several times faster than one of texts; from the ids where hashes repeat."
+    index = pd.Index(_hashes(ids))
+    return index if index.is_unique else pd.Index(ids, dtype=ids.dtype)
+
+def _differ(ids, found, others, part=2048):
+    "Where `ids[found]` is another text than `others`: in parts whose texts are still in the cache when they are compared."
+    return np.concatenate([ids[found[k:k+part]] != others[k:k+part] for k in range(0, len(found), part)])
+
+# %% ../nbs/01_vocab.ipynb #30c19eaf
 class Vocab(Sequence):
     "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
     def __init__(self,
@@ -45,11 +54,13 @@ class Vocab(Sequence):
         rows = np.arange(self.n_rows)
         if self.na_row is not None: rows = np.delete(rows, self.na_row); del names[self.na_row]
         ids = _plain_ids(names, label)
-        fillers = ids == 'xxfake' if ids.dtype == object else np.zeros(len(ids), dtype=bool)
-        if fillers.sum() > 1: ids, rows = ids[~fillers], rows[~fillers]
-        self.ids, self.id_rows = ids, rows  # the real ids, int64 or object (of str), and the row of each (int64)
-        for o in (ids, rows): o.flags.writeable = False
+        self._own(ids, rows)
+        if not self._index.is_unique: self._own(ids[own := ids != 'xxfake'], rows[own])
         if not self._index.is_unique: self._refuse_duplicates(label)
+
+    def _own(self, ids, rows):
+        self.ids, self.id_rows, self._index = ids, rows, _index_of(ids)  # the real ids, int64 or object (of str), the row of each (int64), and the way from one to the other
+        for o in (ids, rows): o.flags.writeable = False
 
     def _refuse_duplicates(self, label):
         twice = self.ids[self._index.duplicated()]  # of the ids themselves, as `_index` is where hashes repeat
@@ -58,9 +69,7 @@ class Vocab(Sequence):
                          'row: keep one of them, in the vocabulary and in the table')
 
     @cached_property
-    def _index(self):  # of hashes: a look-up of integers is several times faster than one of texts
-        index = pd.Index(_hashes(self.ids))
-        return index if index.is_unique else pd.Index(self.ids, dtype=self.ids.dtype)
+    def _index(self): return _index_of(self.ids)  # again, after unpickling
     @cached_property
     def _names(self):
         names = np.full(self.n_rows, 'xxfake', dtype=object)
@@ -77,7 +86,7 @@ class Vocab(Sequence):
     def __eq__(self, other): return isinstance(other, Vocab) and self.kind == other.kind and self._names == other._names
     def __repr__(self): return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {_examples(self, 4)}'
 
-# %% ../nbs/01_vocab.ipynb #521729b2
+# %% ../nbs/01_vocab.ipynb #b04f355f
 @patch
 def rows(self:Vocab,
     ids, # ids in any form that `canonical_ids` takes, or a `Vocab` for its real ids; any number
@@ -88,7 +97,7 @@ def rows(self:Vocab,
     hashed = self._index.dtype != ids.dtype
     if keys is None or keys.dtype != self._index.dtype: keys = pd.Index(_hashes(ids) if hashed else ids, dtype=self._index.dtype)
     found = self._index.get_indexer(keys)
-    if hashed: found[np.append(self.ids, None)[found] != ids] = -1  # another text of the same hash
+    if hashed and len(self.ids) and len(ids): found[_differ(self.ids, found, ids)] = -1  # another text of the same hash
     return np.append(self.id_rows, -1)[found]
 
 # %% ../nbs/01_vocab.ipynb #d89fe441
