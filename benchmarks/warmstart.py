@@ -1,0 +1,191 @@
+"""When the catalogue has changed: what a warm start, fold-in, adapt, freezing, anchoring and a full retrain give, and what they cost.
+
+Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--out benchmarks/results/warmstart.csv]
+MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread. Four ways in which a corpus changes:
+  time   sorted by time, the first 80% old; new are the last 20% and the newest tenth of the old; validation is each user's last fifth since then
+  point  the same corpora; validation is the last fifth of the new one, by time for all
+  users  half of the users unseen; new are their ratings and the newest fifth of everyone else's; validation is each user's last fifth of those
+  items  likewise with items
+The old model: 50 factors, sigmoid to (0, 5.5), 8 epochs of one cycle with AdamW, bs=512, lr 5e-3, decoupled weight decay 0.4; all others likewise. The
+number of epochs is chosen in each set-up on the validation part that the same rule makes of the new training part, with the first seed; it is not reported.
+RMSE (of answers clipped to the ratings' range) over all ratings that validate, over those whose user and item the old model knew, and over the others.
+`change` is what happened to 2,000 old ratings that trained no model: the RMSE now, less the old model's. Medians over the seeds; CPU seconds of training."""
+import argparse, os
+os.environ['OMP_NUM_THREADS'] = '1'
+import time, warnings
+from functools import partial
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from fastai.data.external import URLs, untar_data
+from fastai.optimizer import OptimWrapper
+from collab_pretrained.all import *
+from collab_pretrained.factory import read_pretrained
+
+adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
+fills = 'mean', 'popular', 'normal', 'random', 'nearest'
+
+def read(name):
+    "Ratings sorted by time, and the genres of each film as zeros and ones."
+    if name == 'ml-100k':
+        folder = untar_data(URLs.ML_100k)
+        df = pd.read_csv(folder/'u.data', sep='\t', names=['user', 'item', 'rating', 'ts'])
+        genres = pd.read_csv(folder/'u.item', sep='|', header=None, encoding='latin-1', index_col=0).iloc[:,-19:]
+    else:
+        folder = Path(__file__).resolve().parents[2]/'shared/data'/name
+        if not folder.is_dir(): return None
+        df = pd.read_csv(folder/'ratings.csv').set_axis(['user', 'item', 'rating', 'ts'], axis=1)
+        genres = pd.read_csv(folder/'movies.csv', index_col='movieId').genres.str.get_dummies()
+    return df.sort_values('ts', kind='stable').reset_index(drop=True), genres
+
+def last_fifth(df, col, at_least=5):
+    "Which ratings are the last fifth of their user's, or item's; none of those with fewer than `at_least`."
+    groups = df.groupby(col)
+    n, rank = groups[col].transform('size'), groups.cumcount()
+    return (n >= at_least) & (rank >= n - np.maximum(n//5, 1))
+
+def by_time(df, seed, point):
+    "Old ratings, new ratings, and a function that says which of the new are held out."
+    cut = int(.8*len(df))
+    def hold(new):
+        if point: return new.index >= new.index[int(.8*len(new))]
+        late = new[new.index >= cut]
+        return new.index.isin(late.index[last_fifth(late, 'user')])
+    return df[:cut], df[int(.9*cut):], hold
+
+def half_unseen(df, seed, col):
+    ids = df[col].unique()
+    unseen = df[col].isin(np.random.default_rng(seed).choice(ids, len(ids)//2, replace=False))
+    new = unseen | last_fifth(df, col)
+    return df[~new], df[new], partial(last_fifth, col=col)
+
+setups = {'time': partial(by_time, point=False), 'point': partial(by_time, point=True),
+          'users': partial(half_unseen, col='user'), 'items': partial(half_unseen, col='item')}
+
+def loaders(train, valid=None, seed=0):
+    "Loaders of `train`; ids of `valid` get rows as well."
+    df = train if valid is None else pd.concat([train, valid])
+    return CollabDataLoaders.from_df(df.drop(columns='ts'), seed=seed, bs=512, splits=(np.arange(len(train)), np.arange(len(train), len(df))))
+
+def fit(learn, epochs, lr=5e-3):
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=.4)
+    return learn
+
+def answers(learn, df, limits):
+    "Clipped to `limits`; ids without a row have that of '#na#'."
+    x = np.stack([v.rows(df[c]) for c, v in learn.vocab.items()], 1).clip(0)
+    with torch.no_grad(): return learn.model.eval()(torch.from_numpy(x)).numpy().ravel().clip(*limits)
+
+def rmse(preds, df, some=slice(None)): return ((preds - df.rating)[some]**2).mean()**.5
+
+class Trial:
+    "One old model and one new corpus; each way to a new model as a method."
+    def __init__(self, old, train, valid, check, genres, seed):
+        self.old_ratings, self.train, self.valid, self.check, self.genres, self.seed = old, train, valid, check, genres, seed
+        self.matched = valid.user.isin(old.user) & valid['item'].isin(old['item'])
+        self.limits = old.rating.min(), old.rating.max()
+        torch.manual_seed(seed)
+        self.scratch_dls, self.dls, self.all_dls = loaders(train, seed=seed), loaders(train, valid, seed), loaders(self.everything(), seed=seed)
+        self.old = fit(collab_learner(loaders(old, seed=seed), 50, y_range=(0, 5.5), opt_func=adamw), 8)
+        pre, counts = read_pretrained(self.old), {f'{c}s': old[c].value_counts()[v.ids].tolist() for c, v in self.old.vocab.items()}
+        self.start = Pretrained(pre.wgts, pre.vocab, {**pre.meta, 'counts': counts}, pre.name)
+        self.before = rmse(answers(self.old, check, self.limits), check)
+
+    def everything(self): return pd.concat([self.old_ratings.drop(self.train.index, errors='ignore'), self.train])
+    def fresh(self, dls, **kwargs): return collab_learner(dls, 50, y_range=(0, 5.5), opt_func=adamw, **kwargs)
+    def warm(self, unseen='mean', **kwargs):
+        if unseen == 'nearest': unseen = {'users': 'mean', 'items': nearest(self.genres)}
+        return self.fresh(self.dls, pretrained=self.start, unseen=unseen, seed=self.seed, **kwargs)
+
+    def scratch(self, epochs): return fit(self.fresh(self.scratch_dls), epochs)
+    def filled(self, unseen, epochs): return fit(self.warm(unseen), epochs) if epochs else self.warm(unseen)
+    def fold_in(self, side):
+        learn = self.warm()
+        learn.fold_in(self.train, side=side, ids='all', commit=True)
+        return learn
+    def adapt(self, epochs=0):
+        learn = self.warm()
+        with learn.no_bar(), learn.no_logging(): return learn.adapt(epochs=epochs)
+    def frozen(self, epochs): return fit(self.warm().freeze_rows('matched'), epochs)
+    def anchored(self, epochs): return fit(self.warm(cbs=AnchorCallback()), epochs)
+    def retrain(self): return fit(self.fresh(self.all_dls), 8)
+
+    def run(self, way):
+        "RMSE of `way`, a function without arguments that returns a learner, and its seconds."
+        torch.manual_seed(self.seed)
+        start = time.process_time()
+        learn = way()
+        seconds, preds = time.process_time() - start, answers(learn, self.valid, self.limits)
+        parts = {'all': slice(None), 'matched': self.matched, 'new': ~self.matched}
+        change = rmse(answers(learn, self.check, self.limits), self.check) - self.before
+        return {**{k: rmse(preds, self.valid, some) for k, some in parts.items()}, 'change': change, 'cpu_s': seconds}
+
+def ways(trial, epochs):
+    "Name -> function that makes the learner; `epochs` by name, for those that train."
+    res = {'scratch': partial(trial.scratch, epochs['scratch']), 'warm, no epoch': partial(trial.filled, 'mean', 0),
+           **{f'warm, {o}': partial(trial.filled, o, epochs['warm']) for o in fills},
+           'fold-in, users': partial(trial.fold_in, 'user'), 'fold-in, items': partial(trial.fold_in, 'item'),
+           'adapt': trial.adapt, 'adapt, 1 epoch': partial(trial.adapt, 1)}
+    if hasattr(CollabLearner, 'freeze_rows'): res |= {'frozen': partial(trial.frozen, epochs['frozen']), 'anchored': partial(trial.anchored, epochs['anchored'])}
+    return {**res, 'full retrain': trial.retrain}
+
+def split(corpora, seed, tuning=False):
+    "A trial's ratings: old, train, valid, check. Where settings are chosen, the ratings that validate are left out of everything."
+    old, new, hold = corpora
+    if tuning: new = new[~hold(new)]
+    train, valid = new[~hold(new)], new[hold(new)]
+    known = old[old.user.isin(new.user) & old['item'].isin(new['item']) & ~old.index.isin(new.index)]
+    check = known.sample(min(2000, len(known)//2), random_state=seed)
+    return old.drop(check.index), train, valid, check
+
+def choose(trial, quick):
+    "The number of epochs of each way that trains."
+    def best(name, way, among):
+        return min(among[:1] if quick else among, key=lambda n: trial.run(partial(way, n))['all'])
+    res = {'scratch': best('scratch', trial.scratch, (5, 8, 12)), 'warm': best('warm', partial(trial.filled, 'mean'), (1, 2, 4, 8))}
+    if hasattr(CollabLearner, 'freeze_rows'): res |= {o: best(o, getattr(trial, o), (2, 4, 8)) for o in ('frozen', 'anchored')}
+    return res
+
+def measure(name, df, genres, setup, seeds, quick):
+    "A line for each way: medians over the seeds."
+    make, runs = setups[setup], []
+    epochs = choose(Trial(*split(make(df, 0), 0, tuning=True), genres, 0), quick)
+    for seed in range(seeds):
+        trial = Trial(*split(make(df, seed), seed), genres, seed)
+        runs += [{'way': k, **trial.run(way)} for k, way in ways(trial, epochs).items()]
+    res = pd.DataFrame(runs).groupby('way', sort=False).median().reset_index()
+    trained = {k: epochs[k.split(',')[0]] for k in res.way if k.split(',')[0] in epochs} | {'warm, no epoch': 0, 'adapt, 1 epoch': 1, 'full retrain': 8}
+    res.insert(1, 'epochs', res.way.map(trained).fillna(0).astype(int))
+    res.insert(0, 'setup', setup), res.insert(0, 'data', name)
+    return res
+
+def show(table):
+    "The table of one set-up, and who wins."
+    name, setup = table.data[0], table.setup[0]
+    print(f'\n{name}, {setup}: new ids by {dict(time="time", point="time").get(setup, setup)}')
+    print(table.drop(columns=['data', 'setup']).to_string(index=False, float_format='{:.4f}'.format))
+    best, of = table.loc[table['all'].idxmin()], table.set_index('way')
+    print(f'best: {best.way} ({best["all"]:.4f}); adapt took {of.cpu_s["adapt"]/of.cpu_s["full retrain"]:.2f} of the seconds of a full retrain', flush=True)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--data', nargs='+', default=['ml-100k', 'ml-latest-small'], choices=['ml-100k', 'ml-latest-small'], help='which ratings')
+    p.add_argument('--setups', nargs='+', default=list(setups), choices=list(setups), help='which ways of changing')
+    p.add_argument('--seeds', type=int, default=3, help='runs of each')
+    p.add_argument('--quick', action='store_true', help='one seed, and no settings chosen')
+    p.add_argument('--out', type=Path, help='CSV file for the table')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore', CollabWarning)
+    tables = []
+    for name in a.data:
+        if (data := read(name)) is None: print(f'{name} is not there, and left out'); continue
+        for setup in a.setups:
+            start = time.process_time()
+            tables.append(measure(name, *data, setup, 1 if a.quick else a.seeds, a.quick))
+            show(tables[-1])
+            print(f'{time.process_time()-start:.0f} s', flush=True)
+    if a.out:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        pd.concat(tables).round(4).to_csv(a.out, index=False)
+
+if __name__ == '__main__': main()
