@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.html.md"""
 # %% auto #0
 __all__ = ['CollabDataset', 'CollabDL', 'SplitReport', 'CollabDataLoaders']
 
-# %% ../nbs/05_data.ipynb #f6c84d05
+# %% ../nbs/05_data.ipynb #c87cb072
 import inspect, random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
-from .core import NA, RatingsError, _examples
+from .core import NA, RatingsError, VocabError, _examples
 from .vocab import Vocab, match_vocab, _two_vocabs
 from .splits import fresh_seed, split_ratings
 from .ratings import open_parquet, read_ratings, read_csv as _read_csv, _cast_of, _encode, _one_column, _one_of, _schema_names, _warn
@@ -135,7 +135,7 @@ def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1
     try: return next(iter(self))
     finally: self.epoch = epoch
 
-# %% ../nbs/05_data.ipynb #7ff74bea
+# %% ../nbs/05_data.ipynb #989ff2ff
 @patch
 def decode(self:CollabDL,
     b, # a batch, (x, y) or (x,)
@@ -143,15 +143,36 @@ def decode(self:CollabDL,
     "A batch as the table that it came from."
     return self.dataset.decode(b)
 
+# %% ../nbs/05_data.ipynb #980a3ee1
+def _titles_of(
+    titles, # id -> title, a dictionary or a Series; None for none
+    ids, # a list of ids
+) -> list: # of each id's title, or the id itself where it has none
+    "What to call `ids`."
+    if titles is None: return ids
+    titles = dict(titles.items())
+    if ids and not any(o in titles for o in ids): raise VocabError(
+        f'titles: none for {_examples(ids)}, but for {_examples(list(titles))}; expected a dictionary or a Series from id to title, e.g. '
+        "`films.set_index('item').title`")
+    return [titles.get(o, o) for o in ids]
+
+def _with_titles(df, titles):
+    "`df` with a column of titles behind that of the items."
+    if titles is not None: df.insert(2, f'{df.columns[1]}_title', _titles_of(titles, df.iloc[:,1].tolist()))
+    return df
+
+# %% ../nbs/05_data.ipynb #6200bba7
 @patch
 def show_batch(self:CollabDL,
     b=None, # a batch; None for the first of the next epoch
     max_n=9, # rows to show, 1 or more
     show=True, # display the table? False to get it
+    titles=None, # item id -> title, a dictionary or a Series; None shows no titles
     **kwargs, # accepted as fastai's loaders do, and not used
 ) -> pd.DataFrame: # None if shown
     "Show some ratings of a batch."
     df = self.decode(tuple(o[:max_n] for o in (self.one_batch() if b is None else b)))
+    df = _with_titles(df, titles)
     return display_df(df) if show else df
 
 @patch
@@ -160,10 +181,11 @@ def show_results(self:CollabDL,
     out, # predictions for it, (bs,) or (bs, 1)
     max_n=9, # rows to show, 1 or more
     show=True, # display the table? False to get it
+    titles=None, # item id -> title, a dictionary or a Series; None shows no titles
     **kwargs, # accepted as fastai's loaders do, and not used
 ) -> pd.DataFrame: # None if shown
     "Show some ratings of a batch beside what was predicted."
-    df = self.show_batch(b, max_n=max_n, show=False)
+    df = self.show_batch(b, max_n=max_n, show=False, titles=titles)
     df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
     return display_df(df) if show else df
 

@@ -7,13 +7,14 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/plots.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/12_plots.ipynb #a723282d
+# %% ../nbs/12_plots.ipynb #acddb97e
 import textwrap
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .core import RatingsError, VocabError, WeightsError, _examples
 from .roles import find_roles
+from .data import _titles_of
 from .models import y_range_of
 from .learner import CollabLearner
 from .foldin import _sides
@@ -21,14 +22,10 @@ from .topk import _pairs
 from .evaluate import _answers, _errors, _groups, _rated
 from .recommend import _asked, _check_known
 
-# %% ../nbs/12_plots.ipynb #a2285dfb
+# %% ../nbs/12_plots.ipynb #9afaf7bb
 def _labels(titles, ids, n_chars=36):
     "The text for each of `ids`: its title, cut to `n_chars`, or the id itself."
-    titles = {} if titles is None else dict(titles.items())
-    if titles and len(ids) and not any(o in titles for o in ids.tolist()): raise VocabError(
-        f'titles: none for {_examples(ids)}, but for {_examples(list(titles))}; expected a dictionary or a Series from id to title, e.g. '
-        "`films.set_index('item').title`")
-    text = [str(titles.get(o, o)).replace('$', r'\$') for o in ids.tolist()]  # matplotlib would read a formula between two of them
+    text = [str(o).replace('$', r'\$') for o in _titles_of(titles, ids.tolist())]  # matplotlib would read a formula between two of them
     return [textwrap.shorten(o, n_chars, placeholder='…') if ' ' in o else o[:n_chars] for o in text]
 
 # %% ../nbs/12_plots.ipynb #17e65071
