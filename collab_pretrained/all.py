@@ -9,6 +9,7 @@ from .keys import load_pretrained_keys
 from .elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 from .data import CollabDataLoaders
 from .models import EmbeddingDotBias
+from .optim import FusedAdam
 from .learner import CollabLearner
 from .foldin import FoldedIn
 from .factory import collab_learner

@@ -26,6 +26,7 @@ from .keys import load_pretrained_keys
 from .elsewhere import Pretrained
 from .checkpoint import read_opt, read_pair, save_folder, save_pair
 from .models import describe, y_range_of
+from .optim import FusedAdam
 
 # %% ../nbs/07_learner.ipynb #e1e1dd9b
 class MeanRowCallback(Callback):
@@ -57,10 +58,12 @@ class CollabLearner(Learner):
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
         model:nn.Module, # `EmbeddingDotBias`, `EmbeddingNN`, or a model with their names
+        loss_func=None, # loss of predictions and ratings; None takes that of the training data, as fastai does
+        opt_func=FusedAdam, # what makes the optimizer, from parameters and `lr`; `FusedAdam` computes what fastai's `Adam` does
         default_cbs:bool=True, # whether to add fastai's usual callbacks, and `MeanRowCallback`
         **kwargs
     ):
-        super().__init__(dls, model, default_cbs=default_cbs, **kwargs)
+        super().__init__(dls, model, loss_func, opt_func, default_cbs=default_cbs, **kwargs)
         if default_cbs: self.add_cb(MeanRowCallback())
 
     @property
