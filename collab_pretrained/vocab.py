@@ -127,41 +127,70 @@ def of(cls:Vocab,
         f'{label}: {type(names).__name__} {names!r}; expected a list of names in row order, or a dictionary from name to row')
     return cls(names, label)
 
-# %% ../nbs/01_vocab.ipynb #4db037c0
+# %% ../nbs/01_vocab.ipynb #b27e75b7
 @dataclass(frozen=True, repr=False)
 class VocabMatch:
     "Where each row of a new vocabulary was in an old one."
     old_vocab: Vocab # the pretrained model's ids
     new_vocab: Vocab # today's ids
     rows: np.ndarray # (rows of `new_vocab`,), int64: the old row of each new row; -1 where there is none
+    old_counts: np.ndarray|None = None # (old ids,): interactions of each id of `old_vocab`, where they are known
+    new_counts: np.ndarray|None = None # (new ids,): interactions of each id of `new_vocab`, where they are known
 
     @cached_property
     def _known(self): return self.rows[self.new_vocab.id_rows] >= 0
+    @cached_property
+    def _kept(self): return self.new_vocab.rows(self.old_vocab) >= 0
     @property
     def matched(self): return self.new_vocab.ids[self._known]
     @property
     def new(self): return self.new_vocab.ids[~self._known]
     @property
-    def dropped(self): return self.old_vocab.ids[self.new_vocab.rows(self.old_vocab) < 0]
+    def dropped(self): return self.old_vocab.ids[~self._kept]
     @property
     def coverage(self): return len(self.matched)/max(len(self.new_vocab.ids), 1)
 
+    @property
+    def shares(self) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, where the interactions are known
+        "What the ids of each kind have of the old and of the new interactions."
+        def of(counts, which): return counts[which].sum()/max(counts.sum(), 1)
+        old, new = self.old_counts is not None, self.new_counts is not None
+        return {'matched': {**({'old': of(self.old_counts, self._kept)} if old else {}), **({'new': of(self.new_counts, self._known)} if new else {})},
+                'new': {'new': of(self.new_counts, ~self._known)} if new else {},
+                'dropped': {'old': of(self.old_counts, ~self._kept)} if old else {}}
+
+    def _table(self):
+        "For each kind of ids: its name, how many, their shares of the interactions, examples."
+        def text(shares): return ', '.join(f'{share:.1%} of the {when}' for when, share in shares.items())
+        return [(k, len(getattr(self, k)), text(self.shares[k]), _examples(getattr(self, k))) for k in ('matched', 'new', 'dropped')]
+
     def __repr__(self):
         lines = [f'{len(self.old_vocab.ids)} old and {len(self.new_vocab.ids)} new ids, {self.coverage:.1%} of the new ones matched']
-        for k in ('matched', 'new', 'dropped'): lines.append(f'  {k:8}{len(getattr(self, k)):8}  {_examples(getattr(self, k))}')
+        for k, n, shares, examples in self._table(): lines.append(f'  {k:8}{n:8}  {examples}{f"; {shares} interactions" if shares else ""}')
         return '\n'.join(lines + [f'  {o}' for o in self.hints()])
 
-# %% ../nbs/01_vocab.ipynb #1aeec471
+# %% ../nbs/01_vocab.ipynb #4aa74e5e
+def _checked_counts(counts, vocab, label):
+    if counts is None: return None
+    counts = np.asarray(counts)
+    if counts.shape != (len(vocab.ids),): raise VocabError(
+        f"{label}: counts of shape {counts.shape}; expected ({len(vocab.ids)},), the interactions of each id in the vocabulary's order, '#na#' left out")
+    return counts
+
 def match_vocab(
     old, # the pretrained model's ids, in any form that `Vocab.of` takes
     new, # today's ids, likewise
+    *,
+    old_counts=None, # (old ids,): interactions of each, in the vocabulary's order without '#na#'; None where they aren't known
+    new_counts=None, # (new ids,): likewise
 ) -> VocabMatch: # `rows`, and the ids that `matched`, are `new`, were `dropped`
     "Match one column's ids, exactly or not at all."
     old, new = Vocab.of(old, 'the old vocabulary'), Vocab.of(new, 'the new vocabulary')
+    old_counts, new_counts = _checked_counts(old_counts, old, 'the old vocabulary'), _checked_counts(new_counts, new, 'the new vocabulary')
     rows = np.full(len(new), -1)
     rows[new.id_rows] = old.rows(new)
     if None not in (old.na_row, new.na_row): rows[new.na_row] = old.na_row
-    return VocabMatch(old, new, rows)
+    return VocabMatch(old, new, rows, old_counts, new_counts)
 
 # %% ../nbs/01_vocab.ipynb #995f560d
 def _to_int(o):
@@ -190,27 +219,32 @@ def hints(self:VocabMatch) -> list: # of text, one for each cast that would matc
                 break
     return res
 
-# %% ../nbs/01_vocab.ipynb #c8e186a3
+# %% ../nbs/01_vocab.ipynb #9cb2ab30
 @patch
 def _repr_html_(self:VocabMatch):
-    rows = ''.join(f'<tr><td>{k}</td><td>{len(getattr(self, k))}</td><td>{html.escape(_examples(getattr(self, k)))}</td></tr>' for k in ('matched', 'new', 'dropped'))
+    rows = ''.join(f'<tr><td>{k}</td><td>{n}</td><td>{shares}</td><td>{html.escape(examples)}</td></tr>' for k, n, shares, examples in self._table())
     hints = ''.join(f'<p>{html.escape(o)}</p>' for o in self.hints())
-    return (f'<table><thead><tr><th>{self.coverage:.1%} matched</th><th>ids</th><th>examples</th></tr></thead><tbody>{rows}</tbody></table>{hints}')
+    return (f'<table><thead><tr><th>{self.coverage:.1%} matched</th><th>ids</th><th>interactions</th><th>examples</th></tr></thead><tbody>{rows}</tbody></table>{hints}')
 
 @patch
 def plot(self:VocabMatch,
     ax=None, # matplotlib axes to draw on; None makes them
     title='', # above the bars
 ):
-    "Bars of the old and the new ids, matched and not."
+    "Bars of the old and the new ids, and of their interactions where they are known: matched, new, dropped."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(6, 1.8))[1]
+    if ax is None: ax = plt.subplots(figsize=(6, 1.8), layout='constrained')[1]
     n, new, dropped = (len(o) for o in (self.matched, self.new, self.dropped))
-    ax.barh(['new', 'old'], [n, n], color='C0', label=f'matched ({n})')
-    ax.barh(['new'], [new], left=[n], color='C1', label=f'new ({new})')
-    ax.barh(['old'], [dropped], left=[n], color='C7', label=f'dropped ({dropped})')
-    ax.set(xlabel='ids', title=title)
-    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    bars = {'new ids': (n/max(n+new, 1), 'new'), 'old ids': (n/max(n+dropped, 1), 'dropped')}
+    for when, other in (('new', 'new'), ('old', 'dropped')):
+        if when in self.shares['matched']: bars[f'{when} interactions'] = (self.shares['matched'][when], other)
+    colours = {'matched': 'C0', 'new': 'C1', 'dropped': 'C7'}
+    for name, (share, other) in sorted(bars.items(), reverse=True):
+        ax.barh([name], [100*share], color=colours['matched'])
+        ax.barh([name], [100*(1-share)], left=[100*share], color=colours[other])
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
+    ax.legend(handles, [f'{k} ({len(getattr(self, k))} ids)' for k in colours], loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    ax.set(xlabel='%', title=title, xlim=(0, 100))
     return ax
 
 # %% ../nbs/01_vocab.ipynb #51973406
@@ -228,7 +262,7 @@ class MatchReport:
         for ax, side in zip(axs, ('users', 'items')): getattr(self, side).plot(ax, side)
         return axs
 
-# %% ../nbs/01_vocab.ipynb #93ab74a5
+# %% ../nbs/01_vocab.ipynb #cf74570d
 def _two_vocabs(vocabs, label):
     "The vocabularies of users and items in `vocabs`, and the columns' names where it has them."
     if isinstance(vocabs, (str, bytes, Vocab)) or not hasattr(vocabs, '__len__') or len(vocabs) != 2: raise VocabError(
@@ -240,6 +274,9 @@ def _two_vocabs(vocabs, label):
 def match_classes(
     old_vocab, # two vocabularies, users and items: a list of two, or a dictionary from column name to vocabulary
     new_vocab, # likewise; `dls.classes`
+    *,
+    old_counts=None, # 'users', 'items' -> interactions of each old id, in the vocabulary's order without '#na#'; None where they aren't known
+    new_counts=None, # 'users', 'items' -> those of each new id
 ) -> MatchReport: # `users` and `items`, a `VocabMatch` each
     "Match users with users and items with items."
     (old_users, old_items), old_cols = _two_vocabs(old_vocab, 'the old vocabulary')
@@ -247,7 +284,8 @@ def match_classes(
     if None not in old_cols and (old_cols[0] == new_cols[1] or old_cols[1] == new_cols[0]): raise VocabError(
         f'the old columns are {old_cols[0]!r} (users) and {old_cols[1]!r} (items), the new ones {new_cols[0]!r} (users) and {new_cols[1]!r} (items): '
         'swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
-    return MatchReport(match_vocab(old_users, new_users), match_vocab(old_items, new_items))
+    def match(old, new, side): return match_vocab(old, new, old_counts=(old_counts or {}).get(side), new_counts=(new_counts or {}).get(side))
+    return MatchReport(match(old_users, new_users, 'users'), match(old_items, new_items, 'items'))
 
 # %% ../nbs/01_vocab.ipynb #b45b14d4
 @patch
