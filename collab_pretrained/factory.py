@@ -24,7 +24,7 @@ from .checkpoint import find_pair, read_folder, read_pair
 from .download import hub_folder, is_hub_id
 from .data import CollabDataLoaders, CollabDataset, CollabDL
 from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
-from .learner import CollabLearner
+from .learner import CollabLearner, _interactions
 from . import foldin as _foldin  # for `learn.adapt`
 
 # %% ../nbs/08_factory.ipynb #1072b2dd
@@ -51,7 +51,7 @@ def read_pretrained(
     if isinstance(source, Pretrained): return source
     if isinstance(source, Learner):
         model = get_model(source.model)
-        return Pretrained(model.state_dict(), source.dls.classes, describe(model), 'the pretrained learner')
+        return Pretrained(model.state_dict(), source.dls.classes, {**describe(model), 'counts': _interactions(source.dls)}, 'the pretrained learner')
     if source is True: return _read_saved(path)
     if not isinstance(source, (str, Path)): raise CheckpointError(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')

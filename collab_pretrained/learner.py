@@ -162,12 +162,12 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     if 'y_range' in pre.meta and (saved and tuple(map(float, saved))) != y_range_of(model): raise WeightsError(
         f'{pre.name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={y_range_of(model)}; expected the same, since vectors mean another rating '
         'in another range: make the learner with that of the pretrained model')
-    report = match_classes(pre.vocab, self.vocab).check()
+    if counts is None: counts = pre.meta.get('counts')
+    report = match_classes(pre.vocab, self.vocab, old_counts=counts, new_counts=_interactions(self.dls)).check()
     for side in ('users', 'items'):
         if len(getattr(report, side).old_vocab) and (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
             f'{pre.name}: {share:.1%} of the {side} matched; expected {min_overlap:.1%} (`min_overlap`)\n{getattr(report, side)}')
-    if counts is None: counts = pre.meta.get('counts')
-    missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, counts, min_count, seed), keys=keys)
+    missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, min_count, seed), keys=keys)
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
     self.opt, self.match_report = None, report

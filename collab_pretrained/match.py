@@ -119,19 +119,12 @@ def _fill_of(unseen, side):
     if fill not in fills: raise VocabError(f'unseen={fill!r}; expected one of {list(fills)}, `nearest(features)` or another function')
     return fills[fill]
 
-def _counts_of(counts, match, side, min_count):
-    counts = None if counts is None else _of_side(counts, side, 'counts')
-    if counts is None:
-        if min_count: raise VocabError(f"min_count={min_count} needs the interactions of each old id; expected `counts=` with {side!r}")
-        return None
-    counts = torch.as_tensor(np.array(counts))
-    n = len(match.old_vocab.ids)
-    if counts.shape != (n,): raise VocabError(f"counts of {side}: shape {tuple(counts.shape)}; expected ({n},), a number for each old id in the "
-                                              "old vocabulary's order, '#na#' left out")
-    return counts
+def _counts_of(match, side, min_count):
+    if match.old_counts is not None: return torch.from_numpy(match.old_counts)
+    if min_count: raise VocabError(f"min_count={min_count} needs the interactions of each old id; expected `counts=` with {side!r}")
 
 # %% ../nbs/02_match.ipynb #bca78c95
-def _match_wgts(wgts, report, keys=None, unseen='mean', counts=None, min_count=0, seed=None):
+def _match_wgts(wgts, report, keys=None, unseen='mean', min_count=0, seed=None):
     "`match_embeds` for flat weights and a match that is known already."
     found, res = find_roles(wgts, keys), dict(wgts)
     if not found: raise WeightsError(f'no table of users or items among {_examples(list(wgts), 8)}; expected the names of a known model, or '
@@ -141,7 +134,7 @@ def _match_wgts(wgts, report, keys=None, unseen='mean', counts=None, min_count=0
     for role, (key, *copies) in found.items():
         side = roles[role]
         match = getattr(report, side)
-        res[key] = _match_table(key, wgts[key], match, _fill_of(unseen, side), _counts_of(counts, match, side, min_count), min_count, generator)
+        res[key] = _match_table(key, wgts[key], match, _fill_of(unseen, side), _counts_of(match, side, min_count), min_count, generator)
         for copy in copies:
             if not torch.equal(wgts[copy], wgts[key]): raise WeightsError(f'{copy} differs from {key}, whose copy it should be; expected one of them: delete the other')
             res[copy] = res[key]
@@ -159,4 +152,4 @@ def match_embeds(
     seed:int=None, # of what is drawn for 'normal' and 'random'; None draws a new one
 ) -> dict: # name -> weight: tables in the new numbering, of the same dtype and device; every other weight as it was
     "Convert every vocabulary-indexed weight from the old vocabulary to the new one; nothing passed in is changed."
-    return _match_wgts(flat_weights(old_wgts), match_classes(old_vocab, new_vocab), keys, unseen, counts, min_count, seed)
+    return _match_wgts(flat_weights(old_wgts), match_classes(old_vocab, new_vocab, old_counts=counts), keys, unseen, min_count, seed)

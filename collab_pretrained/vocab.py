@@ -172,7 +172,7 @@ class VocabMatch:
 # %% ../nbs/01_vocab.ipynb #4aa74e5e
 def _checked_counts(counts, vocab, label):
     if counts is None: return None
-    counts = np.asarray(counts)
+    counts = np.array(counts)
     if counts.shape != (len(vocab.ids),): raise VocabError(
         f"{label}: counts of shape {counts.shape}; expected ({len(vocab.ids)},), the interactions of each id in the vocabulary's order, '#na#' left out")
     return counts
@@ -244,7 +244,7 @@ def plot(self:VocabMatch,
         ax.barh([name], [100*(1-share)], left=[100*share], color=colours[other])
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
     ax.legend(handles, [f'{k} ({len(getattr(self, k))} ids)' for k in colours], loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
-    ax.set(xlabel='%', title=title, xlim=(0, 100))
+    ax.set(xlabel='share (%)', title=title, xlim=(0, 100))
     return ax
 
 # %% ../nbs/01_vocab.ipynb #51973406
@@ -271,6 +271,12 @@ def _two_vocabs(vocabs, label):
     cols, sides = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
     return [Vocab.of(o, f'{label} of {side}') for o, side in zip(sides, ('users', 'items'))], cols
 
+def _side_counts(counts, side):
+    if counts is None: return None
+    if not isinstance(counts, Mapping) or set(counts) - {'users', 'items'}: raise VocabError(
+        f"counts: {list(counts) if isinstance(counts, Mapping) else type(counts).__name__}; expected a dictionary of 'users' and 'items'")
+    return counts.get(side)
+
 def match_classes(
     old_vocab, # two vocabularies, users and items: a list of two, or a dictionary from column name to vocabulary
     new_vocab, # likewise; `dls.classes`
@@ -284,7 +290,7 @@ def match_classes(
     if None not in old_cols and (old_cols[0] == new_cols[1] or old_cols[1] == new_cols[0]): raise VocabError(
         f'the old columns are {old_cols[0]!r} (users) and {old_cols[1]!r} (items), the new ones {new_cols[0]!r} (users) and {new_cols[1]!r} (items): '
         'swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
-    def match(old, new, side): return match_vocab(old, new, old_counts=(old_counts or {}).get(side), new_counts=(new_counts or {}).get(side))
+    def match(old, new, side): return match_vocab(old, new, old_counts=_side_counts(old_counts, side), new_counts=_side_counts(new_counts, side))
     return MatchReport(match(old_users, new_users, 'users'), match(old_items, new_items, 'items'))
 
 # %% ../nbs/01_vocab.ipynb #b45b14d4
