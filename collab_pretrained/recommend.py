@@ -7,18 +7,20 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/recommend.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11_recommend.ipynb #b034b65b
-import os
+# %% ../nbs/11_recommend.ipynb #715a0df2
+import copy, os
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from torch import nn
 from .core import RatingsError, VocabError, WeightsError, canonical_ids, _as_array, _examples
 from .vocab import Vocab
 from .roles import find_roles
 from .ratings import _cast_of, _encode, _one_column, _one_of
 from .learner import CollabLearner
+from . import foldin as _foldin  # for `learn.fold_in`
 from .topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors, _pairs
 
 # %% ../nbs/11_recommend.ipynb #4e907377
@@ -55,21 +57,27 @@ def _table(name, ids, other, vocab, vals, rows):
     who, rank = np.nonzero(rows >= 0)
     return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
 
-# %% ../nbs/11_recommend.ipynb #be52cf73
-def _seen(learn, exclude_seen):
+# %% ../nbs/11_recommend.ipynb #513f5c0f
+def _pairs_in(learn, table, new=()):
+    "Who has rated what in a table, by row; users of `new` are behind the last row. -1 where there is no row."
+    sides = []
+    for side, (name, vocab), more in zip(('users', 'items'), learn.vocab.items(), (new, ())):
+        _one_column(list(table.columns), name, side[:-1])
+        codes, ids, rows = _encoded(learn, side, table[name])
+        at = pd.Index(more).get_indexer(ids) if len(more) else np.full(len(ids), -1)
+        sides.append(np.where(at >= 0, len(vocab) + at, rows)[codes])
+    return np.stack(sides, 1)
+
+def _seen(learn, exclude_seen, ratings=None, new=()):
     "A function from user rows to the pairs that they must not be given; None for no such pairs."
     if exclude_seen is False: return None
-    if exclude_seen is True:
-        if not len(learn.dls.train_ds): raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
-                                                           'some: give `exclude_seen=` a table of ratings, or False')
-        return partial(seen_pairs, learn.dls)
-    if not isinstance(exclude_seen, pd.DataFrame): raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a DataFrame of ratings')
-    sides = []
-    for side, name in zip(('users', 'items'), learn.vocab):
-        _one_column(list(exclude_seen.columns), name, side[:-1])
-        codes, _, of_id = _encoded(learn, side, exclude_seen[name])
-        sides.append(of_id[codes])
-    return lambda rows: np.stack(sides, 1)
+    is_table = isinstance(exclude_seen, pd.DataFrame)
+    if exclude_seen is not True and not is_table: raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a DataFrame of ratings')
+    own, table = not is_table and len(learn.dls.train_ds), exclude_seen if is_table else ratings
+    if not own and table is None: raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
+                                                     'some: give `exclude_seen=` or `ratings=` a table of ratings, or False')
+    pairs = np.zeros((0, 2), dtype=np.int64) if table is None else _pairs_in(learn, table, new)
+    return lambda rows: np.concatenate([pairs, seen_pairs(learn.dls, rows)]) if own else pairs
 
 def _popular(learn, item_rows, k):
     "The `k` of `item_rows` with most ratings in the training part, of equal ones the first, and how many each has."
@@ -88,26 +96,50 @@ def _rows_to_ask(learn, users, rows, on_unknown):
         f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected one: choose 'popular' or 'skip'")
     return users, np.where(known, rows, na_row) if on_unknown == 'mean' else rows
 
-# %% ../nbs/11_recommend.ipynb #d37c62f0
+# %% ../nbs/11_recommend.ipynb #0334bf9e
+def _with_users(model, rows):
+    "A model of other users, whose rows (n, n_factors + 1) are a vector and a bias each; everything else is shared with `model`."
+    res = copy.copy(model)
+    res._modules = dict(model._modules)
+    res.u_weight, res.u_bias = (nn.Embedding.from_pretrained(o) for o in (rows[:,:-1], rows[:,-1:]))
+    return res
+
+def _best_of_new(learn, ratings, new, item_rows, k, seen):
+    "`best` for the users `new`, who have no row, by rows from their `ratings`; `seen` is as `_seen` gives it."
+    n, folded = len(list(learn.vocab.values())[0]), learn.fold_in(ratings, ids=new)
+    at = pd.Index(folded.ids).get_indexer(new)
+    pairs = None if seen is None else seen(np.arange(0)) - (n, 0)
+    hidden = None if pairs is None else lambda rows: pairs[pairs[:,0] >= 0]
+    model = _with_users(get_model(learn.model), folded.rows[torch.from_numpy(at).to(folded.rows.device)])
+    return best(scores_of(model, item_rows), np.arange(len(new)), k, hidden, show=hasattr(learn, 'progress'))
+
+# %% ../nbs/11_recommend.ipynb #2cd2d799
 @patch
 def recommend(self:CollabLearner,
-    users=None, # ids of users: one, or any number, each answered once; None for all that have a row
+    users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, or else all that have a row
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
-    exclude_seen=True, # leave out what the user has rated? True by the learner's ratings, training and validation; or by a DataFrame of ratings; or False
+    exclude_seen=True, # leave out what the user has rated? True by the learner's ratings, training and validation, and by `ratings`; or by a DataFrame of ratings; or False
     candidates=None, # ids of the items to choose from; None for all that have a row
     on_unknown:str='raise', # a user without a row: 'raise', 'mean' (as the average user), 'popular' (what has most training ratings), or 'skip'
+    ratings:pd.DataFrame=None, # later ratings, with the columns of training: users of it without a row get one from them for this answer; None for none
 ) -> pd.DataFrame: # user, rank (int, from 1), item, score (float32): the rating the model predicts, or for 'popular' how many ratings the item has
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
-    users, rows = _rows_to_ask(self, *_asked(self, 'users', users), on_unknown)
+    (name, vocab), (_, item_vocab) = self.vocab.items()
+    if ratings is not None: _one_column(list(ratings.columns), name, 'user')
+    users, rows = _asked(self, 'users', ratings[name] if users is None and ratings is not None else users)
+    folded = (rows < 0) & pd.Index(users).isin([] if ratings is None else _encoded(self, 'users', ratings[name])[1])
+    new, rows = users[folded], np.where(folded, len(vocab) + folded.cumsum() - 1, rows)
+    users, rows = _rows_to_ask(self, users, rows, on_unknown)
     items, item_rows = _asked(self, 'items', candidates)
     _check_known(self, 'items', items, item_rows, 'leave the others out of `candidates`')
-    item_rows, known = np.unique(item_rows), rows >= 0
-    shape = len(rows), min(k, len(item_rows))
+    item_rows, folded, known = np.unique(item_rows), rows >= len(vocab), (rows >= 0) & (rows < len(vocab))
+    shape, seen = (len(rows), min(k, len(item_rows))), _seen(self, exclude_seen, ratings, new)
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
-    if not known.all(): vals[~known], top[~known] = _popular(self, item_rows, k)
-    vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, _seen(self, exclude_seen), show=hasattr(self, 'progress'))
-    return _table('user', users, 'item', list(self.vocab.values())[1], vals, top)
+    if (rows < 0).any(): vals[rows < 0], top[rows < 0] = _popular(self, item_rows, k)
+    if len(new): vals[folded], top[folded] = _best_of_new(self, ratings, new, item_rows, k, seen)
+    vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, seen, show=hasattr(self, 'progress'))
+    return _table('user', users, 'item', item_vocab, vals, top)
 
 # %% ../nbs/11_recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
