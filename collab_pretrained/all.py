@@ -14,6 +14,7 @@ from .learner import CollabLearner
 from .foldin import FoldedIn
 from .factory import collab_learner
 from .finetune import AnchorCallback, FrozenRowsCallback, collab_splitter
+from .update import UpdateReport
 from .evaluate import RankMetric, rank_scores
 from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors
 from . import plots as _plots  # learn.plot_embeddings, plot_bias, plot_coverage, plot_curves, plot_errors

@@ -27,7 +27,7 @@ from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, ma
 from .learner import CollabLearner, _interactions
 from . import foldin as _foldin  # for `learn.adapt`
 
-# %% ../nbs/08_factory.ipynb #1072b2dd
+# %% ../nbs/08_factory.ipynb #036773a1
 def _read_saved(place):
     "The model at `place`: a folder without a pickle, or a pair of files."
     if (Path(place)/'config.json').is_file(): return Pretrained(*read_folder(place), str(place))
@@ -116,7 +116,7 @@ def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
     return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight')) if role in widths}
 
-# %% ../nbs/08_factory.ipynb #12856c14
+# %% ../nbs/08_factory.ipynb #4d7b74fd
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
     folder, # str or Path of a folder that `save_pretrained` wrote, or a hub's 'user/repo'
@@ -140,4 +140,4 @@ def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
     vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(('user', 'item'), saved.vocab))
     none = CollabDataset((torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), vocab, saved.meta.get('rating_name'))
-    return CollabDataLoaders(CollabDL(none), CollabDL(none))
+    return CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/finetune.html.md"""
 # %% auto #0
 __all__ = ['collab_splitter', 'FrozenRowsCallback', 'AnchorCallback']
 
-# %% ../nbs/09_finetune.ipynb #86680271
+# %% ../nbs/09_finetune.ipynb #43368520
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -18,6 +18,7 @@ from .core import VocabError, WeightsError, canonical_ids, _examples
 from .roles import find_roles, roles
 from .match import _of_side
 from .learner import CollabLearner
+from .foldin import _frozen_rows
 
 # %% ../nbs/09_finetune.ipynb #2657a0df
 def collab_splitter(
@@ -30,7 +31,7 @@ def collab_splitter(
     sides = [[params.pop(name) for role, names in found.items() if roles[role] == side for name in names] for side in ('items', 'users')]
     return [o for o in (*sides, list(params.values())) if o]
 
-# %% ../nbs/09_finetune.ipynb #00662b01
+# %% ../nbs/09_finetune.ipynb #5f192633
 class FrozenRowsCallback(Callback):
     "Leaves the rows of some ids bit-equal, whatever the optimizer does; `learn.freeze_rows` adds it."
     order = 60  # after gradients were accumulated, and after a step in half precision was copied to the model
@@ -38,8 +39,7 @@ class FrozenRowsCallback(Callback):
     def __repr__(self): return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
     def before_fit(self):
-        params, vocabs = dict(get_model(self.learn.model).named_parameters()), dict(zip(('users', 'items'), self.learn.vocab.values()))
-        rows = {side: torch.from_numpy(vocab.rows(self.ids[side])) for side, vocab in vocabs.items()}
+        params, rows = dict(get_model(self.learn.model).named_parameters()), {side: _frozen_rows(self.learn, side) for side in self.ids}
         self.kept = [(params[o], r := rows[roles[role]].to(params[o].device), params[o].detach()[r]) for role, names in find_roles(params).items() for o in names]
 
     def after_backward(self):

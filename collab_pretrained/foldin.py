@@ -44,7 +44,7 @@ def _answers(users, items, x, y_range):
     z = (users[x[:,0],:-1]*items[x[:,1],:-1]).sum(1) + users[x[:,0],-1] + items[x[:,1],-1]
     return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*z.sigmoid()
 
-# %% ../nbs/07a_foldin.ipynb #043be9aa
+# %% ../nbs/07a_foldin.ipynb #45008b31
 def _train_ratings(learn):
     "The rows and the ratings of the training part, on the model's device."
     ds = learn.dls.train.dataset
@@ -62,6 +62,12 @@ def _known(learn, side, x):
     if vocab.na_row is not None: res[vocab.na_row] = False
     if not res.any(): raise WeightsError(f'no row of the {side} was trained; expected some to learn from: train the model, or start it from a pretrained one')
     return res.to(x.device)
+
+def _frozen_rows(learn, side):
+    "The rows of one side that stay as they are (see `CollabLearner.freeze_rows`)."
+    ids = learn.frozen_rows.ids[side] if hasattr(learn, 'frozen_rows') else []
+    rows = list(learn.vocab.values())[side == 'items'].rows(ids)
+    return torch.from_numpy(rows[rows >= 0])
 
 @dataclass(frozen=True)
 class _Prior:
@@ -92,19 +98,23 @@ def _choose_scale(solve, miss, x, seed):
     best = int(np.argmin(errors))
     return _scales[best], (rows[best], hidden)
 
-# %% ../nbs/07a_foldin.ipynb #90074095
+# %% ../nbs/07a_foldin.ipynb #2da0f8b5
 _tighter = 5  # items that were trained keep closer to their rows than new ones
 
-def _adapted(users, items, x, y, y_range, seed):
-    "Both tables given the ratings."
-    noise = _noise(users, items, x, y, y_range)
-    def of_users(shown, s): return solve_rows(users.table, x[shown], y[shown], items.table, users.spread, noise, s, y_range)[0]
+def _free(rows, frozen):
+    "Which of `rows` may change."
+    return ~torch.isin(rows, frozen.to(rows.device))
+
+def _adapted(users, items, x, y, y_range, seed, frozen):
+    "Both tables given the ratings, but for the rows of `frozen`, users' and items': a row without ratings stays as it is."
+    noise, free = _noise(users, items, x, y, y_range), [_free(rows, o) for rows, o in zip(x.T, frozen)]
+    def of_users(shown, s): return solve_rows(users.table, x[o := shown & free[0]], y[o], items.table, users.spread, noise, s, y_range)[0]
     def miss(u, i, hidden): return (y[hidden] - _answers(u, i, x[hidden], y_range)).pow(2).mean().item()
     s_users, tried = _choose_scale(of_users, lambda rows, hidden: miss(rows, items.table, hidden), x, seed)
     everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
     new_users = of_users(everything, s_users)
     held = torch.where(items.known, _tighter, 1).to(items.table)
-    def of_items(shown, s, u): return solve_rows(items.table, x[shown].flip(1), y[shown], u, items.spread, noise, s*held, y_range)[0]
+    def of_items(shown, s, u): return solve_rows(items.table, x[o := shown & free[1]].flip(1), y[o], u, items.spread, noise, s*held, y_range)[0]
     part = new_users if tried is None else tried[0]
     s_items, _ = _choose_scale(lambda shown, s: of_items(shown, s, part), lambda rows, hidden: miss(part, rows, hidden), x, seed)
     return new_users, of_items(everything, s_items, new_users)
@@ -137,7 +147,7 @@ def adapt(self:CollabLearner,
     x, y = seen if ratings is None else _of_known(self, ratings)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of them, or make the learner over one')
     users, items = (_Prior(_table(self.model, side), _known(self, side, seen[0])) for side in ('users', 'items'))
-    tables = _adapted(users, items, x, y, y_range_of(get_model(self.model)), seed)
+    tables = _adapted(users, items, x, y, y_range_of(get_model(self.model)), seed, [_frozen_rows(self, o) for o in ('users', 'items')])
     for side, prior, table, vocab in zip(('users', 'items'), (users, items), tables, self.vocab.values()):
         if vocab.na_row is not None: table[vocab.na_row] = prior.mean
         _set_table(self.model, side, table)
@@ -223,7 +233,7 @@ def fold_in(self:CollabLearner,
     if commit: _commit(self, sides[0], res, rows)
     return res
 
-# %% ../nbs/07a_foldin.ipynb #8ee19598
+# %% ../nbs/07a_foldin.ipynb #ef54f839
 def _grown(layer, n):
     "`layer` with `n` more rows of zeros."
     wgt = layer.weight.detach()
@@ -232,7 +242,9 @@ def _grown(layer, n):
 def _commit(learn, side, folded, rows):
     "Put folded rows into model and vocabulary."
     model, name = get_model(learn.model), list(learn.vocab)[side == 'items']
-    vocab, new = learn.vocab[name], rows < 0
+    vocab, new, held = learn.vocab[name], rows < 0, np.isin(rows, _frozen_rows(learn, side))
+    if held.any(): raise VocabError(f"{side}: {held.sum()} of {len(rows)} are frozen ({_examples(folded.ids[held])}); expected ids whose rows may change: ids='new', or "
+                                    '`learn.unfreeze_rows()` first')
     rows = np.where(new, len(vocab) + new.cumsum() - 1, rows)
     if new.any():
         for role in ('weight', 'bias'): setattr(model, f'{side[0]}_{role}', _grown(getattr(model, f'{side[0]}_{role}'), int(new.sum())))
