@@ -8,6 +8,7 @@ from .match import match_embeds, nearest
 from .keys import load_pretrained_keys
 from .elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 from .data import CollabDataLoaders
+from . import stream as _stream  # CollabDataLoaders.from_stream
 from .models import EmbeddingDotBias
 from .optim import FusedAdam
 from .learner import CollabLearner

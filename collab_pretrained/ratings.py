@@ -60,7 +60,7 @@ def _column_names(cols, user_name=None, item_name=None, rating_name=None, implic
     for role, name in guessed.items(): _check_guess(name, role)
     return [*names.values(), None][:3]
 
-# %% ../nbs/04b_ratings.ipynb #2f326464
+# %% ../nbs/04b_ratings.ipynb #2b775715
 def _number(ints):
     "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
     low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
@@ -86,6 +86,11 @@ def _cast_of(id_cast, name):
     if isinstance(cast, str) and cast in id_casts: return id_casts[cast]
     if cast is not None and not callable(cast): raise RatingsError(f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
     return cast
+
+def _check_casts(id_cast, names):
+    "Raise where `id_cast` is for other columns than `names`, those of users and of items."
+    if isinstance(id_cast, dict) and set(id_cast) - set(names): raise RatingsError(
+        f'id_cast names {_examples(list(id_cast))}; expected the user and item columns, {names[0]!r} and {names[1]!r}')
 
 def _cast_ids(ids, cast, name):
     if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, name)  # 7.0 is the id 7, and is cast as such
@@ -179,7 +184,7 @@ def _as_frame(table, names):
     if hasattr(table, 'to_arrow'): table = table.to_arrow()
     return table.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') else pd.ArrowDtype(t), ignore_metadata=True)
 
-# %% ../nbs/04b_ratings.ipynb #dc347416
+# %% ../nbs/04b_ratings.ipynb #61984b87
 def read_ratings(
     ratings, # table with a row for each rating: pandas, polars (also lazy) or pyarrow (also a dataset)
     user_name=None, # name of the user column; None for the first
@@ -193,10 +198,9 @@ def read_ratings(
 ) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
     cols = _schema_names(ratings)
-    names = user_name, item_name, rating_name = _column_names(cols, user_name, item_name, rating_name, implicit)
+    names = user_name, _, rating_name = _column_names(cols, user_name, item_name, rating_name, implicit)
     if time_name is not None: _one_column(cols, time_name, 'time')
-    if isinstance(id_cast, dict) and set(id_cast) - {user_name, item_name}: raise RatingsError(
-        f'id_cast names {_examples(list(id_cast))}; expected the user and item columns, {user_name!r} and {item_name!r}')
+    _check_casts(id_cast, names[:2])
     used = [o for o in dict.fromkeys([*names, time_name]) if o is not None]
     frame = _as_frame(ratings, used)
     rows = _complete_rows(frame, used, on_missing)

@@ -5,6 +5,7 @@ from hypothesis import assume, given, settings, strategies as st
 from collab_pretrained import data
 from collab_pretrained.core import NA, CollabWarning, RatingsError
 from collab_pretrained.data import CollabDataLoaders, CollabDataset, CollabDL
+from collab_pretrained.stream import StreamDataset, StreamDL
 
 def given_some(*args, **kwargs): return lambda f: settings(max_examples=40, deadline=None)(given(*args, **kwargs)(f))
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
@@ -133,6 +134,37 @@ def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, blo
         assert all(o <= bs + (not drop_last) for o in sizes)
         if not shuffle: assert order == list(range(len(order)))
     if shuffle and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
+
+@given_some(st.integers(0, 2000), st.integers(1, 70), st.integers(64, 1500), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1))
+def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, shuffle, drop_last, seed):
+    file = tmp_path_factory.getbasetemp()/'rows'
+    np.arange(n, dtype=np.int32)[:, None].repeat(3, 1).tofile(file)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    loaders = [StreamDL(StreamDataset(file, {}), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=seed, window=window) for _ in range(2)]
+    if len(loaders[0]): loaders[0].one_batch()  # a look changes nothing
+    epochs = [[[x for x, y in dl] for _ in range(2)] for dl in loaders]
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate() and (states[2] == np.random.get_state()[1]).all()
+    orders = [[[int(o) for x in batches for o in x[:,0]] for batches in epoch] for epoch in epochs]
+    assert orders[0] == orders[1]
+    for batches, order in zip(epochs[0], orders[0]):
+        assert [len(x) for x in batches] == data._batch_sizes(n, bs, drop_last) and len(batches) == len(loaders[0])
+        assert len(set(order)) == len(order) and set(order) <= set(range(n))
+        if not shuffle: assert order == list(range(len(order)))
+        place = {row: at for at, row in enumerate(order)}  # neighbours of one piece stay less than a window apart
+        for start in range(0, n, window//64):
+            at = [place[o] for o in range(start, min(start + window//64, n)) if o in place]
+            assert not at or max(at) - min(at) < window
+    if shuffle and n > 50 and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
+
+@given_some(st.data(), tables(min_rows=2))
+def test_a_stream_is_the_table(d, df):
+    import polars as pl
+    n = d.draw(st.integers(1, len(df)-1))
+    df = df.assign(part=np.arange(len(df)) >= n)
+    lf = pl.from_pandas(df.reset_index(drop=True).convert_dtypes()).lazy()
+    streamed, whole = CollabDataLoaders.from_stream(lf, splits=pl.col('part')), CollabDataLoaders.from_df(df, splits=(range(n), range(n, len(df))))
+    assert streamed.classes == whole.classes and streamed.report == whole.report
+    for a, b in zip(streamed.loaders, whole.loaders): assert rows_of(a.dataset) == rows_of(b.dataset)
 
 def split(df, how, **kw):
     "Positions that train and validate; None where the split refuses the table."
