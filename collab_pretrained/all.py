@@ -10,6 +10,7 @@ from .elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_i
 from .data import CollabDataLoaders
 from . import stream as _stream  # CollabDataLoaders.from_stream
 from .models import EmbeddingDotBias
+from .ranking import BPR, Ranking, RankingDL, Softmax, WARP
 from .optim import FusedAdam
 from .learner import CollabLearner
 from .foldin import FoldedIn

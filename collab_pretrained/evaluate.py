@@ -109,7 +109,7 @@ def evaluate(self:CollabLearner,
     ratings=None, # DataFrame of ratings to measure on, with the columns of training; None for the validation part
     k:int=10, # length of the lists, 1 or more
     min_rating:float=None, # a rated item counts as liked from this rating on; None if every rated item does
-) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items; columns n_ratings, rmse, mae, n_users, six measures @k, coverage@k
+) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items; columns n_ratings, rmse and mae unless it is a ranking, n_users, six measures @k, coverage@k
     "How far predictions are off, and how good the lists of the best `k` of all items are."
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
     x, y = _rated(self, ratings)
@@ -122,7 +122,8 @@ def evaluate(self:CollabLearner,
         lines[name] = {**_errors(preds[pairs], None if y is None else y[pairs]),
                        **_list_figures(users[mine], top[mine], relevant[of_items[relevant[:,1]]], k),
                        f'coverage@{k}': np.isin(items, named).mean() if len(items) else np.nan}
-    return pd.DataFrame.from_dict(lines, orient='index')
+    res = pd.DataFrame.from_dict(lines, orient='index')
+    return res.drop(columns=['rmse', 'mae']) if getattr(self, 'ranking', None) else res
 
 # %% ../nbs/10_evaluate.ipynb #dd5133ed
 class RankMetric(Metric):

@@ -24,7 +24,8 @@ from .checkpoint import find_pair, read_folder, read_pair
 from .download import hub_folder, is_hub_id
 from .data import CollabDataLoaders, CollabDataset, CollabDL
 from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
-from .learner import CollabLearner, _interactions
+from .ranking import as_ranking
+from .learner import CollabLearner, _interactions, _loss_facts
 from . import foldin as _foldin  # for `learn.adapt`
 
 # %% ../nbs/08_factory.ipynb #036773a1
@@ -51,7 +52,7 @@ def read_pretrained(
     if isinstance(source, Pretrained): return source
     if isinstance(source, Learner):
         model = get_model(source.model)
-        return Pretrained(model.state_dict(), source.dls.classes, {**describe(model), 'counts': _interactions(source.dls)}, 'the pretrained learner')
+        return Pretrained(model.state_dict(), source.dls.classes, {**describe(model), **_loss_facts(source), 'counts': _interactions(source.dls)}, 'the pretrained learner')
     if source is True: return _read_saved(path)
     if not isinstance(source, (str, Path)): raise CheckpointError(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
@@ -89,13 +90,14 @@ def collab_learner(
     layers:list=None, # widths of a network's hidden layers; None means `[n_factors]`
     config:dict=None, # further arguments of `EmbeddingNN`, as `tabular_config` makes them; not changed
     y_range:tuple=None, # (low, high) of the answers, a little wider than the ratings; None for no bounds
-    loss_func=None, # None means `MSELossFlat()`
+    loss_func=None, # None means `MSELossFlat()`, or that of a ranking
     pretrained:bool|str|Path|Pretrained|CollabLearner=False, # what to start from: False for nothing, else as `read_pretrained` takes it, under the learner's path
     *,
     unseen='mean', # how rows of ids without a pretrained row are filled (see `match_embeds`)
     keys:dict=None, # role -> name in the pretrained weights, where the names are unknown (see `match_embeds`)
     min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
     seed:int=None, # of what is drawn for the fills
+    loss=None, # to learn a ranking instead of ratings: 'bpr', 'warp', 'softmax', or a `Ranking`; None means what the pretrained model learned
     adapt:bool=False, # with `pretrained`: solve the rows of users, then items, from the training part (see `CollabLearner.adapt`)
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
@@ -107,6 +109,8 @@ def collab_learner(
     source = None if pretrained is False else read_pretrained(pretrained, path, model_dir)
     if source and use_nn and emb_szs is None: emb_szs = _pretrained_widths(source, dls, keys)
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range)
+    ranking = as_ranking(loss, loss_func, source)
+    if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
     learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
     if not source: return learn
     learn._start_from(source, unseen=unseen, keys=keys, min_overlap=min_overlap, seed=seed)
@@ -122,7 +126,7 @@ def from_pretrained(cls:CollabLearner,
     folder, # str or Path of a folder that `save_pretrained` wrote, or a hub's 'user/repo'
     dls:DataLoaders=None, # ratings to start on; None means none: a learner over the saved vocabulary, ready to predict
     revision:str=None, # of a hub's repository: branch, tag or commit; None means the newest
-    loss_func=None, # None means `MSELossFlat()`
+    loss_func=None, # None means `MSELossFlat()`, or that of a ranking
     *,
     unseen='mean', # with `dls`: how rows of ids without a pretrained row are filled (see `match_embeds`)
     min_overlap:float=0., # with `dls`: raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
@@ -133,7 +137,9 @@ def from_pretrained(cls:CollabLearner,
     if not Path(folder).is_dir() and is_hub_id(folder): folder = hub_folder(folder, revision)
     saved = Pretrained(*read_folder(folder), str(folder))
     if dls is None: dls = _no_ratings(saved)
-    learn = cls(dls, make_described(saved.meta, dls.classes), loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)
+    if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
+    learn = cls(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
     return learn._start_from(saved, unseen=unseen, min_overlap=min_overlap, seed=seed)
 
 def _no_ratings(saved):

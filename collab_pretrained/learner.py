@@ -72,6 +72,11 @@ class CollabLearner(Learner):
         return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
 # %% ../nbs/07_learner.ipynb #7e8b14fc
+def _loss_facts(learn):
+    "What a saved model should tell of its loss: nothing, unless it is a ranking."
+    ranking = getattr(learn, 'ranking', None)
+    return {'loss': ranking.config()} if ranking else {}
+
 def _stem(learn, file):
     "Where `file` stands, without '.pth': under the learner's model folder unless it is an absolute path."
     return str(learn.path/learn.model_dir/file).removesuffix('.pth')
@@ -85,7 +90,7 @@ def save(self:CollabLearner,
     stem = _stem(self, file)
     if not rank_distrib():
         opt = self.opt.state_dict() if with_opt and self.opt is not None else None
-        save_pair(stem, get_model(self.model).state_dict(), self.vocab, opt, {'y_range': y_range_of(self.model)})
+        save_pair(stem, get_model(self.model).state_dict(), self.vocab, opt, {'y_range': y_range_of(self.model), **_loss_facts(self)})
     return Path(f'{stem}.pth')
 
 # %% ../nbs/07_learner.ipynb #5db321b4
@@ -149,7 +154,7 @@ def save_pretrained(self:CollabLearner,
     "Write weights, vocabulary and what is known about them into a folder, whole or not at all, and without a pickle."
     model, folder = get_model(self.model), self.path/folder
     if not rank_distrib():
-        config = {**describe(model), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None), 'metrics': _last_metrics(self), 'counts': _interactions(self.dls)}
+        config = {**describe(model), **_loss_facts(self), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None), 'metrics': _last_metrics(self), 'counts': _interactions(self.dls)}
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
     return folder
 
