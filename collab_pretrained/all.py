@@ -11,11 +11,12 @@ from .data import CollabDataLoaders
 from . import stream as _stream  # CollabDataLoaders.from_stream
 from .models import EmbeddingDotBias
 from .ranking import BPR, Ranking, RankingDL, Softmax, WARP
+from .models import EmbeddingDotBias, collab_splitter
 from .optim import FusedAdam
 from .learner import CollabLearner
 from .foldin import FoldedIn
 from .factory import collab_learner
-from .finetune import AnchorCallback, FrozenRowsCallback, collab_splitter
+from .finetune import AnchorCallback, FrozenRowsCallback
 from .update import UpdateReport
 from .evaluate import RankMetric, rank_scores
 from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors

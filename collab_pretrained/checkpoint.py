@@ -184,7 +184,7 @@ def read_weights(
     "The weights in a file."
     return _split(path, _load(path))[0]
 
-# %% ../nbs/04_checkpoint.ipynb #4d634171
+# %% ../nbs/04_checkpoint.ipynb #d571adf4
 def _builtin(x, where, done=None):
     "`x` in Python's own types and tensors, as `torch.load(weights_only=True)` reads them."
     done = {} if done is None else done  # what is in several places is converted once: a few bytes can nest to billions
@@ -206,7 +206,9 @@ def read_opt(
     path, # str or Path of a torch file
 ): # what the optimizer's `state_dict()` was, in Python's own types and tensors on the CPU; None where the file holds weights only
     "The optimizer's state in a file."
-    opt = _split(path, _load(path))[1]
+    return _plain_opt(path, _split(path, _load(path))[1])
+
+def _plain_opt(path, opt):
     try: return None if opt is None else _builtin(opt, 'opt')
     except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {e}; expected the state of an optimizer beside the weights') from None
 
@@ -390,18 +392,19 @@ def _fitting_vocab(wgts_path, vocab_path, facts):
                 "so they come from two saves; expected the one written beside these weights, each id and '#na#' at its row"))
     raise errors[0]
 
-# %% ../nbs/04_checkpoint.ipynb #70b51861
+# %% ../nbs/04_checkpoint.ipynb #67786357
 def read_pair(
     wgts_path, # str or Path of the weights, '.pth' or '.safetensors'
     vocab_path=None, # str or Path of the vocabulary; None means the one beside the weights, 'x_vocab.pkl' for 'x.pth'
-) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; what `save_pair` noted ('vocab', 'columns', its `meta`), {} if nothing
+    with_opt=False, # whether the optimizer's state is wanted as well
+) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; what `save_pair` noted ('vocab', 'columns', its `meta`), {} if nothing, and 'opt' as of `read_opt`, if wanted
     "The weights and the vocabulary of one save."
     wgts_path = Path(wgts_path)
     vocab_path = Path(vocab_path or _pair(_stem(wgts_path))[1])
     while True:
         _kind(wgts_path)
         seen = wgts_path.stat()
-        wgts = read_weights(wgts_path)
+        wgts, opt = _split(wgts_path, _load(wgts_path))
         facts = _facts(wgts)
         try: vocab = _fitting_vocab(wgts_path, vocab_path, facts)
         except CheckpointError:
@@ -409,7 +412,7 @@ def read_pair(
             if (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns): raise  # else a new save came between: read that
         else: break
     _check_lengths(wgts, _two_vocabs(vocab, vocab_path)[0], wgts_path, vocab_path)
-    return wgts, vocab, facts
+    return wgts, vocab, {**facts, 'opt': _plain_opt(wgts_path, opt)} if with_opt else facts
 
 # %% ../nbs/04_checkpoint.ipynb #0b098ba9
 def _has_vocab(wgts_path):

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #e5fccb2e
+# %% ../nbs/08_factory.ipynb #7ba299b6
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -23,22 +23,23 @@ from .elsewhere import Pretrained
 from .checkpoint import find_pair, read_folder, read_pair
 from .download import hub_folder, is_hub_id
 from .data import CollabDataLoaders, CollabDataset, CollabDL
-from .models import EmbeddingDotBias, EmbeddingNN, describe, embedding_sizes, make_described, table_widths
+from .moments import param_names
+from .models import EmbeddingDotBias, EmbeddingNN, collab_splitter, describe, embedding_sizes, make_described, table_widths
 from .ranking import as_ranking
 from .learner import CollabLearner, _interactions, _loss_facts
 from . import foldin as _foldin  # for `learn.adapt`
 
-# %% ../nbs/08_factory.ipynb #036773a1
-def _read_saved(place):
+# %% ../nbs/08_factory.ipynb #b654748c
+def _read_saved(place, with_opt=False):
     "The model at `place`: a folder without a pickle, or a pair of files."
     if (Path(place)/'config.json').is_file(): return Pretrained(*read_folder(place), str(place))
     wgts_path, vocab_path = find_pair(place)
-    return Pretrained(*read_pair(wgts_path, vocab_path), str(wgts_path))
+    return Pretrained(*read_pair(wgts_path, vocab_path, with_opt), str(wgts_path))
 
-def _read_named(name, places):
+def _read_named(name, places, with_opt):
     "The model called `name`: at the first of `places` that has one, else on the hub."
     for place in places:
-        try: return _read_saved(place)
+        try: return _read_saved(place, with_opt)
         except CheckpointNotFoundError as e: lost = e
     if not is_hub_id(name): raise CheckpointNotFoundError(f'pretrained={str(name)!r}: no such model at {", ".join(map(str, places))}; {lost}')
     return Pretrained(*read_folder(hub_folder(name)), name)
@@ -47,16 +48,18 @@ def read_pretrained(
     source, # True, the one pair under `path`; a str or Path: a name as given to `save`, its '.pth', or a folder; a hub's 'user/repo' or 'user/repo@revision'; a `Pretrained`; or a `Learner`, ours or fastai's
     path='.', # str or Path, the learner's
     model_dir='models', # str or Path, the learner's, under `path`
+    with_opt=False, # whether the optimizer's state is wanted as well, as 'opt' of its `meta`
 ) -> Pretrained: # its weights, its vocabulary and what is known about it
     "The model that `source` stands for."
     if isinstance(source, Pretrained): return source
     if isinstance(source, Learner):
-        model = get_model(source.model)
-        return Pretrained(model.state_dict(), source.dls.classes, {**describe(model), **_loss_facts(source), 'counts': _interactions(source.dls)}, 'the pretrained learner')
-    if source is True: return _read_saved(path)
+        model, opt = get_model(source.model), source.opt
+        meta = {**describe(model), **_loss_facts(source), 'counts': _interactions(source.dls), **({} if opt is None else {'opt': opt.state_dict(), 'opt_names': param_names(opt, model)})}
+        return Pretrained(model.state_dict(), source.dls.classes, meta, 'the pretrained learner')
+    if source is True: return _read_saved(path, with_opt)
     if not isinstance(source, (str, Path)): raise CheckpointError(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
-    return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source])
+    return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source], with_opt)
 
 # %% ../nbs/08_factory.ipynb #9651e92b
 def _check_y_range(y_range, dls):
@@ -75,7 +78,7 @@ def _ratings_of(dls):
     if hasattr(ds, 'tensors'): return ds.tensors[1].flatten() if len(ds.tensors) > 1 and len(ds) else None
     return ds.ys.to_numpy().reshape(-1) if hasattr(ds, 'ys') and len(ds) else None
 
-# %% ../nbs/08_factory.ipynb #76bbb576
+# %% ../nbs/08_factory.ipynb #ab4dcecf
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range):
     if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)
     config = {**(config or tabular_config()), **({} if y_range is None else {'y_range': y_range})}
@@ -99,28 +102,31 @@ def collab_learner(
     seed:int=None, # of what is drawn for the fills
     loss=None, # to learn a ranking instead of ratings: 'bpr', 'warp', 'softmax', or a `Ranking`; None means what the pretrained model learned
     adapt:bool=False, # with `pretrained`: solve the rows of users, then items, from the training part (see `CollabLearner.adapt`)
+    with_opt:bool=False, # with `pretrained`: the optimizer's moments come along, each to its row's new place; False starts it anew
+    splitter=collab_splitter, # the parameter groups: items, users, and layers
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
     _check_y_range(y_range, dls)
-    if adapt and pretrained is False: raise CheckpointError('adapt=True without `pretrained`; expected a model to start from')
+    if (adapt or with_opt) and pretrained is False: raise CheckpointError(f'{"adapt" if adapt else "with_opt"}=True without `pretrained`; expected a model to start from')
     path, model_dir = kwargs.get('path') or getattr(dls, 'path', '.'), kwargs.get('model_dir', 'models')
     if pretrained is not False: distrib_barrier()
-    source = None if pretrained is False else read_pretrained(pretrained, path, model_dir)
+    source = None if pretrained is False else read_pretrained(pretrained, path, model_dir, with_opt)
     if source and use_nn and emb_szs is None: emb_szs = _pretrained_widths(source, dls, keys)
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range)
     ranking = as_ranking(loss, loss_func, source)
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, splitter=splitter, **kwargs)
     if not source: return learn
     learn._start_from(source, unseen=unseen, keys=keys, min_overlap=min_overlap, seed=seed)
-    return learn.adapt() if adapt else learn
+    if adapt: learn.adapt()
+    return learn._carry_opt(source, keys) if with_opt else learn
 
 def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
     return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight')) if role in widths}
 
-# %% ../nbs/08_factory.ipynb #4d7b74fd
+# %% ../nbs/08_factory.ipynb #9731c150
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
     folder, # str or Path of a folder that `save_pretrained` wrote, or a hub's 'user/repo'
@@ -139,7 +145,7 @@ def from_pretrained(cls:CollabLearner,
     if dls is None: dls = _no_ratings(saved)
     model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    learn = cls(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    learn = cls(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **{'splitter': collab_splitter, **kwargs})
     return learn._start_from(saved, unseen=unseen, min_overlap=min_overlap, seed=seed)
 
 def _no_ratings(saved):

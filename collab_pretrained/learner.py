@@ -7,8 +7,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.html.md"""
 # %% auto #0
 __all__ = ['MeanRowCallback', 'CollabLearner']
 
-# %% ../nbs/07_learner.ipynb #b32e7bb0
+# %% ../nbs/07_learner.ipynb #11145e05
 import os, warnings
+from dataclasses import replace
 from pathlib import Path
 import pandas as pd, torch
 from fastai.callback.core import Callback
@@ -24,7 +25,8 @@ from .roles import find_roles, roles
 from .match import _match_wgts
 from .keys import load_pretrained_keys
 from .elsewhere import Pretrained
-from .checkpoint import read_opt, read_pair, save_folder, save_pair
+from .checkpoint import read_pair, save_folder, save_pair
+from .moments import carry_moments, guess_names, load_opt, param_names
 from .models import describe, y_range_of
 from .optim import FusedAdam
 
@@ -49,7 +51,7 @@ class MeanRowCallback(Callback):
                 table = self.learn.model.get_parameter(name)
                 table[0] = table[seen].mean(0)
 
-# %% ../nbs/07_learner.ipynb #ce3ae898
+# %% ../nbs/07_learner.ipynb #01279f4b
 class CollabLearner(Learner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
     match_report:MatchReport = None  # what matched at the last warm start; None before one
@@ -71,7 +73,7 @@ class CollabLearner(Learner):
         "The ids that own the model's rows."
         return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
-# %% ../nbs/07_learner.ipynb #7e8b14fc
+# %% ../nbs/07_learner.ipynb #9e9d4773
 def _loss_facts(learn):
     "What a saved model should tell of its loss: nothing, unless it is a ranking."
     ranking = getattr(learn, 'ranking', None)
@@ -89,11 +91,12 @@ def save(self:CollabLearner,
     "Write `FILE.pth` and `FILE_vocab.pkl`, whole or not at all; where several processes train, the first alone writes."
     stem = _stem(self, file)
     if not rank_distrib():
-        opt = self.opt.state_dict() if with_opt and self.opt is not None else None
-        save_pair(stem, get_model(self.model).state_dict(), self.vocab, opt, {'y_range': y_range_of(self.model), **_loss_facts(self)})
+        model, opt = get_model(self.model), self.opt if with_opt else None
+        meta = {'y_range': y_range_of(model), **_loss_facts(self), **({} if opt is None else {'opt_names': param_names(opt, model)})}
+        save_pair(stem, model.state_dict(), self.vocab, None if opt is None else opt.state_dict(), meta)
     return Path(f'{stem}.pth')
 
-# %% ../nbs/07_learner.ipynb #5db321b4
+# %% ../nbs/07_learner.ipynb #8cba6813
 def _differs(saved, current):
     "How the vocabulary of a file differs from the learner's, in words; '' where it doesn't."
     pairs = list(zip(saved.values() if isinstance(saved, dict) else saved, current.items()))
@@ -114,7 +117,7 @@ def load(self:CollabLearner,
     "Load a model that was saved over this very vocabulary; returns the learner."
     path = f'{_stem(self, file)}.pth'
     distrib_barrier()
-    wgts, vocab, _ = read_pair(path)
+    wgts, vocab, meta = read_pair(path, with_opt=with_opt)
     differs = _differs(vocab, self.vocab)
     if differs: raise VocabError(f'{path}: {differs}; loading it would give ids the rows of others: start from it instead, with '
                                  f'`collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
@@ -123,16 +126,20 @@ def load(self:CollabLearner,
     if odd: raise WeightsError(f'{path}: {odd[0]} has shape {tuple(wgts[odd[0]].shape)}, and {tuple(model.state_dict()[odd[0]].shape)} in the model; '
                                'expected a model of the same widths and layers')
     model.load_state_dict(wgts, strict=strict)
-    if with_opt: _load_opt(self, path, device)
+    if with_opt: _give_opt(self, Pretrained(wgts, vocab, meta, path), lambda opt, names: load_opt(self.opt, model, to_device(opt, device or next(model.parameters()).device), names))
     return self
 
-def _load_opt(learn, path, device):
-    opt = read_opt(path)
-    if opt is None: return warnings.warn(f'{path}: saved without the optimizer; its moments start at zero (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
+def _give_opt(learn, pre, give):
+    "Give the learner's optimizer the state of that of `pre`, by `give(state, names)`, and warn of what it doesn't get; returns the names that got some."
     if learn.opt is None: learn.create_opt()
-    learn.opt.load_state_dict(to_device(opt, device or next(get_model(learn.model).parameters()).device))
+    opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
+    if opt is None: return warnings.warn(f'{pre.name}: saved without the optimizer; its moments start at zero (`with_opt=False` says that you know)', CollabWarning, stacklevel=3) or []
+    zero = give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts))
+    if zero: warnings.warn(f'{pre.name}: no moments that fit {_examples(zero, 8)}, which start at zero; expected those of the same optimizer, for weights of the '
+                           'same shape (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
+    return [o for o in names if o not in zero]
 
-# %% ../nbs/07_learner.ipynb #a174ce9a
+# %% ../nbs/07_learner.ipynb #c24ee16d
 def _interactions(dls):
     "How often each id was trained on: 'users', 'items' -> counts in the vocabulary's order, '#na#' left out; None where the loaders don't show it."
     ds = dls.train.dataset
@@ -158,7 +165,7 @@ def save_pretrained(self:CollabLearner,
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
     return folder
 
-# %% ../nbs/07_learner.ipynb #01998743
+# %% ../nbs/07_learner.ipynb #de42fe93
 @patch
 def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=None, unseen='mean', counts=None, min_count=0, seed=None, min_overlap=0.):
     "Match, check and load `pretrained`."
@@ -175,10 +182,18 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, min_count, seed), keys=keys)
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
-    self.opt, self.match_report = None, report
+    note = '' if 'opt_names' not in pre.meta else "The optimizer starts anew (`with_opt=True` would take its moments along)."
+    self.opt, self.match_report = None, replace(report, note=note)
     return self
 
-# %% ../nbs/07_learner.ipynb #ab911b24
+@patch
+def _carry_opt(self:CollabLearner, pretrained:Pretrained, keys=None):
+    "Give the optimizer the moments of that of `pretrained`, row by row."
+    got = _give_opt(self, pretrained, lambda opt, names: carry_moments(self.opt, get_model(self.model), opt, names, self.match_report, keys))
+    self.match_report = replace(self.match_report, note=f'The optimizer took the moments of {len(got)} weights along.')
+    return self
+
+# %% ../nbs/07_learner.ipynb #44682bc2
 @patch
 def load_vocab(self:CollabLearner,
     wgts_fname, # str or Path of the pretrained weights: a file, or a name under `path/model_dir`
@@ -191,13 +206,15 @@ def load_vocab(self:CollabLearner,
     min_count:int=0, # fills are made from ids with at least that many interactions
     seed:int=None, # of what is drawn for the fills
     min_overlap:float=0., # raise where a smaller share of the current ids, on either side, is in the old vocabulary; 0 to 1
+    with_opt:bool=False, # whether the optimizer's moments come along, each to its row's new place; False starts it anew
 ):
     "Load a pretrained model over the current vocabulary, row by row, and return the learner."
     files = [p if p.exists() else self.path/self.model_dir/p for p in map(Path, (wgts_fname, vocab_fname))]
     distrib_barrier()
-    wgts, vocab, meta = read_pair(*files)
-    return self._start_from(Pretrained(wgts, vocab, meta, str(files[0])), model, keys=keys, unseen=unseen, counts=counts, min_count=min_count,
-                            seed=seed, min_overlap=min_overlap)
+    if with_opt and model not in (None, self.model): raise WeightsError('with_opt=True and another model than the learner\'s; expected one of them: the optimizer is of its own model')
+    pre = Pretrained(*read_pair(*files, with_opt=with_opt), str(files[0]))
+    self._start_from(pre, model, keys=keys, unseen=unseen, counts=counts, min_count=min_count, seed=seed, min_overlap=min_overlap)
+    return self._carry_opt(pre, keys) if with_opt else self
 
 # %% ../nbs/07_learner.ipynb #a79247eb
 @patch

@@ -169,7 +169,7 @@ class VocabMatch:
         for k, n, shares, examples in self._table(): lines.append(f'  {k:8}{n:8}  {examples}{f"; {shares} interactions" if shares else ""}')
         return '\n'.join(lines + [f'  {o}' for o in self.hints()])
 
-# %% ../nbs/01_vocab.ipynb #4aa74e5e
+# %% ../nbs/01_vocab.ipynb #5ee01815
 def _checked_counts(counts, vocab, label):
     if counts is None: return None
     counts = np.array(counts)
@@ -219,7 +219,7 @@ def hints(self:VocabMatch) -> list: # of text, one for each cast that would matc
                 break
     return res
 
-# %% ../nbs/01_vocab.ipynb #9cb2ab30
+# %% ../nbs/01_vocab.ipynb #933b3e33
 @patch
 def _repr_html_(self:VocabMatch):
     rows = ''.join(f'<tr><td>{k}</td><td>{n}</td><td>{shares}</td><td>{html.escape(examples)}</td></tr>' for k, n, shares, examples in self._table())
@@ -247,14 +247,15 @@ def plot(self:VocabMatch,
     ax.set(xlabel='share (%)', title=title, xlim=(0, 100))
     return ax
 
-# %% ../nbs/01_vocab.ipynb #51973406
+# %% ../nbs/01_vocab.ipynb #b4bd5de1
 @dataclass(frozen=True, repr=False)
 class MatchReport:
     "What matched on each side."
     users: VocabMatch # users' ids, old and new
     items: VocabMatch # items' ids, old and new
-    def __repr__(self): return f'users: {self.users}\nitems: {self.items}'
-    def _repr_html_(self): return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}'
+    note: str = '' # what else there is to say, e.g. of the optimizer
+    def __repr__(self): return f'users: {self.users}\nitems: {self.items}' + (f'\n{self.note}' if self.note else '')
+    def _repr_html_(self): return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}' + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
     def plot(self):
         "A picture of both sides; returns matplotlib axes."
         import matplotlib.pyplot as plt
@@ -262,7 +263,7 @@ class MatchReport:
         for ax, side in zip(axs, ('users', 'items')): getattr(self, side).plot(ax, side)
         return axs
 
-# %% ../nbs/01_vocab.ipynb #cf74570d
+# %% ../nbs/01_vocab.ipynb #7a00d902
 def _two_vocabs(vocabs, label):
     "The vocabularies of users and items in `vocabs`, and the columns' names where it has them."
     if isinstance(vocabs, (str, bytes, Vocab)) or not hasattr(vocabs, '__len__') or len(vocabs) != 2: raise VocabError(
