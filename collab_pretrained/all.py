@@ -9,9 +9,8 @@ from .keys import load_pretrained_keys
 from .elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 from .data import CollabDataLoaders
 from . import stream as _stream  # CollabDataLoaders.from_stream
-from .models import EmbeddingDotBias
-from .ranking import BPR, Ranking, RankingDL, Softmax, WARP
 from .models import EmbeddingDotBias, collab_splitter
+from .ranking import BPR, Ranking, RankingDL, Softmax, WARP
 from .optim import FusedAdam
 from .learner import CollabLearner
 from .foldin import FoldedIn
