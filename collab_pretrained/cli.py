@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'FellShort', 'main', 'train', 'match', 'update', 'evaluate', 'recommend', 'inspect', 'export']
 
-# %% ../nbs/15_cli.ipynb #38c6746f
+# %% ../nbs/15_cli.ipynb #e04b7a7c
 import contextlib, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -21,9 +21,10 @@ from .models import table_widths
 from .learner import CollabLearner
 from .factory import collab_learner, read_pretrained
 from .update import _rmse
-from . import evaluate as _evaluate, recommend as _recommend  # for the learner's methods
+from . import recommend as _recommend  # for the learner's methods
 from .files import pick_columns, read_ids, read_table, write_table
-from .demo import demo, _progress, _train, _y_range
+from .evaluate import _y_range
+from .demo import demo, _progress, _train
 
 # %% ../nbs/15_cli.ipynb #aeee1874
 commands = {}  # name on the command line -> function; its docments are its options
