@@ -21,3 +21,4 @@ from .evaluate import Benchmark, RankMetric, benchmark, rank_scores
 from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors
 from . import plots as _plots  # learn.plot_embeddings, plot_bias, plot_coverage, plot_curves, plot_errors
 from . import hub as _hub  # learn.push_to_hub
+from . import distributed as _distributed  # learn.distrib_ctx

@@ -1,0 +1,147 @@
+"Two processes, started by torchrun, against one. `torchrun tests/test_distributed.py FOLDER` is what each of the two runs."
+import os, subprocess, sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch, torch.distributed as dist
+from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.metrics import mae, rmse
+from fastai.tabular.model import tabular_config
+
+from collab_pretrained.all import *
+
+pytestmark = pytest.mark.dist
+RATINGS = planted_ratings(n_users=80, n_items=50, n_ratings=1202)[['user', 'item', 'rating']]
+
+
+def learner(path, bs=64, seed=42, n=None, **kwargs):
+    "481 ratings validate, and the last batch that trains has 17 rows: neither divides by two."
+    dls = CollabDataLoaders.from_df(RATINGS, valid_pct=.4, bs=bs, n=n, val_bs=100, seed=seed, path=path)
+    torch.manual_seed(7 + 1000*int(os.environ.get('RANK', 0)))  # what a process draws itself must not matter
+    if int(os.environ.get('RANK', 0)) == 0: torch.manual_seed(7)
+    return collab_learner(dls, **{'n_factors': 6, 'y_range': (0, 5.5), 'metrics': [mae, rmse], **kwargs})
+
+
+def results(learn):
+    rec = learn.recorder
+    return {'weights': {k: v.clone() for k, v in learn.model.state_dict().items()}, 'losses': torch.stack([torch.as_tensor(o) for o in rec.losses]),
+            'values': torch.tensor([[float(x) for x in o] for o in rec.values]), 'names': list(rec.metric_names[1:-1])}
+
+
+def quiet_fit(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(*args, **kwargs)
+
+
+def dot(path):
+    learn = learner(path)
+    with learn.distrib_ctx():
+        quiet_fit(learn, 2, 1e-2)
+        quiet_fit(learn, 1, 1e-2)
+        fitted = results(learn)
+        with learn.no_bar(): preds, targs = learn.get_preds()
+        learn.save('today')
+    assert not dist.is_initialized()
+    again = learner(path, seed=42).load('today')
+    with again.no_bar(): return {**fitted, 'preds': preds, 'targs': targs, 'preds after': again.get_preds()[0], 'validate': torch.tensor(again.validate())}
+
+
+def warm(path):
+    learn = learner(path, pretrained='yesterday')
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-2, cbs=[GradientAccumulation(200), GradientClip(.05)])
+    return results(learn)
+
+
+def tiny_batches(path):
+    learn = learner(path, bs=1, n=20)
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-3)
+    return results(learn)
+
+
+def train_metrics(path):
+    learn = learner(path)
+    learn.recorder.train_metrics = True
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-2)
+    return results(learn)
+
+
+def network(path, use_bn=False):
+    learn = learner(path, use_nn=True, layers=[8], config=tabular_config(use_bn=use_bn))
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-2)
+    return results(learn)
+
+
+def group_of_ones_own(path):
+    "A group that was there before is used, and left alone."
+    if 'RANK' in os.environ: dist.init_process_group('gloo')
+    learn = learner(path)
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-2)
+    if 'RANK' in os.environ: dist.destroy_process_group()
+    return results(learn)
+
+
+SAME = dict(group_of_ones_own=group_of_ones_own, dot=dot, warm=warm, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+
+
+def other_splits(path):
+    learn = learner(path, seed=None if not int(os.environ.get('RANK', 0)) else 1)
+    try:
+        with learn.distrib_ctx(): quiet_fit(learn, 1)
+    except RatingsError as e: return {'error': str(e), 'is_initialized': dist.is_initialized()}
+
+
+OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits)
+
+
+def torchrun(folder, n=2):
+    "What each of `n` processes found, by rank."
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])}
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), __file__, str(folder)]
+    proc = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try: said = proc.communicate(timeout=300)[0]
+    except subprocess.TimeoutExpired:
+        proc.terminate()  # torchrun then ends its processes; were it killed, they would stay
+        said = proc.communicate()[0]
+    assert not proc.returncode, said[-5000:]
+    return [torch.load(folder/f'{rank}.pt', weights_only=False) for rank in range(n)]
+
+
+@pytest.fixture(scope='session')
+def two(tmp_path_factory):
+    if not find_spec('accelerate'): pytest.skip("accelerate is missing: pip install 'collab_pretrained[distrib]'")
+    folder = tmp_path_factory.mktemp('two')
+    learner(folder/'warm').save('yesterday')
+    return torchrun(folder)
+
+
+def leaves(x): return [o for v in x.values() for o in leaves(v)] if isinstance(x, dict) else [x]
+
+
+@pytest.mark.parametrize('name', SAME)
+def test_two_processes_equal_one(two, name, tmp_path):
+    learner(tmp_path).save('yesterday')
+    one, (first, second) = SAME[name](tmp_path), (o[name] for o in two)
+    for a, b, c in zip(*map(leaves, (one, first, second)), strict=True):
+        if not isinstance(a, torch.Tensor): assert a == b == c
+        else:
+            assert a.shape == b.shape and a.dtype == b.dtype
+            assert torch.equal(b, c)
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_processes_agree_on_batch_normalization(two):
+    first, second = (o['batch_norm'] for o in two)
+    assert any('running' in k for k in first['weights'])
+    assert all(torch.equal(a, b) for a, b in zip(leaves(first['weights']), leaves(second['weights'])))
+
+
+def test_other_splits_are_refused(two):
+    for o in two:
+        assert 'process 1 holds other ratings' in o['other_splits']['error'] and 'seed=' in o['other_splits']['error']
+        assert not o['other_splits']['is_initialized']
+
+
+if __name__ == '__main__':
+    folder, found = Path(sys.argv[1]), {}
+    for name, scenario in {**SAME, **OTHER}.items(): found[name] = scenario(folder/name)
+    torch.save(found, folder/f'{os.environ["RANK"]}.pt')
