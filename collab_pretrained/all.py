@@ -17,7 +17,7 @@ from .foldin import FoldedIn
 from .factory import collab_learner
 from .finetune import AnchorCallback, FrozenRowsCallback
 from .update import UpdateReport
-from .evaluate import Benchmark, RankMetric, benchmark, rank_scores
+from .evaluate import Benchmark, RankMetric, benchmark, newest_unseen, rank_scores
 from . import recommend as _recommend  # learn.recommend, similar_items, similar_users, export_vectors
 from . import plots as _plots  # learn.plot_embeddings, plot_bias, plot_coverage, plot_curves, plot_errors
 from . import hub as _hub  # learn.push_to_hub
