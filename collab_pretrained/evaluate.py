@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/evaluate.html.md"""
 # %% auto #0
 __all__ = ['rank_scores', 'RankMetric', 'two_corpora', 'newest_unseen', 'Benchmark', 'benchmark']
 
-# %% ../nbs/10_evaluate.ipynb #d5bfb02a
+# %% ../nbs/10_evaluate.ipynb #81479943
 import time
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
@@ -20,10 +20,10 @@ from .core import RatingsError
 from .vocab import MatchReport
 from .splits import split_user_time
 from .ratings import read_ratings, _as_frame
-from .data import CollabDataLoaders
+from .data import CollabDataLoaders, rating_blocks
 from .learner import CollabLearner
 from .factory import collab_learner
-from .topk import best, scores_of, seen_pairs, _evaluating, _pairs
+from .topk import best, scores_of, seen_pairs, _evaluating
 
 # %% ../nbs/10_evaluate.ipynb #1d7bb30d
 def rank_scores(
@@ -41,15 +41,14 @@ def rank_scores(
             'mrr': (found/ranks).max(1),
             'hit_rate': (n_found > 0).astype(float)}
 
-# %% ../nbs/10_evaluate.ipynb #68cb8c0b
+# %% ../nbs/10_evaluate.ipynb #2163fbab
 def _rated(learn, ratings):
     "The pairs to measure on, int64 (n, 2), and their ratings, float32 (n,), or None where there are none."
     ds = learn.dls.valid_ds if ratings is None else learn.dls.test_dl(ratings).dataset
-    x = _pairs(ds)
-    if not len(x): raise RatingsError('no ratings to evaluate on: the validation part is empty; expected some: make the loaders with `valid_pct` above 0, or '
+    if not len(ds): raise RatingsError('no ratings to evaluate on: the validation part is empty; expected some: make the loaders with `valid_pct` above 0, or '
                                       'give `ratings=`')
-    if hasattr(ds, 'tensors'): return x, ds.tensors[1].flatten().cpu().numpy() if len(ds.tensors) > 1 else None
-    return x, ds.ys.to_numpy(dtype=np.float32).reshape(-1)
+    x, *y = (torch.cat(o).cpu().numpy() for o in zip(*rating_blocks(ds)))
+    return x, y[0][:,0] if y else None
 
 @torch.no_grad()
 def _answers(model, x):

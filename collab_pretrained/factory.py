@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #7ba299b6
+# %% ../nbs/08_factory.ipynb #2aff2f45
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -22,7 +22,7 @@ from .core import CheckpointError, CheckpointNotFoundError, CollabWarning, Ratin
 from .elsewhere import Pretrained
 from .checkpoint import find_pair, read_folder, read_pair
 from .download import hub_folder, is_hub_id
-from .data import CollabDataLoaders, CollabDataset, CollabDL
+from .data import CollabDataLoaders, CollabDataset, CollabDL, rating_blocks
 from .moments import param_names
 from .models import EmbeddingDotBias, EmbeddingNN, collab_splitter, describe, embedding_sizes, make_described, table_widths
 from .ranking import as_ranking
@@ -61,30 +61,28 @@ def read_pretrained(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
     return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source], with_opt)
 
-# %% ../nbs/08_factory.ipynb #9651e92b
+# %% ../nbs/08_factory.ipynb #affd7260
 def _check_y_range(y_range, dls):
     "Raise unless `y_range` is a range; warn where ratings of the training part lie outside."
     if y_range is None: return
     if len(y_range) != 2 or not y_range[0] < y_range[1]: raise RatingsError(f'y_range={tuple(y_range)!r}; expected (low, high) with low < high, a little '
                                                                             'wider than the ratings, e.g. (0, 5.5) for one to five stars')
-    ratings = _ratings_of(dls)
-    if ratings is None or not (out := (ratings < y_range[0]) | (ratings > y_range[1])).any(): return
-    warnings.warn(f'{int(out.sum())} of {len(ratings)} ratings lie outside y_range={tuple(y_range)!r}: they go from {ratings.min():g} to {ratings.max():g}; '
-                  'the model can never answer them: widen the range', CollabWarning, stacklevel=3)
+    low, high, n_out = np.inf, -np.inf, 0
+    for _, *ratings in rating_blocks(dls.train_ds) or ():
+        for y in ratings:
+            if not len(y): continue
+            low, high = min(low, y.min().item()), max(high, y.max().item())
+            n_out += int(((y < y_range[0]) | (y > y_range[1])).sum())
+    if n_out: warnings.warn(f'{n_out} of {len(dls.train_ds)} ratings lie outside y_range={tuple(y_range)!r}: they go from {low:g} to {high:g}; '
+                            'the model can never answer them: widen the range', CollabWarning, stacklevel=3)
 
-def _ratings_of(dls):
-    "The ratings of the training part, (n,); None where the loaders don't show them."
-    ds = dls.train.dataset
-    if hasattr(ds, 'tensors'): return ds.tensors[1].flatten() if len(ds.tensors) > 1 and len(ds) else None
-    return ds.ys.to_numpy().reshape(-1) if hasattr(ds, 'ys') and len(ds) else None
-
-# %% ../nbs/08_factory.ipynb #ab4dcecf
+# %% ../nbs/08_factory.ipynb #15479b82
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range):
     if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)
     config = {**(config or tabular_config()), **({} if y_range is None else {'y_range': y_range})}
     return EmbeddingNN(emb_szs=embedding_sizes(dls.classes, emb_szs), layers=layers or [n_factors], **config)
 
-@delegates(Learner.__init__)
+@delegates(CollabLearner.__init__)
 def collab_learner(
     dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
     n_factors:int=50, # width of the vectors of a dot product; of the one hidden layer of a network where `layers` is None

@@ -7,18 +7,17 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/plots.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/12_plots.ipynb #acddb97e
+# %% ../nbs/12_plots.ipynb #29cb327c
 import textwrap
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .core import RatingsError, VocabError, WeightsError, _examples
 from .roles import find_roles
-from .data import _titles_of
+from .data import row_counts, _titles_of
 from .models import y_range_of
 from .learner import CollabLearner
 from .foldin import _sides
-from .topk import _pairs
 from .evaluate import _answers, _errors, _groups, _rated
 from .recommend import _asked, _check_known
 
@@ -56,7 +55,7 @@ def _place_labels(ax, xy, labels):
             text.remove()
     return placed
 
-# %% ../nbs/12_plots.ipynb #4c6ad3fd
+# %% ../nbs/12_plots.ipynb #0e6f1d59
 def _axes(ax, width, height):
     "`ax`, or new axes of that size in inches."
     if ax is not None: return ax
@@ -66,7 +65,7 @@ def _axes(ax, width, height):
 def _popularity(learn, side):
     "How many training ratings each id of one side has, in the vocabulary's order."
     vocab = list(learn.vocab.values())[side == 'item']
-    return np.bincount(_pairs(learn.dls.train.dataset)[:,int(side == 'item')], minlength=len(vocab))[vocab.id_rows]
+    return row_counts(learn.dls)[side == 'item'][vocab.id_rows]
 
 def _shown(learn, side, ids, n):
     "The ids to show and their rows: those asked for, or the `n` with most training ratings."

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/recommend.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11_recommend.ipynb #715a0df2
+# %% ../nbs/11_recommend.ipynb #c768a050
 import copy, os
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from .core import RatingsError, VocabError, WeightsError, canonical_ids, _as_arr
 from .vocab import Vocab
 from .roles import find_roles
 from .ratings import _cast_of, _encode, _one_column, _one_of
+from .data import row_counts
 from .learner import CollabLearner
 from . import foldin as _foldin  # for `learn.fold_in`
-from .topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors, _pairs
+from .topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors
 
 # %% ../nbs/11_recommend.ipynb #4e907377
 def _encoded(learn, side, values):
@@ -57,7 +58,7 @@ def _table(name, ids, other, vocab, vals, rows):
     who, rank = np.nonzero(rows >= 0)
     return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
 
-# %% ../nbs/11_recommend.ipynb #513f5c0f
+# %% ../nbs/11_recommend.ipynb #d6eb42bc
 def _pairs_in(learn, table, new=()):
     "Who has rated what in a table, by row; users of `new` are behind the last row. -1 where there is no row."
     sides = []
@@ -81,7 +82,7 @@ def _seen(learn, exclude_seen, ratings=None, new=()):
 
 def _popular(learn, item_rows, k):
     "The `k` of `item_rows` with most ratings in the training part, of equal ones the first, and how many each has."
-    counts = np.bincount(_pairs(learn.dls.train_ds)[:,1], minlength=item_rows.max(initial=-1) + 1)[item_rows]
+    counts = row_counts(learn.dls)[1][item_rows]
     order = np.argsort(-counts, kind='stable')[:k]
     return counts[order], item_rows[order]
 

@@ -8,7 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/topk.html.md"""
 __all__ = ['largest', 'user_vectors', 'item_vectors', 'DotScores', 'ForwardScores', 'scores_of', 'CosineScores', 'best',
            'seen_pairs']
 
-# %% ../nbs/09a_topk.ipynb #80a76b01
+# %% ../nbs/09a_topk.ipynb #6a2dc8dc
 import numpy as np, torch, torch.nn.functional as F
 from contextlib import contextmanager
 from fastai import collab
@@ -17,6 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from .core import WeightsError
 from .vocab import Vocab
+from .data import rating_blocks
 from .models import EmbeddingDotBias, y_range_of
 
 # %% ../nbs/09a_topk.ipynb #a709bb84
@@ -226,9 +227,7 @@ def best(
         vals[part], items[part] = _best_of_part(scores, rows[part], k, hidden and hidden(rows[part]))
     return vals[back], items[back]
 
-# %% ../nbs/09a_topk.ipynb #b5412251
-def _pairs(ds): return ds.tensors[0].cpu().numpy() if hasattr(ds, 'tensors') else ds.cats.to_numpy().astype(np.int64)
-
+# %% ../nbs/09a_topk.ipynb #0b55e47d
 def seen_pairs(
     dls, # `CollabDataLoaders`, ours or fastai's
     rows:np.ndarray=None, # int64, the user rows to look for; None for all
@@ -239,5 +238,5 @@ def seen_pairs(
     wanted = np.zeros(len(users), dtype=bool)
     wanted[users.id_rows if rows is None else rows] = True
     if users.na_row is not None: wanted[users.na_row] = False
-    parts = [_pairs(o.dataset) for o in dls.loaders[:1 + valid]]
-    return np.concatenate([o[wanted[o[:,0]]] for o in parts])
+    parts = (x.cpu().numpy() for dl in dls.loaders[:1 + valid] for x, *_ in rating_blocks(dl.dataset))
+    return np.concatenate([x[wanted[x[:,0]]] for x in parts])
