@@ -57,7 +57,7 @@ def _answers(model, x):
     device = next(model.parameters()).device
     with _evaluating(model): return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
-# %% ../nbs/10_evaluate.ipynb #a1e8b1eb
+# %% ../nbs/10_evaluate.ipynb #1cb926ab
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
 def _relevant(learn, x, y, min_rating):
@@ -70,13 +70,20 @@ def _relevant(learn, x, y, min_rating):
     first = np.unique(_keys(x[~lost], len(items)), return_index=True)[1]
     return np.concatenate([x[~lost][first], x[lost]])
 
-def _lists(learn, x, relevant, k):
-    "The users who have a row and a relevant item, ascending, and the `k` best items of each, leaving out those rated and not in `x`."
+def _seen_in(learn, table):
+    "The pairs of a table whose user and item have a row, int64 (n, 2)."
+    sides = learn.vocab.values()
+    res = read_ratings(table, *learn.vocab, implicit=True, id_cast=getattr(learn.dls.train_ds, 'id_cast', None))
+    x = np.stack([v.rows(ids)[codes] for v, ids, codes in zip(sides, (res.user_ids, res.item_ids), (res.users, res.items))], 1)
+    return x[(x >= 0).all(1)]
+
+def _lists(learn, x, relevant, k, seen=None):
+    "The users who have a row and a relevant item, ascending, and the `k` best items of each, leaving out those rated, or in the table `seen`, and not in `x`."
     users, items = learn.vocab.values()
     asked = np.intersect1d(relevant[:,0], users.id_rows)
-    measured = _keys(x, len(items))
+    measured, more = _keys(x, len(items)), x[:0] if seen is None else _seen_in(learn, seen)
     def _elsewhere(rows):
-        pairs = seen_pairs(learn.dls, rows)
+        pairs = np.concatenate([seen_pairs(learn.dls, rows), more])
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]
     return asked, best(scores_of(learn.model, items.id_rows), asked, k, _elsewhere, show=hasattr(learn, 'progress'))[1]
 
@@ -111,18 +118,19 @@ def _errors(preds, y):
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}
 
-# %% ../nbs/10_evaluate.ipynb #2c5a346e
+# %% ../nbs/10_evaluate.ipynb #9b8bf37d
 @patch
 def evaluate(self:CollabLearner,
     ratings=None, # DataFrame of ratings to measure on, with the columns of training; None for the validation part
     k:int=10, # length of the lists, 1 or more
     min_rating:float=None, # a rated item counts as liked from this rating on; None if every rated item does
+    seen=None, # DataFrame of what users have rated before, with the columns of training, for their lists to leave out; None for the learner's ratings only
 ) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items; columns n_ratings, rmse and mae unless it is a ranking, n_users, six measures @k, coverage@k
     "How far predictions are off, and how good the lists of the best `k` of all items are."
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
     x, y = _rated(self, ratings)
     preds, relevant = _answers(self.model, x), _relevant(self, x, y, min_rating)
-    users, top = _lists(self, x, relevant, k)
+    users, top = _lists(self, x, relevant, k, seen)
     id_rows, lines = list(self.vocab.values())[1].id_rows, {}
     for name, (of_users, of_items) in _groups(self).items():
         pairs, mine = of_users[x[:,0]] & of_items[x[:,1]], of_users[users]
