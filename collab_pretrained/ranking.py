@@ -97,38 +97,36 @@ def softmax_loss(
     others = neg.masked_fill(seen, torch.finfo(neg.dtype).min).logsumexp(1)
     return F.softplus(others[of] - pos)
 
-# %% ../nbs/06b_ranking.ipynb #dd4f98b9
+# %% ../nbs/06b_ranking.ipynb #fc2be1c9
 def _liked(y, min_rating):
     "Which of the ratings `y` (n, 1) count as liked, bool (n,)."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
 
 class RankingDL(CollabDL):
-    "Batches of what users liked; unshuffled, a `CollabDL` of all ratings."
+    "Batches of what users liked, the rows of each user together; unshuffled, a `CollabDL` of all ratings."
     def __init__(self,
         dataset, # `CollabDataset`
         min_rating:float=None, # a rating from which on an item counts as liked; None if every row does
-        by_user:bool=False, # keep the rows of a user together? The order of users, and of the rows of one, is another each epoch
         **kwargs, # parameters of `CollabDL`
     ):
         super().__init__(dataset, **kwargs)
-        self.min_rating, self.by_user = min_rating, by_user
+        self.min_rating = min_rating
         self.liked = torch.nonzero(_liked(dataset.tensors[1][:self.n], min_rating)).flatten().cpu().numpy()
 
     def __len__(self): return len(_batch_sizes(len(self.liked), self.bs, self.drop_last)) if self.shuffle else super().__len__()
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'min_rating': self.min_rating, 'by_user': self.by_user, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
         rng = np.random.default_rng((self.seed % 2**64, self.epoch))
         rows = rng.permutation(self.liked)
-        if not self.by_user: return rows
         users = self.dataset.tensors[0][:,0].cpu().numpy()[rows]
         return rows[rng.permutation(users.max(initial=-1) + 1)[users].argsort(kind='stable')]
 
-# %% ../nbs/06b_ranking.ipynb #8511441f
+# %% ../nbs/06b_ranking.ipynb #8c02eee6
 class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
-    name, lr, wd, by_user, n_neg = 'ranking', 3e-2, .3, False, 1
+    name, lr, wd, needs_dot, n_neg = 'ranking', 3e-2, .5, False, 1
     def __init__(self,
         min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the training part; None if every row does
         n_neg:int=None, # unseen items to compare with, 1 or more; None for the loss's own number
@@ -148,7 +146,7 @@ class Ranking(Callback):
         if self.min_rating != 'mean': return self.min_rating
         return min(y.double().mean().item(), y.max().item()) if len(y) else None
 
-# %% ../nbs/06b_ranking.ipynb #fbd62660
+# %% ../nbs/06b_ranking.ipynb #ce234949
 @patch
 def _start(self:Ranking, epoch):
     seed = self.dls.train.seed if self.seed is None else self.seed
@@ -188,18 +186,22 @@ def scores(self:Ranking,
     users:Tensor, # int64 (n,), rows
     items:Tensor, # int64 (n, k), rows
 ) -> Tensor: # (n, k)
-    "What the model answers to each user and their `k` items."
-    return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
+    "What the model answers to each user and their `k` items: all items at once for a few users, where that is less work."
+    model, (own, of) = get_model(self.learn.model), users.unique(return_inverse=True)
+    wgts = getattr(model, 'i_weight', None)
+    if wgts is None or len(own)*len(wgts.weight) > 16*items.numel():
+        return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
+    return (model.u_weight(own) @ wgts.weight.T + model.i_bias.weight[:,0] + model.u_bias(own))[of[:,None],items]
 
-# %% ../nbs/06b_ranking.ipynb #295e344b
+# %% ../nbs/06b_ranking.ipynb #a7594e66
 class BPR(Ranking):
     "Each liked item against some unseen ones."
-    n_neg = 5
+    n_neg, lr = 10, 5e-2
     def losses(self, x, pos, unseen): return bpr_loss(pos, self.scores(x[:,0], unseen.draw(x[:,0], self.n_neg, self.generator)))
 
 class WARP(Ranking):
     "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
-    n_neg, wd, margin = 10, 1., 1.
+    n_neg, wd, margin = 10, .7, 1.
     def losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
         with torch.no_grad(): col, weight = warp_choose(pos, self.scores(x[:,0], items), unseen.free[x[:,0]], self.margin)
@@ -207,7 +209,7 @@ class WARP(Ranking):
 
 class Softmax(Ranking):
     "Each liked item against all unseen ones, or `n_neg` where there are more."
-    n_neg, wd, by_user = 8192, .5, True
+    n_neg, needs_dot = 8192, True
     def losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
         items, less = self.candidates(unseen)
@@ -224,7 +226,7 @@ class Softmax(Ranking):
         items, times = q.multinomial(self.n_neg, replacement=True, generator=self.generator).unique(return_counts=True)
         return items, (self.n_neg*q[items]/times).log().float()
 
-# %% ../nbs/06b_ranking.ipynb #f269af76
+# %% ../nbs/06b_ranking.ipynb #7d4781f1
 @patch
 def prepare(self:Ranking,
     dls, # `CollabDataLoaders`; not changed
@@ -234,9 +236,9 @@ def prepare(self:Ranking,
     "What to make a `Learner` of."
     if not hasattr(dls.train_ds, 'tensors'): raise RatingsError(f'{self} with loaders of {type(dls).__name__} from fastai; expected our own `CollabDataLoaders`')
     if y_range_of(model) is not None: raise WeightsError(f'{self} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
-    if self.by_user and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
+    if self.needs_dot and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
         f'{self} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
-    train = dls.train.new(cls=RankingDL, min_rating=self.threshold(dls), by_user=self.by_user, n=dls.train.n)
+    train = dls.train.new(cls=RankingDL, min_rating=self.threshold(dls), n=dls.train.n)
     res = CollabDataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     res.report = getattr(dls, 'report', None)
     kwargs = {'lr': self.lr, 'wd': self.wd, **(kwargs or {})}
