@@ -31,20 +31,28 @@ from .splits import fresh_seed
 from .data import row_counts
 from .models import describe, y_range_of
 from .optim import FusedAdam
+from .loop import LeanLearner
 
 # %% ../nbs/07_learner.ipynb #e1e1dd9b
 class MeanRowCallback(Callback):
     "After the training part of each epoch, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
-    def before_fit(self): self.trained = None
+    def before_fit(self): self.trained, self.pairs = None, []
 
     def before_batch(self):
-        if not self.training: return
-        if self.trained is None: self.trained = [torch.zeros(len(o), dtype=torch.bool, device=self.xb[0].device) for o in self.dls.classes.values()]
-        for side, seen in enumerate(self.trained): seen[self.xb[0][:,side]] = True
+        if not self.learn.training: return
+        self.pairs.append(self.learn.xb[0])
+        if len(self.pairs) == 256: self._mark()
+
+    def _mark(self):
+        "Note which rows the batches since the last time have trained."
+        pairs, self.pairs = torch.cat(self.pairs), []
+        if self.trained is None: self.trained = [torch.zeros(len(o), dtype=torch.bool, device=pairs.device) for o in self.dls.classes.values()]
+        for side, seen in enumerate(self.trained): seen[pairs[:,side]] = True
 
     @torch.no_grad()
     def after_train(self):
+        if self.pairs: self._mark()
         if self.trained is None: return
         for role, names in find_roles(dict(self.learn.model.named_parameters())).items():
             seen = self.trained[roles[role] == 'items']
@@ -75,7 +83,7 @@ class NaDropout(Callback):
         self.learn.xb = (x.masked_fill(torch.rand(x.shape, generator=self.rng, device=x.device) < self.p, 0), *self.xb[1:])
 
 # %% ../nbs/07_learner.ipynb #6ea993e6
-class CollabLearner(Learner):
+class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
     match_report:MatchReport = None  # what matched at the last warm start; None before one
 

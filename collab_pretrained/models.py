@@ -12,14 +12,42 @@ from collections.abc import Mapping
 import torch
 from fastai import collab
 from fastai.collab import EmbeddingNN
-from fastai.layers import SigmoidRange
+from fastai.layers import Embedding, SigmoidRange
 from fastai.tabular.model import emb_sz_rule
 from torch import Tensor, nn
 from .core import VocabError, WeightsError, _examples
 from .vocab import Vocab
 from .roles import find_roles, flat_weights, roles
 
-# %% ../nbs/06_models.ipynb #75fcb6c4
+# %% ../nbs/06_models.ipynb #df99c1bd
+def _table_grad(rows, grads, n_rows, is_sparse):
+    "The gradient of a table of `n_rows`, of which `rows` were looked up."
+    shape = (n_rows, *grads.shape[1:])
+    if is_sparse: return torch.sparse_coo_tensor(rows[None], grads, shape, check_invariants=False)
+    return grads.new_zeros(shape).index_add_(0, rows, grads)
+
+class _DotBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, users, items, u_weight, i_weight, u_bias, i_bias, is_sparse):
+        u, i = u_weight.index_select(0, users), i_weight.index_select(0, items)
+        ctx.save_for_backward(users, items, u, i)
+        ctx.n_rows, ctx.is_sparse = (len(u_weight), len(i_weight)), is_sparse
+        return (u*i).sum(1) + u_bias.flatten().index_select(0, users) + i_bias.flatten().index_select(0, items)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        users, items, u, i = ctx.saved_tensors
+        grad, n_users, n_items = grad[:,None], *ctx.n_rows
+        grads = (users, grad*i, n_users), (items, grad*u, n_items), (users, grad, n_users), (items, grad, n_items)
+        return None, None, *(_table_grad(*o, ctx.is_sparse) for o in grads), None
+
+def _is_plain(emb):
+    "Whether `emb` looks rows up and does nothing else: no hooks, and a table on the CPU."
+    hooks = emb._forward_hooks or emb._forward_pre_hooks or emb._backward_hooks or emb._backward_pre_hooks
+    return type(emb) is Embedding and type(emb.weight) is nn.Parameter and emb.weight.device.type == 'cpu' and emb.max_norm is None and not hooks
+
+# %% ../nbs/06_models.ipynb #3f1d2892
 class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
     def __init__(self,
@@ -28,6 +56,15 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
         n_items:int, # rows of the items' tables, '#na#' included
         y_range:tuple=None, # (low, high) of the answers, by a sigmoid; None for no bounds
     ): super().__init__(n_factors, n_users, n_items, y_range)
+
+    def forward(self,
+        x:Tensor, # (n, 2), int64: the users' rows and the items'
+    ) -> Tensor: # (n,)
+        "The answers to pairs of a user and an item."
+        tables = self.u_weight, self.i_weight, self.u_bias, self.i_bias
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not all(map(_is_plain, tables)): return super().forward(x)
+        res = _DotBias.apply(*x.t().contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
+        return res if self.y_range is None else torch.sigmoid(res)*(self.y_range[1] - self.y_range[0]) + self.y_range[0]
 
     def _get_idx(self, arr, is_item=True):
         if not hasattr(self, 'classes'): raise VocabError('the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
