@@ -36,7 +36,7 @@ def _principal(vecs):
     axes = axes*axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of the two directions of an axis, always the same
     return (vecs @ axes.T).numpy(), np.pad(share[:2].numpy(), (0, 2 - len(share[:2])))
 
-# %% ../nbs/12_plots.ipynb #cd7721d3
+# %% ../nbs/12_plots.ipynb #84e5bd6c
 _beside = [(5, 0, 'left', 'center'), (-5, 0, 'right', 'center'), (0, 5, 'center', 'bottom'), (0, -5, 'center', 'top')]  # points from the dot
 
 def _place_labels(ax, xy, labels):
@@ -45,11 +45,11 @@ def _place_labels(ax, xy, labels):
     dots = [np.asarray(o) for o in ax.transData.transform(xy)]
     taken, placed = [], []
     for k, (at, label) in enumerate(zip(xy, labels)):
-        for dx, dy, ha, va in _beside if not any(o.contains(*dots[k]) for o in taken) else []:
+        for dx, dy, ha, va in _beside if not any(o.padded(4).contains(*dots[k]) for o in taken) else []:
             text = ax.annotate(label, at, (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=8)
             box = text.get_window_extent().padded(2)
             inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 and ax.bbox.y0 < box.y0 and box.y1 < ax.bbox.y1
-            if inside and not any(box.overlaps(o) for o in taken) and not any(box.contains(*dots[o]) for o in placed):
+            if inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*dots[o]) for o in placed):
                 taken.append(box); placed.append(k)
                 break
             text.remove()
