@@ -22,3 +22,4 @@ from . import recommend as _recommend  # learn.recommend, similar_items, similar
 from . import plots as _plots  # learn.plot_embeddings, plot_bias, plot_coverage, plot_curves, plot_errors
 from . import hub as _hub  # learn.push_to_hub
 from . import distributed as _distributed  # learn.distrib_ctx
+from .sharded import load_sharded, save_sharded, shard_embeddings

@@ -29,7 +29,9 @@ def share_of(
     size = -(-n//world)
     return slice(min(rank*size, n), min((rank+1)*size, n))
 
-# %% ../nbs/14_distributed.ipynb #8d3cebe7
+# %% ../nbs/14_distributed.ipynb #8874a226
+def _is_sharded(t): return hasattr(t, 'device_mesh')  # a DTensor; torch takes half a second to import the class
+
 def _whole(part, n, size):
     "The parts of all processes, at most `size` rows each, put together: `n` rows."
     own = part.new_zeros(size, *part.shape[1:])
@@ -44,6 +46,7 @@ class ShareCallback(Callback):
     def before_train(self):  # `before_fit` is called by `get_preds` as well
         if self.fitting: return
         self.fitting, self.rank, self.world = True, dist.get_rank(), dist.get_world_size()
+        self.sharded = any(_is_sharded(p) for p in self.learn.model.parameters())  # then the model takes whole batches, and shares them out itself
         _agree(self.learn)
     def after_fit(self): self.fitting = False
 
@@ -52,22 +55,22 @@ class ShareCallback(Callback):
         self.whole, self.n = (self.xb, self.yb), len(self.xb[0])
         rows = share_of(self.n, self.rank, self.world)
         self.n_own = rows.stop - rows.start
-        if not self.n_own and self.training: rows = slice(1)  # a row that counts nothing, so that there is a gradient
-        self.learn.xb, self.learn.yb = (tuple(o[rows] for o in b) for b in self.whole)
+        if not self.sharded: self.learn.xb = tuple(o[rows] for o in self.xb)
+        if self.training: self.learn.yb = tuple(o[rows] for o in self.yb)
 
     def after_pred(self):
-        if not self.fitting or self.training: return
-        self.learn.pred = _whole(self.pred, self.n, -(-self.n//self.world))
-        self.learn.xb, self.learn.yb = self.whole
+        if not self.fitting or self.training or self.sharded: return
+        self.learn.pred, self.learn.xb = _whole(self.pred, self.n, -(-self.n//self.world)), self.whole[0]
 
     def after_loss(self):
         if not self.fitting or not self.training: return
+        if not self.n_own: self.learn.loss_grad = self.learn.loss = self.pred.sum()*0  # the mean over no rows is none
         part = self.n_own/self.n
-        self.learn.loss_grad, self.learn.loss = self.loss_grad*part, self.loss*part*self.world  # the recorder takes the mean over processes
+        self.learn.loss_grad, self.learn.loss = self.loss_grad*part, self.loss.detach()*part*self.world  # the recorder takes the mean over processes
 
     def after_backward(self):
         if not self.fitting: return
-        if self.recorder.train_metrics: self.learn.pred = _whole(self.pred.detach()[:self.n_own], self.n, -(-self.n//self.world))
+        if self.recorder.train_metrics: self.learn.pred = _whole(self.pred.detach(), self.n, -(-self.n//self.world))
         self.learn.xb, self.learn.yb = self.whole
 
 # %% ../nbs/14_distributed.ipynb #76c55b08
@@ -80,12 +83,12 @@ def to_detach(self:CollabDL,
     "What fastai keeps of a batch."
     return _to_detach(b, cpu, gather=False)
 
-# %% ../nbs/14_distributed.ipynb #ad48f5a9
+# %% ../nbs/14_distributed.ipynb #fb45581b
 class SumGradsCallback(Callback):
     "Before a step, adds up the gradients of all processes."
     order = 8  # after GradientAccumulation, before MixedPrecision and GradientClip
     def before_step(self):
-        works = [dist.all_reduce(p.grad, async_op=True) for p in self.learn.model.parameters() if p.grad is not None]
+        works = [dist.all_reduce(p.grad, async_op=True) for p in self.learn.model.parameters() if p.grad is not None and not _is_sharded(p)]
         for o in works: o.wait()
 
     def after_train(self):
@@ -95,7 +98,7 @@ class SumGradsCallback(Callback):
             dist.all_reduce(b)
             b /= dist.get_world_size()
 
-# %% ../nbs/14_distributed.ipynb #0c58b462
+# %% ../nbs/14_distributed.ipynb #9876e880
 def _digest(dl):
     "A hash of what a loader would give, its order aside."
     h = hashlib.blake2b(f'{dl.bs} {dl.n} {dl.shuffle} {dl.drop_last}'.encode(), digest_size=16)
@@ -113,9 +116,10 @@ def _agree(learn):
     if others: raise RatingsError(f'process {others[0]} holds other ratings or ids than process 0; expected the same in all: read the same table, and '
                                   'give the loaders a `seed=`, so that each splits it alike')
     for dl, (seed, epoch) in zip(learn.dls.loaders, all_of_it[0][1]): dl.seed, dl.epoch = seed, epoch
-    for t in get_model(learn.model).state_dict().values(): dist.broadcast(t, 0)
+    for t in get_model(learn.model).state_dict().values():
+        if not _is_sharded(t): dist.broadcast(t, 0)
 
-# %% ../nbs/14_distributed.ipynb #d56fd592
+# %% ../nbs/14_distributed.ipynb #232cf711
 _contexts = count()
 
 def _meeting_point():
@@ -135,14 +139,16 @@ def distrib_ctx(self:CollabLearner,
         return
     try: from accelerate import PartialState
     except ImportError as e: raise ImportError("training on several processes needs accelerate: `pip install 'collab_pretrained[distrib]'`") from e
-    is_ours, was_on, on_cpu = not dist.is_initialized(), self.dls.device, next(self.model.parameters()).device.type == 'cpu'
+    device = next(self.model.parameters()).device
+    is_ours, was_on, on_cpu = not dist.is_initialized(), self.dls.device, (self.dls.device if device.type == 'meta' else device).type == 'cpu'
     if is_ours: dist.init_process_group(backend or ('gloo' if on_cpu else 'nccl'), **_meeting_point(), **kwargs)
     state = PartialState(cpu=on_cpu)
     try:
         with ExitStack() as stack:
             if dist.get_rank(): stack.enter_context(self.no_bar()), stack.enter_context(self.no_logging())
             stack.enter_context(self.added_cbs([ShareCallback(), SumGradsCallback()]))
-            self.model.to(state.device), self.dls.to(state.device)
+            if device.type != 'meta': self.model.to(state.device)
+            self.dls.to(state.device)
             yield self
         dist.barrier()  # what the first process saved is there for all
     finally:

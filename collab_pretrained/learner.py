@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.html.md"""
 # %% auto #0
 __all__ = ['MeanRowCallback', 'NaDropout', 'CollabLearner']
 
-# %% ../nbs/07_learner.ipynb #f171ee44
+# %% ../nbs/07_learner.ipynb #cee58234
 import os, warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 from .core import NA, CheckpointNotFoundError, CollabWarning, RatingsError, VocabError, WeightsError, _examples
 from .vocab import MatchReport, Vocab, match_classes
-from .roles import find_roles, roles
+from .roles import find_roles, flat_weights, roles
 from .match import _match_wgts
 from .keys import load_pretrained_keys
 from .elsewhere import Pretrained
@@ -33,7 +33,7 @@ from .models import describe, y_range_of
 from .optim import FusedAdam
 from .loop import LeanLearner
 
-# %% ../nbs/07_learner.ipynb #e1e1dd9b
+# %% ../nbs/07_learner.ipynb #5fe33295
 class MeanRowCallback(Callback):
     "After the training part of each epoch, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
@@ -58,8 +58,14 @@ class MeanRowCallback(Callback):
             seen = self.trained[roles[role] == 'items']
             if seen[0] or not seen.any(): continue
             for name in names:
-                table = self.learn.model.get_parameter(name)
-                table[0] = table[seen].mean(0)
+                self.set_row(self.learn.model.get_parameter(name), seen)
+
+    def set_row(self,
+        table, # float (rows, width), one of the model's, in training; changed in place
+        seen, # bool (rows,), which rows were trained; some are, row 0 is not
+    ):
+        "Set row 0 of `table`."
+        table[0] = table[seen].mean(0)
 
 # %% ../nbs/07_learner.ipynb #056e2537
 class NaDropout(Callback):
@@ -123,6 +129,7 @@ def save(self:CollabLearner,
 ) -> Path: # of the weights; the vocabulary is beside them, as `_vocab.pkl`
     "Write `FILE.pth` and `FILE_vocab.pkl`, whole or not at all; where several processes train, the first alone writes."
     stem = _stem(self, file)
+    flat_weights(get_model(self.model).state_dict())  # in every process: raises where tables are spread over several
     if not rank_distrib():
         model, opt = get_model(self.model), self.opt if with_opt else None
         meta = {'y_range': y_range_of(model), **_loss_facts(self), **({} if opt is None else {'opt_names': param_names(opt, model)})}
@@ -172,7 +179,7 @@ def _give_opt(learn, pre, give):
                            'same shape (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
     return [o for o in names if o not in zero]
 
-# %% ../nbs/07_learner.ipynb #54487548
+# %% ../nbs/07_learner.ipynb #afbfcfac
 def _interactions(dls):
     "How often each id was trained on: 'users', 'items' -> counts in the vocabulary's order, '#na#' left out; None where the loaders don't show it."
     counts = row_counts(dls)
@@ -190,6 +197,7 @@ def save_pretrained(self:CollabLearner,
 ) -> Path: # the folder
     "Write weights, vocabulary and what is known about them into a folder, whole or not at all, and without a pickle."
     model, folder = get_model(self.model), self.path/folder
+    flat_weights(model.state_dict())  # as in `save`
     if not rank_distrib():
         config = {**describe(model), **_loss_facts(self), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None), 'metrics': _last_metrics(self), 'counts': _interactions(self.dls)}
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
@@ -197,18 +205,28 @@ def save_pretrained(self:CollabLearner,
 
 # %% ../nbs/07_learner.ipynb #de42fe93
 @patch
+def _check_range(self:CollabLearner, name, meta, model=None):
+    "Raise where the pretrained model answers in another range than `model`."
+    saved, current = meta.get('y_range'), y_range_of(get_model(self.model if model is None else model))
+    if 'y_range' in meta and (saved and tuple(map(float, saved))) != current: raise WeightsError(
+        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, since vectors mean another rating '
+        'in another range: make the learner with that of the pretrained model')
+
+@patch
+def _check_overlap(self:CollabLearner, name, report, min_overlap):
+    "Raise where a smaller share than `min_overlap` of a side's ids has a pretrained row."
+    for side in ('users', 'items'):
+        if len(getattr(report, side).old_vocab) and (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
+            f'{name}: {share:.1%} of the {side} matched; expected {min_overlap:.1%} (`min_overlap`)\n{getattr(report, side)}')
+
+@patch
 def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=None, unseen='mean', counts=None, min_count=0, seed=None, min_overlap=0.):
     "Match, check and load `pretrained`."
     model, pre = get_model(self.model if model is None else model), pretrained
-    saved = pre.meta.get('y_range')
-    if 'y_range' in pre.meta and (saved and tuple(map(float, saved))) != y_range_of(model): raise WeightsError(
-        f'{pre.name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={y_range_of(model)}; expected the same, since vectors mean another rating '
-        'in another range: make the learner with that of the pretrained model')
+    self._check_range(pre.name, pre.meta, model)
     if counts is None: counts = pre.meta.get('counts')
     report = match_classes(pre.vocab, self.vocab, old_counts=counts, new_counts=_interactions(self.dls)).check()
-    for side in ('users', 'items'):
-        if len(getattr(report, side).old_vocab) and (share := getattr(report, side).coverage) < min_overlap: raise VocabError(
-            f'{pre.name}: {share:.1%} of the {side} matched; expected {min_overlap:.1%} (`min_overlap`)\n{getattr(report, side)}')
+    self._check_overlap(pre.name, report, min_overlap)
     missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, min_count, seed), keys=keys)
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)

@@ -36,6 +36,8 @@ def _tensor(key, value):
     try: res = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError): res = None
     if res is None: raise WeightsError(f'{key}: {type(value).__name__}; expected a tensor or an array in each place of a state dict')
+    if hasattr(res, 'device_mesh'): raise WeightsError(f'{key}: its rows are spread over {res.device_mesh.size()} processes; expected a whole table: save it with '
+                                                       '`save_sharded`, and load that on one process with `load_sharded`')
     if res.layout != torch.strided: raise WeightsError(f'{key}: a tensor of layout {res.layout}; expected a dense one: save it with `.to_dense()`')
     return res
 

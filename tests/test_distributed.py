@@ -80,7 +80,70 @@ def group_of_ones_own(path):
     return results(learn)
 
 
-SAME = dict(group_of_ones_own=group_of_ones_own, dot=dot, warm=warm, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+def whole(t): return t.full_tensor() if hasattr(t, 'full_tensor') else t.clone()
+
+
+def sharded(path, use_nn=False):
+    "Trained in pieces, saved, and loaded again in pieces."
+    kwargs = dict(use_nn=True, layers=[8], config=tabular_config(use_bn=False)) if use_nn else {}
+    learn = learner(path, **kwargs)
+    with learn.distrib_ctx():
+        shard_embeddings(learn)
+        quiet_fit(learn, 2, 1e-2)
+        with learn.no_bar(): preds = learn.get_preds()[0]
+        save_sharded(learn, 'pieces')
+        again = load_sharded(shard_embeddings(learner(path, **kwargs)), 'pieces')
+        opt = {f'{name} {k}': whole(v) if isinstance(v, torch.Tensor) else v for name, p in again.model.named_parameters() for k, v in again.opt.state[p].items() if k != 'do_wd'}
+        sizes = {k: v.to_local().shape[0] for k, v in learn.model.state_dict().items() if hasattr(v, 'to_local')}
+        got = {k: {n: whole(t) for n, t in o.model.state_dict().items()} for k, o in (('weights', learn), ('again', again))}
+    assert not sizes or not dist.is_initialized() and 2*sizes['u_weight.weight' if not use_nn else 'embeds.0.weight'] <= len(learn.dls.classes['user']) + 1
+    return {**got, 'opt': opt, 'preds': preds, 'values': results_of(learn)}
+
+
+def results_of(learn): return torch.tensor([[float(x) for x in o] for o in learn.recorder.values])
+
+
+def warm_in_pieces(path):
+    "Tables on 'meta', started from a folder over other ids, and from a memory-mapped one."
+    found = {}
+    for source in ('yesterday_folder', 'yesterday_pieces'):
+        dls = learner(path).dls
+        with torch.device('meta' if 'RANK' in os.environ else 'cpu'): model = EmbeddingDotBias.from_classes(6, dls.classes, y_range=(0, 5.5))
+        learn = CollabLearner(dls, model, loss_func=torch.nn.MSELoss(), splitter=collab_splitter)
+        learn.loss_func = lambda pred, y: torch.nn.functional.mse_loss(pred.flatten(), y.flatten())
+        with learn.distrib_ctx():
+            shard_embeddings(learn, pretrained=source)
+            quiet_fit(learn, 1, 1e-2)
+            found[source] = {k: whole(v) for k, v in learn.model.state_dict().items()}
+        found[source]['matched'] = torch.tensor(learn.match_report.users.rows)
+    return found
+
+
+def sources(path):
+    "What `warm` and `warm_in_pieces` start from."
+    learner(path).save('yesterday')
+    few = RATINGS[(RATINGS.user < 60) & (RATINGS.item > 5)]
+    torch.manual_seed(1)
+    old = collab_learner(CollabDataLoaders.from_df(few, seed=1, path=path), n_factors=6, y_range=(0, 5.5))
+    quiet_fit(old, 1, 1e-2)
+    old.save_pretrained('yesterday_folder')
+    save_sharded(old, 'yesterday_pieces')
+
+
+SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+
+
+def save_of_pieces(path):
+    "`save` of tables in pieces raises in every process."
+    learn = learner(path)
+    with learn.distrib_ctx():
+        shard_embeddings(learn)
+        errors = []
+        for save in (learn.save, learn.save_pretrained):
+            try: save('no')
+            except WeightsError as e: errors.append(str(e))
+        assert not (path/'models/no.pth').exists() and not (path/'no').exists()
+    return errors
 
 
 def other_splits(path):
@@ -90,7 +153,7 @@ def other_splits(path):
     except RatingsError as e: return {'error': str(e), 'is_initialized': dist.is_initialized()}
 
 
-OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits)
+OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces)
 
 
 def torchrun(folder, n=2):
@@ -110,7 +173,7 @@ def torchrun(folder, n=2):
 def two(tmp_path_factory):
     if not find_spec('accelerate'): pytest.skip("accelerate is missing: pip install 'collab_pretrained[distrib]'")
     folder = tmp_path_factory.mktemp('two')
-    learner(folder/'warm').save('yesterday')
+    for name in ('warm', 'warm_in_pieces'): sources(folder/name)
     return torchrun(folder)
 
 
@@ -119,7 +182,7 @@ def leaves(x): return [o for v in x.values() for o in leaves(v)] if isinstance(x
 
 @pytest.mark.parametrize('name', SAME)
 def test_two_processes_equal_one(two, name, tmp_path):
-    learner(tmp_path).save('yesterday')
+    sources(tmp_path)
     one, (first, second) = SAME[name](tmp_path), (o[name] for o in two)
     for a, b, c in zip(*map(leaves, (one, first, second)), strict=True):
         if not isinstance(a, torch.Tensor): assert a == b == c
@@ -141,7 +204,18 @@ def test_other_splits_are_refused(two):
         assert not o['other_splits']['is_initialized']
 
 
+def test_tables_in_pieces_are_not_saved_as_whole_ones(two):
+    for o in two: assert len(o['save_of_pieces']) == 2 and all('save_sharded' in e for e in o['save_of_pieces'])
+
+
+def test_saved_by_two_loaded_by_one(two, tmp_path):
+    learn = load_sharded(learner(tmp_path), two[0]['folder']/'sharded/pieces')
+    for k, v in learn.model.state_dict().items(): assert torch.equal(v, two[0]['sharded']['weights'][k])
+    assert learn.opt.state[learn.model.u_weight.weight]['step'] == two[0]['sharded']['opt']['u_weight.weight step']
+
+
 if __name__ == '__main__':
-    folder, found = Path(sys.argv[1]), {}
+    folder = Path(sys.argv[1])
+    found = {'folder': folder}
     for name, scenario in {**SAME, **OTHER}.items(): found[name] = scenario(folder/name)
     torch.save(found, folder/f'{os.environ["RANK"]}.pt')
