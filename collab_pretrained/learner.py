@@ -159,7 +159,7 @@ def load(self:CollabLearner,
     distrib_barrier()
     wgts, vocab, meta = read_pair(path, with_opt=with_opt)
     differs = _differs(vocab, self.vocab)
-    if differs: raise VocabError(f'{path}: {differs}; loading it would give ids the rows of others: start from it instead, with '
+    if differs: raise VocabError(f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: start from it instead, with '
                                  f'`collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
     model = get_model(self.model)
     odd = [k for k, v in model.state_dict().items() if k in wgts and wgts[k].shape != v.shape]
