@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.html.md"""
 # %% auto #0
 __all__ = ['commands', 'FellShort', 'main', 'train', 'match', 'update', 'evaluate', 'recommend', 'inspect', 'export']
 
-# %% ../nbs/15_cli.ipynb #e04b7a7c
+# %% ../nbs/15_cli.ipynb #88ac8afe
 import contextlib, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -18,12 +18,13 @@ from .vocab import match_classes, _two_vocabs
 from .ratings import read_ratings
 from .data import CollabDataLoaders, _titles_of
 from .models import table_widths
+from .ranking import as_ranking
 from .learner import CollabLearner
 from .factory import collab_learner, read_pretrained
 from .update import _rmse
 from . import recommend as _recommend  # for the learner's methods
 from .files import pick_columns, read_ids, read_table, write_table
-from .evaluate import _y_range
+from .evaluate import RankMetric, _y_range
 from .demo import demo, _progress, _train
 
 # %% ../nbs/15_cli.ipynb #aeee1874
@@ -100,22 +101,24 @@ def _check_rmse(value, max_rmse, n):
     if not n: raise RatingsError(f'--max-rmse {max_rmse:g}, and no ratings to measure on; expected some: see --valid-pct')
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
-# %% ../nbs/15_cli.ipynb #52e8d79d
+# %% ../nbs/15_cli.ipynb #64472781
 def _text_columns(source, user, item):
     "The columns whose ids are text in the model `source`."
     return [] if source is None else [name for name, vocab in zip((user or 0, item or 1), _two_vocabs(source.vocab, 'the model')[0]) if vocab.kind == 'text']
 
-def _learner(dls, source, n_factors, adapt, min_overlap, seed):
+def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
     "A learner on `dls`, from the model `source` or from scratch."
     if source: _check_overlap(match_classes(source.vocab, dls.classes), min_overlap)
     if n_factors is None: n_factors = table_widths(source.wgts).get('u_weight', 50) if source else 50
     if n_factors < 1: raise RatingsError(f'--n-factors {n_factors}; expected 1 or more')
-    y_range = source.meta['y_range'] if source and 'y_range' in source.meta else _y_range(dls)
+    ranks = as_ranking(loss, pretrained=source)
+    y_range = None if ranks else source.meta['y_range'] if source and 'y_range' in source.meta else _y_range(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return collab_learner(dls, n_factors, y_range=y_range, metrics=rmse, pretrained=source or False, adapt=adapt, seed=seed)
+        return collab_learner(dls, n_factors, y_range=y_range, metrics=RankMetric('recall') if ranks else rmse, loss=loss, pretrained=source or False,
+                              adapt=adapt, seed=seed)
 
-# %% ../nbs/15_cli.ipynb #65969fb2
+# %% ../nbs/15_cli.ipynb #02cf6d64
 def train(
     ratings:str, # ratings table: CSV, TSV or Parquet
     out:str, # folder to write the model to
@@ -126,13 +129,14 @@ def train(
     implicit:bool=False, # count every row as a rating of 1, and read no rating column
     text_ids:bool=False, # read ids as text, so that 007 stays 007
     pretrained:str=None, # model to start from: a folder, the stem of a saved pair, or a hub's user/repo
+    loss:str=None, # learn a ranking instead of ratings: bpr, warp or softmax; else what --pretrained learned
     adapt:bool=False, # with --pretrained: solve users' and items' rows from the ratings before training
     min_overlap:float=0., # with --pretrained: the share of users, and of items, that must have a row in it, 0 to 1
     max_rmse:float=None, # save only where the error on the ratings held out is no larger
     n_factors:int=None, # width of the vectors; else that of --pretrained, or 50
     epochs:int=5, # how often all ratings are trained on
-    lr:float=5e-3, # highest learning rate
-    wd:float=.4, # weight decay
+    lr:float=None, # highest learning rate; else 0.005, or that of the ranking
+    wd:float=None, # weight decay; else 0.4, or that of the ranking
     bs:int=512, # ratings in a batch
     valid_pct:float=.2, # share of the ratings to hold out and measure on, 0 to below 1
     seed:int=1, # of the split, the batches and the start values
@@ -145,11 +149,13 @@ def train(
     names = dict(zip(roles, pick_columns(df, ratings, **roles)))
     dls = CollabDataLoaders.from_df(df, valid_pct, names['user'], names['item'], names.get('rating'), splits='user_time' if time else None,
                                     time_name=time, implicit=implicit, seed=seed, bs=bs)
-    learn = _learner(dls, source, n_factors, adapt, min_overlap, seed)
-    scores, _ = _train(learn, epochs, lr, wd)
+    learn = _learner(dls, source, loss, n_factors, adapt, min_overlap, seed)
+    ranks = getattr(learn, 'ranking', None)
+    if ranks and max_rmse is not None: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
+    scores, _ = _train(learn, epochs, *((lr, wd) if ranks else (lr or 5e-3, .4 if wd is None else wd)))
     if source: print(learn.match_report)
     print(dls.report)
-    if len(dls.valid_ds): print(f'RMSE on the ratings held out: {scores[0]:.4f} before, {scores[-1]:.4f} after {epochs} epochs')
+    if len(dls.valid_ds): print(f'{"recall@10" if ranks else "RMSE"} on the ratings held out: {scores[0]:.4f} before, {scores[-1]:.4f} after {epochs} epochs')
     _check_rmse(scores[-1], max_rmse, len(dls.valid_ds))
     print(f'saved: {learn.save_pretrained(out)}')
 
@@ -204,7 +210,7 @@ def update(
 
 commands['update'] = update
 
-# %% ../nbs/15_cli.ipynb #a535488c
+# %% ../nbs/15_cli.ipynb #02c9baf8
 def evaluate(
     model:str, # folder of a saved model
     ratings:str, # ratings to measure on: CSV, TSV or Parquet, with the columns of training
@@ -219,6 +225,7 @@ def evaluate(
     with _progress(learn): res = learn.evaluate(_table_for(learn.vocab, ratings), k, min_rating)
     if out: write_table(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
+    if max_rmse is not None and 'rmse' not in res: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
 commands['evaluate'] = evaluate

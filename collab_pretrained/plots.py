@@ -196,9 +196,10 @@ def plot_curves(self:CollabLearner,
     curves = {k: pd.Series({0: before.get(k, np.nan), **dict(enumerate(values, 1))}) for k, (_, values) in found.items()}
     return _draw_curves(pd.DataFrame(curves), ' or '.join(dict.fromkeys(o for o, _ in found.values())), ax)
 
-# %% ../nbs/12_plots.ipynb #1b04a7d7
+# %% ../nbs/12_plots.ipynb #98c87e47
 def _by_group(learn, ratings):
     "For all, matched and new: the mean rating, the mean answer and the errors; groups without ratings are left out."
+    if getattr(learn, 'ranking', None): raise RatingsError('a ranking predicts no ratings; expected a learner of ratings: see `learn.evaluate` for the lists of this one')
     x, y = _rated(learn, ratings)
     if y is None: raise RatingsError('no ratings in the table, only pairs; expected a column of them')
     preds, res = _answers(learn.model, x), {}
