@@ -60,12 +60,12 @@ def _renumber(learn, classes, seed=None):
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
     return report
 
-# %% ../nbs/09b_update.ipynb #a927f9d6
+# %% ../nbs/09b_update.ipynb #40047dfe
 def _our_ratings(learn):
     "The training and validation datasets of a learner."
     datasets = [dl.dataset for dl in learn.dls.loaders[:2]]
     if not all(isinstance(o, CollabDataset) for o in datasets): raise RatingsError(
-        f'loaders of {type(datasets[0]).__name__}; expected our own `CollabDataLoaders`, whose ratings can be read')
+        f'loaders of {type(datasets[0]).__name__}; expected our own `CollabDataLoaders`, with ratings in memory')
     return datasets
 
 def _moved(ds, report, classes):
@@ -90,31 +90,34 @@ def _with_ratings(dls, datasets, **kwargs):
     "The same loaders over other ratings."
     return type(dls)(*[dl.new(ds, **kwargs) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
 
-# %% ../nbs/09b_update.ipynb #266152b8
+# %% ../nbs/09b_update.ipynb #fd6fdaae
 @dataclass(frozen=True, repr=False)
 class UpdateReport:
     "What an update took in, and what it did to those who were known before."
     match: MatchReport # of the vocabulary before and after
     n_new: int # ratings of the table that trained
     n_replayed: int # old ratings that trained again
-    new_before: float # RMSE of the table's ratings before any of them had trained
-    old_before: float # RMSE of old ratings before the update; NaN where the learner had none
+    new_before: float # error of the table's ratings before any of them had trained
+    old_before: float # error of old ratings before the update; NaN where the learner had none
     old_after: float # and after it
+    error: str = 'RMSE' # what these errors are: 'RMSE', or 'loss' where the loss is another than the squared error
 
     def __repr__(self):
         old = f'old ratings: {self.old_before:.4f} before, {self.old_after:.4f} after; of ' if self.old_before == self.old_before else ''
         return (f'{self.n_new} new ratings, of {len(self.match.users.new)} new users and {len(self.match.items.new)} new items among others, and {self.n_replayed} '
-                f'old ones again.\nRMSE of {old}the new ones before they trained: {self.new_before:.4f}')
+                f'old ones again.\n{self.error} of {old}the new ones before they trained: {self.new_before:.4f}')
 
-def _rmse(learn, ds):
-    "The error over a dataset; NaN where it is empty."
+def _is_squared(learn): return isinstance(getattr(learn.loss_func, 'func', None), nn.MSELoss)
+
+def _error(learn, ds):
+    "The loss over a dataset, or its root where that is the squared error; NaN where it is empty."
     if not len(ds): return float('nan')
-    with learn.no_bar(): preds, ratings = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False))
-    return (preds.reshape(-1) - ratings.reshape(-1)).pow(2).mean().sqrt().item()
+    with learn.no_bar(): losses = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False), with_loss=True)[2]
+    return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 def _is_dot(model): return set(find_roles(dict(get_model(model).named_parameters()))) == set(roles)
 
-# %% ../nbs/09b_update.ipynb #29ed7132
+# %% ../nbs/09b_update.ipynb #72c7a6db
 def _grown(learn, ratings, valid_pct, seed):
     "The learner's vocabulary with the ids of a table behind it, and the table's datasets over that."
     rating_name, id_cast = (getattr(learn.dls.train.dataset, o) for o in ('rating_name', 'id_cast'))
@@ -146,14 +149,15 @@ def update(self:CollabLearner,
     old = [_moved(o, report, classes) for o in old]
     check, replayed = _some(old[1] if len(old[1]) else old[0], 10_000, seed), _some(old[0], round(replay*len(old[0])), seed)
     whole = [_joined(*o) for o in zip(old, new)]
-    self.dls, everything = [_with_ratings(self.dls, o) for o in ((_joined(new[0], replayed), whole[1]), whole)]
-    self.match_report = report
-    new_before, old_before = _rmse(self, _joined(*new)), _rmse(self, check)
+    part, everything = [_with_ratings(self.dls, o) for o in ((_joined(new[0], replayed), whole[1]), whole)]
+    self.dls, self.match_report = everything, report
+    new_before, old_before = _error(self, _joined(*new)), _error(self, check)
     try:
+        self.dls = part
         if adapt: self.adapt(seed=seed % 2**31)
         if epochs: self.fit_one_cycle(epochs, lr)
     finally: self.dls = everything
-    return UpdateReport(report, len(new[0]), len(replayed), new_before, old_before, _rmse(self, check))
+    return UpdateReport(report, len(new[0]), len(replayed), new_before, old_before, _error(self, check), 'RMSE' if _is_squared(self) else 'loss')
 
 # %% ../nbs/09b_update.ipynb #e0529b8e
 class Dropped(NamedTuple):
