@@ -7,10 +7,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/finetune.html.md"""
 # %% auto #0
 __all__ = ['FrozenRowsCallback', 'AnchorCallback']
 
-# %% ../nbs/09_finetune.ipynb #dc25fb3a
+# %% ../nbs/09_finetune.ipynb #4f38fd79
 import torch
 from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .core import VocabError, canonical_ids, _examples
@@ -19,10 +18,10 @@ from .match import _of_side
 from .learner import CollabLearner
 from .foldin import _frozen_rows
 
-# %% ../nbs/09_finetune.ipynb #5f192633
+# %% ../nbs/09_finetune.ipynb #4f0eecb6
 class FrozenRowsCallback(Callback):
     "Leaves the rows of some ids bit-equal, whatever the optimizer does; `learn.freeze_rows` adds it."
-    order = 60  # after gradients were accumulated, and after a step in half precision was copied to the model
+    order, run_valid = 60, False  # after gradients were accumulated, and after a step in half precision was copied to the model
     def __init__(self): self.ids, self.kept = {'users': [], 'items': []}, []  # ids and not rows, so that they stay right when rows are renumbered
     def __repr__(self): return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
@@ -35,8 +34,13 @@ class FrozenRowsCallback(Callback):
             if param.grad is not None: param.grad = _without_rows(param.grad, rows)
 
     @torch.no_grad()
-    def after_step(self):
+    def put_back(self):
         for param, rows, values in self.kept: param.index_copy_(0, rows, values)
+
+    def after_step(self): self.put_back()
+    def after_train(self): self.put_back()
+    def before_batch(self):
+        if getattr(self.opt, 'owed', None): self.put_back()  # sparse steps give rows their weight decay late
 
 def _without_rows(grad, rows):
     if not grad.is_sparse: return grad.index_fill_(0, rows, 0)
@@ -47,9 +51,9 @@ def _without_rows(grad, rows):
 @patch
 def _do_fit(self:CollabLearner):
     "fastai's epochs, after which frozen rows are as they were, whatever ended them."
-    try: Learner._do_fit(self)
+    try: super(CollabLearner, self)._do_fit()
     finally:
-        for cb in self._grab_cbs(FrozenRowsCallback): cb.after_step(); cb.kept = []
+        for cb in self._grab_cbs(FrozenRowsCallback): cb.put_back(); cb.kept = []
 
 # %% ../nbs/09_finetune.ipynb #277d0246
 def _known_ids(learn, side, ids):

@@ -30,7 +30,7 @@ from . import foldin as _foldin  # for `learn.adapt`
 from .factory import read_pretrained
 from .finetune import AnchorCallback, FrozenRowsCallback, _known_ids
 
-# %% ../nbs/09b_update.ipynb #b126f700
+# %% ../nbs/09b_update.ipynb #bc958e25
 def _swap_param(model, opt, name, table):
     "Put `table` in the place of a parameter, in every module and in the optimizer."
     old = model.get_parameter(name)
@@ -49,8 +49,8 @@ def _swap_param(model, opt, name, table):
 def _renumber(learn, classes, seed=None):
     "Move the tables and moments of a learner to the vocabulary `classes`; its loaders are up to the caller."
     model, opt, report = get_model(learn.model), learn.opt, match_classes(learn.vocab, classes)
+    moments = opt and (opt.state_dict(), param_names(opt, model))  # first, as it may settle what weights are owed
     wgts = _match_wgts(flat_weights(model.state_dict()), report, seed=seed)
-    moments = opt and (opt.state_dict(), param_names(opt, model))
     for names in find_roles(dict(model.named_parameters())).values():
         for name in names: _swap_param(model, opt, name, wgts[name])
     if opt:
