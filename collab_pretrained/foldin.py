@@ -44,7 +44,7 @@ def _answers(users, items, x, y_range):
     z = (users[x[:,0],:-1]*items[x[:,1],:-1]).sum(1) + users[x[:,0],-1] + items[x[:,1],-1]
     return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*z.sigmoid()
 
-# %% ../nbs/07a_foldin.ipynb #45008b31
+# %% ../nbs/07a_foldin.ipynb #ea57dd41
 def _train_ratings(learn):
     "The rows and the ratings of the training part, on the model's device."
     ds = learn.dls.train.dataset
@@ -69,15 +69,29 @@ def _frozen_rows(learn, side):
     rows = list(learn.vocab.values())[side == 'items'].rows(ids)
     return torch.from_numpy(rows[rows >= 0])
 
+def _counts(learn, side, x):
+    "How many ratings each row was trained on: at a warm start those of the pretrained model, 100 where it doesn't tell, else those of the training part."
+    match = learn.match_report and getattr(learn.match_report, side)
+    if not match: return torch.bincount(x[:,int(side == 'items')], minlength=len(list(learn.vocab.values())[side == 'items']))
+    old = np.full(len(match.old_vocab), 100)
+    if match.old_counts is not None: old[match.old_vocab.id_rows] = match.old_counts
+    return torch.from_numpy(np.where(match.rows >= 0, old[match.rows], 0)).to(x.device)
+
 @dataclass(frozen=True)
 class _Prior:
     "What the trained rows say of one side."
     table: Tensor # (rows, n_factors + 1)
     known: Tensor # (rows,), bool: rows that were trained
+    counts: Tensor|None = None # (rows,): ratings that they were trained on; None for not known
+    @property
+    def tightness(self): # 50 ratings hold a row as much again as its prior does
+        return torch.where(self.known, 1 + (100 if self.counts is None else self.counts)/50, 1.).to(self.table)
     @property
     def mean(self): return self.table[self.known].mean(0)
     @property
     def spread(self): return self.table[self.known].std(0, correction=0).clamp(min=1e-4)
+
+def _prior(learn, side, x): return _Prior(_table(learn.model, side), _known(learn, side, x), _counts(learn, side, x))
 
 def _noise(users, items, x, y, y_range):
     "By how much the model misses ratings between rows that were trained."
@@ -86,39 +100,49 @@ def _noise(users, items, x, y, y_range):
     miss = y[both] - _answers(users.table, items.table, x[both], y_range)
     return max(miss.pow(2).mean().sqrt().item(), 1e-3) if len(miss) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #da4eca06
+# %% ../nbs/07a_foldin.ipynb #c96f18a0
 _scales = .1, .3, 1., 3.
 
-def _choose_scale(solve, miss, x, seed):
-    "The scale with the least error on a hidden fifth of the ratings: `solve(shown, scale)` gives rows, `miss(rows, hidden)` their squared error."
-    generator = torch.Generator().manual_seed(seed)
-    hidden = (torch.rand(len(x), generator=generator) < .2).to(x.device)
-    if not hidden.any() or hidden.all(): return 1., None
-    errors, rows = zip(*((miss(rows, hidden), rows) for rows in (solve(~hidden, s) for s in _scales)))
-    best = int(np.argmin(errors))
-    return _scales[best], (rows[best], hidden)
+def _some_hidden(x, seed): return (torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < .2).to(x.device)
 
-# %% ../nbs/07a_foldin.ipynb #2da0f8b5
-_tighter = 5  # items that were trained keep closer to their rows than new ones
+def _tried(x, y, others, y_range, hidden, solve):
+    "Scale -> the rows that `solve(x, y, scale)` makes of the ratings that are not hidden, and their squared errors on those that are."
+    res = {}
+    for s in _scales:
+        rows = solve(x[~hidden], y[~hidden], s)
+        res[s] = rows, (y[hidden] - _answers(rows, others, x[hidden], y_range)).pow(2)
+    return res
 
+def _best(tried, of=slice(None)):
+    "The scale with the least error on some of the hidden ratings; 1 where there are none."
+    errors = {s: misses[of].sum().item() for s, (_, misses) in tried.items()}
+    return min(errors, key=errors.get) if any(errors.values()) else 1.
+
+# %% ../nbs/07a_foldin.ipynb #ed8697b6
 def _free(rows, frozen):
     "Which of `rows` may change."
     return ~torch.isin(rows, frozen.to(rows.device))
 
-def _adapted(users, items, x, y, y_range, seed, frozen):
-    "Both tables given the ratings, but for the rows of `frozen`, users' and items': a row without ratings stays as it is."
-    noise, free = _noise(users, items, x, y, y_range), [_free(rows, o) for rows, o in zip(x.T, frozen)]
-    def of_users(shown, s): return solve_rows(users.table, x[o := shown & free[0]], y[o], items.table, users.spread, noise, s, y_range)[0]
-    def miss(u, i, hidden): return (y[hidden] - _answers(u, i, x[hidden], y_range)).pow(2).mean().item()
-    s_users, tried = _choose_scale(of_users, lambda rows, hidden: miss(rows, items.table, hidden), x, seed)
-    everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    new_users = of_users(everything, s_users)
-    held = torch.where(items.known, _tighter, 1).to(items.table)
-    def of_items(shown, s, u): return solve_rows(items.table, x[o := shown & free[1]].flip(1), y[o], u, items.spread, noise, s*held, y_range)[0]
-    part = new_users if tried is None else tried[0]
-    s_items, _ = _choose_scale(lambda shown, s: of_items(shown, s, part), lambda rows, hidden: miss(part, rows, hidden), x, seed)
-    return new_users, of_items(everything, s_items, new_users)
+def _order(priors, x):
+    "Which side is solved first, 0 for users: the one with more ratings of rows that were not trained."
+    new = [(~prior.known[rows]).sum() for prior, rows in zip(priors, x.T)]
+    return (0, 1) if new[0] >= new[1] else (1, 0)
 
+def _adapted(priors, x, y, y_range, seed, frozen):
+    "Both tables given the ratings, but for the rows of `frozen`, users' and items': a row without ratings stays as it is."
+    noise, hidden = _noise(*priors, x, y, y_range), _some_hidden(x, seed)
+    tables, trial = [prior.table for prior in priors], [prior.table for prior in priors]
+    for k in _order(priors, x):
+        prior, free, own = priors[k], _free(x[:,k], frozen[k]), x.flip(1) if k else x
+        def solve(x, y, s, others=trial[1-k], steps=2): return solve_rows(prior.table, x, y, others, prior.spread, noise, s*prior.tightness, y_range, steps)[0]
+        tried = _tried(own[free], y[free], trial[1-k], y_range, hidden[free], solve)
+        known = prior.known[own[free & hidden,0]]
+        old, new = (_best(tried, of) for of in (known, ~known))
+        trial[k] = torch.where(prior.known[:,None], tried[old][0], tried[new][0])
+        tables[k] = solve(own[free], y[free], torch.where(prior.known, old, new).to(y), tables[1-k], steps=5)
+    return tables
+
+# %% ../nbs/07a_foldin.ipynb #58dd44d0
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
     ds, (user, item) = learn.dls.train.dataset, learn.vocab
@@ -142,27 +166,28 @@ def adapt(self:CollabLearner,
     lr:float=2e-3, # their learning rate
     seed:int=0, # of which ratings are hidden to choose the scales
 ) -> CollabLearner: # itself; the optimizer starts anew
-    "Give users, then items, the most probable rows given their ratings, then train `epochs` if asked."
+    "Give users and items the most probable rows given their ratings, one side after the other, then train `epochs` if asked."
     seen = _train_ratings(self)
     x, y = seen if ratings is None else _of_known(self, ratings)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of them, or make the learner over one')
-    users, items = (_Prior(_table(self.model, side), _known(self, side, seen[0])) for side in ('users', 'items'))
-    tables = _adapted(users, items, x, y, y_range_of(get_model(self.model)), seed, [_frozen_rows(self, o) for o in ('users', 'items')])
-    for side, prior, table, vocab in zip(('users', 'items'), (users, items), tables, self.vocab.values()):
+    sides = 'users', 'items'
+    priors = [_prior(self, side, seen[0]) for side in sides]
+    tables = _adapted(priors, x, y, y_range_of(get_model(self.model)), seed, [_frozen_rows(self, side) for side in sides])
+    for side, prior, table, vocab in zip(sides, priors, tables, self.vocab.values()):
         if vocab.na_row is not None: table[vocab.na_row] = prior.mean
         _set_table(self.model, side, table)
     self.opt = None
     if epochs: self.fit_one_cycle(epochs, lr)
     return self
 
-# %% ../nbs/07a_foldin.ipynb #87f8816b
+# %% ../nbs/07a_foldin.ipynb #04452e4d
 @dataclass(frozen=True, repr=False)
 class FoldedIn:
     "Rows that ids were given from their ratings."
     ids: np.ndarray # (n,): whose rows they are, int64 or object (of str)
     rows: Tensor # (n, n_factors + 1): vector, then bias, on the model's device
     variance: Tensor # likewise: the posterior variance of each number, by Laplace's approximation
-    scale: float # how tightly rows were held to their prior; 1 believes it
+    scale: float # how tightly rows were held to their prior; 1 believes it, and rows that were trained on n ratings are held 1 + n/50 times as tight
 
     @property
     def vectors(self): return self.rows[:,:-1]
@@ -183,17 +208,17 @@ def _asked(own, rows, ids):
     if lost: raise RatingsError(f'{_examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(list(ids), dtype=own.dtype)))
 
-# %% ../nbs/07a_foldin.ipynb #9966547a
+# %% ../nbs/07a_foldin.ipynb #afb8befc
 def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
-    "The scale that would have suited `n` ids that are known, had they been new: `x` holds their rows first, `y` their ratings."
-    some = torch.zeros(len(prior.table), dtype=torch.bool)
-    some[torch.randperm(len(some), generator=torch.Generator().manual_seed(seed))[:n]] = True
-    own = (prior.known & some.to(prior.known.device))[x[:,0]]
-    if not own.any(): return 1.
-    x, y, centre = x[own], y[own], prior.mean.expand_as(prior.table).contiguous()
-    def solve(shown, s): return solve_rows(centre, x[shown], y[shown], others.table, prior.spread, noise, s, y_range)[0]
-    def miss(rows, hidden): return (y[hidden] - _answers(rows, others.table, x[hidden], y_range)).pow(2).mean().item()
-    return _choose_scale(solve, miss, x, seed)[0]
+    "The scale that would have suited known ids, a fifth of them and at most `n`, had they been new: `x` holds their rows first, `y` their ratings."
+    ids = torch.nonzero(prior.known)[:,0]
+    left_out = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:min(len(ids)//5, n)].to(ids.device)]
+    out = torch.isin(x[:,0], left_out)
+    if not out.any() or out.all(): return 1.
+    def solve(p, x, y, of, s): return solve_rows(p.mean.expand_as(p.table).contiguous(), x, y, of, p.spread, noise, s, y_range, 3)[0]
+    of = solve(others, x[~out].flip(1), y[~out], prior.table, .3)
+    x, y = x[out], y[out]
+    return _best(_tried(x, y, of, y_range, _some_hidden(x, seed), lambda x, y, s: solve(prior, x, y, of, s)))
 
 # %% ../nbs/07a_foldin.ipynb #b7fab0e8
 def _rows_to_solve(learn, ratings, side, ids):
@@ -209,7 +234,7 @@ def _rows_to_solve(learn, ratings, side, ids):
     use, device = (x >= 0).all(1), next(get_model(learn.model).parameters()).device
     return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device)
 
-# %% ../nbs/07a_foldin.ipynb #8aad6978
+# %% ../nbs/07a_foldin.ipynb #b99b8b07
 @patch
 def fold_in(self:CollabLearner,
     ratings, # DataFrame of ratings with the learner's column names
@@ -223,13 +248,14 @@ def fold_in(self:CollabLearner,
     y_range, sides = y_range_of(get_model(self.model)), _sides(side)
     names, rows, x, y = _rows_to_solve(self, ratings, side, ids)
     seen, values = _train_ratings(self)
-    prior, others = (_Prior(_table(self.model, o), _known(self, o, seen)) for o in sides)
+    prior, others = (_prior(self, o, seen) for o in sides)
     if side == 'item': seen = seen.flip(1)
     known = torch.from_numpy(rows >= 0)[:,None].to(x.device)
     centre = torch.where(known, prior.table[rows], prior.mean)
     noise = _noise(prior, others, seen, values, y_range) if len(seen) else _noise(_Prior(centre, known[:,0]), others, x, y, y_range)
     if scale is None: scale = _scale_for_new(prior, others, seen, values, noise, y_range, seed)
-    res = FoldedIn(names, *solve_rows(centre, x, y, others.table, prior.spread, noise, scale, y_range, variance=True), scale)
+    tight = torch.where(known[:,0], prior.tightness[rows], 1.)
+    res = FoldedIn(names, *solve_rows(centre, x, y, others.table, prior.spread, noise, scale*tight, y_range, variance=True), scale)
     if commit: _commit(self, sides[0], res, rows)
     return res
 
