@@ -118,7 +118,7 @@ def _best(tried, of=slice(None)):
     errors = {s: misses[of].sum().item() for s, (_, misses) in tried.items()}
     return min(errors, key=errors.get) if any(errors.values()) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #ed8697b6
+# %% ../nbs/07a_foldin.ipynb #65df218d
 def _free(rows, frozen):
     "Which of `rows` may change."
     return ~torch.isin(rows, frozen.to(rows.device))
@@ -139,7 +139,7 @@ def _adapted(priors, x, y, y_range, seed, frozen):
         known = prior.known[own[free & hidden,0]]
         old, new = (_best(tried, of) for of in (known, ~known))
         trial[k] = torch.where(prior.known[:,None], tried[old][0], tried[new][0])
-        tables[k] = solve(own[free], y[free], torch.where(prior.known, old, new).to(y), tables[1-k], steps=5)
+        tables[k] = solve(own[free], y[free], torch.where(prior.known, old, new).to(y), tables[1-k], steps=3)
     return tables
 
 # %% ../nbs/07a_foldin.ipynb #58dd44d0

@@ -21,7 +21,7 @@ def _errors(z, ratings, weight, y_range):
     p = torch.sigmoid(z)
     return (ratings - low - (high-low)*p)*weight, (high-low)*p*(1-p)*weight
 
-# %% ../nbs/06a_rows.ipynb #6f84accd
+# %% ../nbs/06a_rows.ipynb #ec5758a3
 def _times(m, v): return (m @ v[...,None])[...,0]
 
 def _factor(m):
@@ -42,7 +42,7 @@ class _FewRatings:
         move = _times(self.gram, point)
         return move, *_errors(self.offset + move, self.ratings, self.weight, self.y_range)
 
-    def at(self, point):
+    def at(self, point, last=False):
         move, error, slope = self._look(point)
         step = lambda: slope*_solve(slope[:,:,None]*self.gram*slope[:,None], error + slope*move)
         return (error*error + point*move).sum(1), step
@@ -55,35 +55,36 @@ class _FewRatings:
         explained = torch.linalg.solve_triangular(factor, self.design*slope[...,None], upper=False)
         return 1 - explained.pow(2).sum(1)
 
-# %% ../nbs/06a_rows.ipynb #0c0e2204
+# %% ../nbs/06a_rows.ipynb #bd2f5995
 class _ManyRatings:
     "Rows with at least as many ratings as dimensions."
     def __init__(self, blocks, row, y_range): self.blocks, self.start, self.y_range = blocks, row, y_range
 
-    def _look(self, point):
+    def _look(self, point, flat=False):
         objective, curvature, pull = point.pow(2).sum(1), 0, 0
         for design, offset, ratings, weight in self.blocks():
             move = _times(design, point)
             error, slope = _errors(offset + move, ratings, weight, self.y_range)
-            design = design*slope[...,None]
             objective = objective + error.pow(2).sum(1)
+            if flat: continue
+            design = design*slope[...,None]
             curvature, pull = curvature + design.mT @ design, pull + _times(design.mT, error + slope*move)
         return objective, curvature, pull
 
-    def at(self, point):
-        objective, curvature, pull = self._look(point)
+    def at(self, point, last=False):
+        objective, curvature, pull = self._look(point, last)
         return objective, lambda: _solve(curvature, pull)
 
     def row(self, point): return point
     def variance(self, point): return torch.cholesky_inverse(_factor(self._look(point)[1])).diagonal(dim1=-2, dim2=-1)
 
-# %% ../nbs/06a_rows.ipynb #1a50a264
+# %% ../nbs/06a_rows.ipynb #6c0d9275
 def _descend(problem, steps):
     "The best point of at most `steps` steps."
     best = point = problem.start
     lowest = torch.full_like(point[:,0], torch.inf)
     for k in range(steps+1):
-        objective, step = problem.at(point)
+        objective, step = problem.at(point, last=k == steps)
         better = objective <= lowest*(1 + 1e-6)
         best, lowest = torch.where(better[:,None], point, best), torch.minimum(lowest, objective)
         if k < steps: point = torch.where(better[:,None], step(), (point+best)/2)
