@@ -49,7 +49,7 @@ def _end(message, status):
     print('collab-pretrained: ' + ' '.join(str(message).split()), file=sys.stderr)
     return status
 
-# %% ../nbs/15_cli.ipynb #e0f7dc30
+# %% ../nbs/15_cli.ipynb #67c93437
 def main(
     argv:list=None, # the command's arguments; None means `sys.argv[1:]`
 ) -> int: # the exit status: 0; 1 for a check that fell short; 2 for input that can't be used
@@ -67,6 +67,7 @@ def main(
         warnings.showwarning = lambda message, *_: _end(f'warning: {message}', None)
         try: commands[name](**kwargs)
         except FellShort as e: return _end(e, 1)
+        except BrokenPipeError: return 0  # who reads has seen enough, such as `head`
         except (CollabError, OSError, ImportError) as e: return _end(e, 2)
     return 0
 
