@@ -29,9 +29,31 @@ def share_of(
     size = -(-n//world)
     return slice(min(rank*size, n), min((rank+1)*size, n))
 
-# %% ../nbs/14_distributed.ipynb #8874a226
+# %% ../nbs/14_distributed.ipynb #f1510dec
 def _is_sharded(t): return hasattr(t, 'device_mesh')  # a DTensor; torch takes half a second to import the class
 
+def _digest(dl):
+    "A hash of what a loader would give, its order aside."
+    h = hashlib.blake2b(f'{dl.bs} {dl.n} {dl.shuffle} {dl.drop_last}'.encode(), digest_size=16)
+    for block in dl.dataset.blocks():
+        for o in block: h.update(o.cpu().numpy().tobytes())
+    return h.hexdigest()
+
+def _agree(learn):
+    "Raise unless all processes hold the same ratings and ids; give them the first one's weights and order."
+    odd = [type(dl).__name__ for dl in learn.dls.loaders if not isinstance(dl, CollabDL)]
+    if odd: raise RatingsError(f'loaders of the type {_examples(odd)}; expected this library\'s `CollabDataLoaders`, whose batches are the same in every process')
+    mine = [_digest(dl) for dl in learn.dls.loaders] + [v.fingerprint for v in learn.vocab.values()]
+    all_of_it = [None]*dist.get_world_size()
+    dist.all_gather_object(all_of_it, (mine, [(dl.seed, dl.epoch) for dl in learn.dls.loaders]))
+    others = [rank for rank, (o, _) in enumerate(all_of_it) if o != all_of_it[0][0]]
+    if others: raise RatingsError(f'process {others[0]} holds other ratings or ids than process 0; expected the same in all: read the same table, and '
+                                  'give the loaders a `seed=`, so that each splits it alike')
+    for dl, (seed, epoch) in zip(learn.dls.loaders, all_of_it[0][1]): dl.seed, dl.epoch = seed, epoch
+    for t in get_model(learn.model).state_dict().values():
+        if not _is_sharded(t): dist.broadcast(t, 0)
+
+# %% ../nbs/14_distributed.ipynb #83271906
 def _whole(part, n, size):
     "The parts of all processes, at most `size` rows each, put together: `n` rows."
     own = part.new_zeros(size, *part.shape[1:])
@@ -97,27 +119,6 @@ class SumGradsCallback(Callback):
             if not b.is_floating_point(): continue
             dist.all_reduce(b)
             b /= dist.get_world_size()
-
-# %% ../nbs/14_distributed.ipynb #9876e880
-def _digest(dl):
-    "A hash of what a loader would give, its order aside."
-    h = hashlib.blake2b(f'{dl.bs} {dl.n} {dl.shuffle} {dl.drop_last}'.encode(), digest_size=16)
-    for o in dl.dataset.tensors: h.update(o.cpu().numpy().tobytes())
-    return h.hexdigest()
-
-def _agree(learn):
-    "Raise unless all processes hold the same ratings and ids; give them the first one's weights and order."
-    odd = [type(dl).__name__ for dl in learn.dls.loaders if not isinstance(dl, CollabDL)]
-    if odd: raise RatingsError(f'loaders of the type {_examples(odd)}; expected this library\'s `CollabDataLoaders`, whose batches are the same in every process')
-    mine = [_digest(dl) for dl in learn.dls.loaders] + [v.fingerprint for v in learn.vocab.values()]
-    all_of_it = [None]*dist.get_world_size()
-    dist.all_gather_object(all_of_it, (mine, [(dl.seed, dl.epoch) for dl in learn.dls.loaders]))
-    others = [rank for rank, (o, _) in enumerate(all_of_it) if o != all_of_it[0][0]]
-    if others: raise RatingsError(f'process {others[0]} holds other ratings or ids than process 0; expected the same in all: read the same table, and '
-                                  'give the loaders a `seed=`, so that each splits it alike')
-    for dl, (seed, epoch) in zip(learn.dls.loaders, all_of_it[0][1]): dl.seed, dl.epoch = seed, epoch
-    for t in get_model(learn.model).state_dict().values():
-        if not _is_sharded(t): dist.broadcast(t, 0)
 
 # %% ../nbs/14_distributed.ipynb #232cf711
 _contexts = count()
