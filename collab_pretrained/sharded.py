@@ -22,6 +22,17 @@ from .models import describe
 from .learner import CollabLearner, MeanRowCallback, _differs
 from .distributed import share_of, _is_sharded
 
+# %% ../nbs/14a_sharded.ipynb #d317cbf2
+def _piece(weight, mesh):
+    "The table `weight` as a DTensor cut by rows; a table without memory (on 'meta') gets start values, a piece in each process."
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    if not weight.is_meta: return distribute_tensor(weight.detach(), mesh, [Shard(0)])  # process 0 hands it out
+    own = share_of(len(weight), mesh.get_local_rank(), mesh.size())
+    local = torch.empty(own.stop - own.start, weight.shape[1], dtype=weight.dtype, device=mesh.device_type)
+    gen = torch.Generator(mesh.device_type).manual_seed(torch.initial_seed() + dist.get_rank())
+    nn.init.trunc_normal_(local, std=.01, a=-.02, b=.02, generator=gen)  # as fastai's Embedding
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=weight.shape, stride=weight.stride())
+
 # %% ../nbs/14a_sharded.ipynb #c849163a
 class ShardedEmbedding(nn.Embedding):
     "An embedding whose rows are spread over processes; in training it answers for this process's share of the rows asked for."
@@ -43,17 +54,7 @@ class ShardedEmbedding(nn.Embedding):
         whole = DTensor.from_local(part, self.weight.device_mesh, [Partial()], run_check=False)
         return whole.redistribute(placements=[Shard(0) if self.training else Replicate()]).to_local()
 
-# %% ../nbs/14a_sharded.ipynb #0bf0e703
-def _piece(weight, mesh):
-    "The table `weight` as a DTensor cut by rows; a table without memory (on 'meta') gets start values, a piece in each process."
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-    if not weight.is_meta: return distribute_tensor(weight.detach(), mesh, [Shard(0)])  # process 0 hands it out
-    own = share_of(len(weight), mesh.get_local_rank(), mesh.size())
-    local = torch.empty(own.stop - own.start, weight.shape[1], dtype=weight.dtype, device=mesh.device_type)
-    gen = torch.Generator(mesh.device_type).manual_seed(torch.initial_seed() + dist.get_rank())
-    nn.init.trunc_normal_(local, std=.01, a=-.02, b=.02, generator=gen)  # as fastai's Embedding
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=weight.shape, stride=weight.stride())
-
+# %% ../nbs/14a_sharded.ipynb #217dcc6e
 class ShardedMeanRowCallback(MeanRowCallback):
     "`MeanRowCallback` for tables in pieces."
     def set_row(self,
@@ -88,14 +89,14 @@ def _take(pieces, rows):
         first += len(o)
     return res
 
-# %% ../nbs/14a_sharded.ipynb #79d45424
+# %% ../nbs/14a_sharded.ipynb #9c64ac28
 def _read_sharded(folder):
     "The configuration of what `save_sharded` wrote, and the folder with its files."
     path = Path(folder)/'sharded.json'
     if not path.is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected a folder that `save_sharded` wrote')
     try: config = json.loads(path.read_bytes())
     except ValueError as e: raise CheckpointError(f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
-    if not isinstance(config, dict) or config.get('checksum') != _checksum(config): raise CheckpointError(f'{path}: changed since it was saved; expected it as `save_sharded` wrote it')
+    if not isinstance(config, dict) or config.get('checksum') != _checksum(config) or not re.fullmatch('[0-9a-f]{32}', str(config.get('files'))): raise CheckpointError(f'{path}: changed since it was saved; expected it as `save_sharded` wrote it')
     return config, path.parent/config['files']
 
 def _source(learn, pretrained):
