@@ -52,7 +52,7 @@ def _call_of(cb, event_name):
     if cheaper is None: return partial(cb, event_name)
     return lambda: cheaper(cb) if cb.run and (cb.run_train if cb.learn.training else cb.run_valid) else None
 
-# %% ../nbs/06d_loop.ipynb #734d9f65
+# %% ../nbs/06d_loop.ipynb #1464e97c
 def _record(rec):
     "`Recorder.after_batch`."
     learn, smooth = rec.learn, rec.smooth_loss
@@ -69,11 +69,12 @@ _cheaper[Recorder.after_batch] = _record
 
 @patch
 def all_batches(self:LeanLearner):
-    "Train or evaluate on all batches of `self.dl`, then bring the record to the CPU."
+    "Train or evaluate on all batches of `self.dl`, then let the optimizer settle what it owes and bring the record to the CPU."
     rec = getattr(self, 'recorder', None)
     n = len(getattr(rec, 'losses', ()))
     try: super(LeanLearner, self).all_batches()
     finally:
+        if self.training and hasattr(self.opt, 'settle'): self.opt.settle()
         if rec is not None and (new := getattr(rec, 'losses', [])[n:]) and new[-1].device.type != 'cpu':
             rec.losses[n:] = torch.stack(new).cpu().unbind()
             rec.smooth_loss.val = rec.smooth_loss.val.cpu()

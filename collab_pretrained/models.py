@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.html.md"""
 # %% auto #0
 __all__ = ['EmbeddingDotBias', 'y_range_of', 'collab_splitter', 'table_widths', 'embedding_sizes', 'describe', 'make_described']
 
-# %% ../nbs/06_models.ipynb #a8ff346c
+# %% ../nbs/06_models.ipynb #cfde4a8c
 from collections.abc import Mapping
 import torch
 from fastai import collab
@@ -19,12 +19,13 @@ from .core import VocabError, WeightsError, _examples
 from .vocab import Vocab
 from .roles import find_roles, flat_weights, roles
 
-# %% ../nbs/06_models.ipynb #df99c1bd
-def _table_grad(rows, grads, n_rows, is_sparse):
-    "The gradient of a table of `n_rows`, of which `rows` were looked up."
-    shape = (n_rows, *grads.shape[1:])
-    if is_sparse: return torch.sparse_coo_tensor(rows[None], grads, shape, check_invariants=False)
-    return grads.new_zeros(shape).index_add_(0, rows, grads)
+# %% ../nbs/06_models.ipynb #dd6810d3
+def _side_grads(rows, grads, n_rows, is_sparse):
+    "The gradients of a side's tables, of which `rows` were looked up."
+    if not is_sparse: return [o.new_zeros(n_rows, o.shape[1]).index_add_(0, rows, o) for o in grads]
+    rows, place = rows.unique(return_inverse=True)
+    sums = [o.new_zeros(len(rows), o.shape[1]).index_add_(0, place, o) for o in grads]
+    return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), is_coalesced=True, check_invariants=False) for o in sums]
 
 class _DotBias(torch.autograd.Function):
     @staticmethod
@@ -38,9 +39,10 @@ class _DotBias(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         users, items, u, i = ctx.saved_tensors
-        grad, n_users, n_items = grad[:,None], *ctx.n_rows
-        grads = (users, grad*i, n_users), (items, grad*u, n_items), (users, grad, n_users), (items, grad, n_items)
-        return None, None, *(_table_grad(*o, ctx.is_sparse) for o in grads), None
+        grad, (n_users, n_items) = grad[:,None], ctx.n_rows
+        u_weight, u_bias = _side_grads(users, (grad*i, grad), n_users, ctx.is_sparse)
+        i_weight, i_bias = _side_grads(items, (grad*u, grad), n_items, ctx.is_sparse)
+        return None, None, u_weight, i_weight, u_bias, i_bias, None
 
 def _is_plain(emb):
     "Whether `emb` looks rows up and does nothing else: no hooks, and a table on the CPU."
