@@ -1,11 +1,12 @@
-# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. `make docs` builds the site.
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. `make docs` builds the site; `make nightly` runs
+# the long tests at full length, with the libraries that need a compiler.
 # Each makes its own virtual environment with PYTHON (3.10 or newer) and installs again only when a file below has changed.
 PYTHON ?= python3
 FACTS := pyproject.toml settings.ini setup.py constraints.txt
 DEV := $(CURDIR)/.venv-test/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test docs clean
+.PHONY: demo test nightly docs clean
 
 demo: .venv/installed
 	.venv/bin/python tools/stage_ml100k.py
@@ -25,6 +26,12 @@ test: .venv-test/installed
 	@nbdev-test --do-print --timing
 	@echo '== pytest tests'
 	@python -m pytest tests
+
+nightly: export PATH := $(DEV):$(PATH)
+nightly: .venv-test/installed
+	python -m pip install -q -c constraints.txt -e '.[dev,interop]'
+	python tools/stage_ml100k.py
+	python -m pytest tests --nightly
 
 docs: export PATH := $(DEV):$(PATH)
 docs: .venv-test/installed

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.html.md"""
 # %% auto #0
 __all__ = ['MeanRowCallback', 'NaDropout', 'CollabLearner']
 
-# %% ../nbs/07_learner.ipynb #cee58234
+# %% ../nbs/07_learner.ipynb #cc754b27
 import os, warnings
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from .models import describe, y_range_of
 from .optim import FusedAdam
 from .loop import LeanLearner
 
-# %% ../nbs/07_learner.ipynb #5fe33295
+# %% ../nbs/07_learner.ipynb #5f6cc5e1
 class MeanRowCallback(Callback):
     "After the training part of each epoch, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
@@ -88,7 +88,7 @@ class NaDropout(Callback):
         x = self.xb[0]
         self.learn.xb = (x.masked_fill(torch.rand(x.shape, generator=self.rng, device=x.device) < self.p, 0), *self.xb[1:])
 
-# %% ../nbs/07_learner.ipynb #6ea993e6
+# %% ../nbs/07_learner.ipynb #8ef43d70
 class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
     match_report:MatchReport = None  # what matched at the last warm start; None before one
@@ -112,7 +112,7 @@ class CollabLearner(LeanLearner):
         "The ids that own the model's rows."
         return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
-# %% ../nbs/07_learner.ipynb #9e9d4773
+# %% ../nbs/07_learner.ipynb #b9b5d452
 def _loss_facts(learn):
     "What a saved model should tell of its loss: nothing, unless it is a ranking."
     ranking = getattr(learn, 'ranking', None)
@@ -136,7 +136,7 @@ def save(self:CollabLearner,
         save_pair(stem, model.state_dict(), self.vocab, None if opt is None else opt.state_dict(), meta)
     return Path(f'{stem}.pth')
 
-# %% ../nbs/07_learner.ipynb #8cba6813
+# %% ../nbs/07_learner.ipynb #d2620451
 def _differs(saved, current):
     "How the vocabulary of a file differs from the learner's, in words; '' where it doesn't."
     pairs = list(zip(saved.values() if isinstance(saved, dict) else saved, current.items()))
@@ -162,9 +162,13 @@ def load(self:CollabLearner,
     if differs: raise VocabError(f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: start from it instead, with '
                                  f'`collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
     model = get_model(self.model)
-    odd = [k for k, v in model.state_dict().items() if k in wgts and wgts[k].shape != v.shape]
-    if odd: raise WeightsError(f'{path}: {odd[0]} has shape {tuple(wgts[odd[0]].shape)}, and {tuple(model.state_dict()[odd[0]].shape)} in the model; '
-                               'expected a model of the same widths and layers')
+    now = model.state_dict()
+    odd = [k for k, v in now.items() if k in wgts and (wgts[k].shape != v.shape or wgts[k].is_floating_point() != v.is_floating_point())]
+    if odd: raise WeightsError(f'{path}: {odd[0]} is {wgts[odd[0]].dtype} of shape {tuple(wgts[odd[0]].shape)}, and {now[odd[0]].dtype} of shape '
+                               f'{tuple(now[odd[0]].shape)} in the model; expected a model of the same widths and layers')
+    lost, more = ([k for k in a if k not in b] for a, b in ((now, wgts), (wgts, now)))
+    if strict and (lost or more): raise WeightsError(f'{path}: nothing for {_examples(lost) or None}, and {_examples(more) or None} that the model lacks; '
+                                                     'expected a model of the same layers (`strict=False` loads what is there)')
     model.load_state_dict(wgts, strict=strict)
     if with_opt: _give_opt(self, Pretrained(wgts, vocab, meta, path), lambda opt, names: load_opt(self.opt, model, to_device(opt, device or next(model.parameters()).device), names))
     return self
@@ -179,7 +183,7 @@ def _give_opt(learn, pre, give):
                            'same shape (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
     return [o for o in names if o not in zero]
 
-# %% ../nbs/07_learner.ipynb #afbfcfac
+# %% ../nbs/07_learner.ipynb #34afee1f
 def _interactions(dls):
     "How often each id was trained on: 'users', 'items' -> counts in the vocabulary's order, '#na#' left out; None where the loaders don't show it."
     counts = row_counts(dls)
@@ -203,7 +207,7 @@ def save_pretrained(self:CollabLearner,
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
     return folder
 
-# %% ../nbs/07_learner.ipynb #de42fe93
+# %% ../nbs/07_learner.ipynb #b2c5381f
 @patch
 def _check_range(self:CollabLearner, name, meta, model=None):
     "Raise where the pretrained model answers in another range than `model`."
@@ -227,7 +231,8 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     if counts is None: counts = pre.meta.get('counts')
     report = match_classes(pre.vocab, self.vocab, old_counts=counts, new_counts=_interactions(self.dls)).check()
     self._check_overlap(pre.name, report, min_overlap)
-    missing, unexpected = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, min_count, seed), keys=keys)
+    try: missing, _ = load_pretrained_keys(model, _match_wgts(pre.wgts, report, keys, unseen, min_count, seed), keys=keys)
+    except WeightsError as e: raise WeightsError(f'{pre.name}: {e}') from None
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
     note = '' if 'opt_names' not in pre.meta else "The optimizer starts anew (`with_opt=True` would take its moments along)."

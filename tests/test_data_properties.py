@@ -1,13 +1,12 @@
 """What must hold for any ratings table: ids keep their value, each row is visited once an epoch, each split keeps its promise."""
 import random, warnings
 import numpy as np, pandas as pd, pytest, torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, strategies as st
 from collab_pretrained import data
 from collab_pretrained.core import NA, CollabWarning, RatingsError
 from collab_pretrained.data import CollabDataLoaders, CollabDataset, CollabDL
 from collab_pretrained.stream import StreamDataset, StreamDL
 
-def given_some(*args, **kwargs): return lambda f: settings(max_examples=40, deadline=None)(given(*args, **kwargs)(f))
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
 ints = st.integers(-2**63, 2**63-1) | st.integers(-5, 20)
@@ -47,7 +46,7 @@ def rows(df): return list(df[['user', 'item', 'rating']].itertuples(index=False,
 
 def rows_of(ds): return rows(ds.items)
 
-@given_some(st.data(), tables())
+@given(st.data(), tables())
 def test_ids_keep_their_value_in_any_form(d, df):
     given_df = in_form(d.draw, df)
     before = given_df.copy(deep=True)
@@ -58,13 +57,13 @@ def test_ids_keep_their_value_in_any_form(d, df):
         assert vocab[0] == NA and set(vocab.ids) == set(df[name])
         if given_df[name].dtype != 'category': assert vocab.ids.tolist() == sorted(set(df[name]))
 
-@given_some(st.data(), tables())
+@given(st.data(), tables())
 def test_prediction_reads_ids_by_value(d, df):
     dls = CollabDataLoaders.from_df(in_form(d.draw, df), valid_pct=0.)
     asked = df.iloc[d.draw(st.permutations(range(len(df))))]
     assert rows_of(dls.test_dl(in_form(d.draw, asked)).dataset) == rows(asked)
 
-@given_some(st.data(), tables())
+@given(st.data(), tables())
 def test_unknown_ids_take_na_and_no_others(d, df):
     known = d.draw(st.sets(st.sampled_from(df.user.tolist()), min_size=1))
     dls = CollabDataLoaders.from_df(df[df.user.isin(known)], valid_pct=0.)
@@ -72,7 +71,7 @@ def test_unknown_ids_take_na_and_no_others(d, df):
     expected = [(u if u in known else NA, i, r) for u, i, r in rows(asked)]
     assert rows_of(dls.test_dl(asked).dataset) == expected
 
-@given_some(tables(), st.sampled_from([str, lambda o: int(o, 36) if isinstance(o, str) else None]))
+@given(tables(), st.sampled_from([str, lambda o: int(o, 36) if isinstance(o, str) else None]))
 def test_ids_of_the_other_kind_are_refused(df, cast):
     try: other = df.assign(user=[cast(o) for o in df.user])
     except ValueError: assume(False)
@@ -81,14 +80,14 @@ def test_ids_of_the_other_kind_are_refused(df, cast):
     dls = CollabDataLoaders.from_df(df, valid_pct=0.)
     with pytest.raises(RatingsError, match='user'): dls.test_dl(other)
 
-@given_some(tables(min_rows=2), st.data())
+@given(tables(min_rows=2), st.data())
 def test_two_kinds_in_a_column_are_refused(df, d):
     k = d.draw(st.integers(0, len(df)-1))
     users = df.user.tolist()
     users[k] = 7 if isinstance(users[k], str) else '7'
     with pytest.raises(RatingsError, match="'user'.*int and str"): CollabDataLoaders.from_df(df.assign(user=pd.Series(users, dtype=object).array))
 
-@given_some(tables(min_rows=2), st.data())
+@given(tables(min_rows=2), st.data())
 def test_missing_values_raise_or_leave_with_their_rows(df, d):
     holes = d.draw(st.sets(st.tuples(st.integers(0, len(df)-1), st.integers(0, 2)), min_size=1))
     with_holes = df.reset_index(drop=True).astype(object)
@@ -103,7 +102,7 @@ def test_missing_values_raise_or_leave_with_their_rows(df, d):
     for ds, part in ((dls.train_ds, [o for o in whole if o < n_train]), (dls.valid_ds, [o for o in whole if o >= n_train])):
         assert rows_of(ds) == rows(df.iloc[part])
 
-@given_some(tables(), st.sampled_from(['last', 'mean']), st.booleans())
+@given(tables(), st.sampled_from(['last', 'mean']), st.booleans())
 def test_repeated_pairs_become_one(df, how, by_time):
     dls = CollabDataLoaders.from_df(df, duplicates=how, valid_pct=0., time_name='time' if by_time else None)
     by_pair = df.assign(row=range(len(df))).sort_values(['time', 'row'] if by_time else 'row').groupby(['user', 'item'])
@@ -112,7 +111,7 @@ def test_repeated_pairs_become_one(df, how, by_time):
     assert [o[:2] for o in got] == [o[:2] for o in rows(df.iloc[sorted(last)])]  # where each pair's last row was
     for u, i, r in got: assert r == pytest.approx(expected[u, i])
 
-@given_some(st.integers(0, 12), st.integers(1, 40), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1), st.integers(1, 100))
+@given(st.integers(0, 12), st.integers(1, 40), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1), st.integers(1, 100))
 def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, block_rows):
     n = n_full*bs + rest
     ds = CollabDataset((torch.arange(n)[:, None].repeat(1, 2), torch.arange(n, dtype=torch.float32)[:, None]), {})
@@ -135,7 +134,7 @@ def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, blo
         if not shuffle: assert order == list(range(len(order)))
     if shuffle and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
 
-@given_some(st.integers(0, 2000), st.integers(1, 70), st.integers(64, 1500), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1))
+@given(st.integers(0, 2000), st.integers(1, 70), st.integers(64, 1500), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1))
 def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, shuffle, drop_last, seed):
     file = tmp_path_factory.getbasetemp()/'rows'
     np.arange(n, dtype=np.int32)[:, None].repeat(3, 1).tofile(file)
@@ -156,7 +155,7 @@ def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, sh
             assert not at or max(at) - min(at) < window
     if shuffle and n > 50 and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
 
-@given_some(st.data(), tables(min_rows=2))
+@given(st.data(), tables(min_rows=2))
 def test_a_stream_is_the_table(d, df):
     import polars as pl
     n = d.draw(st.integers(1, len(df)-1))
@@ -177,7 +176,7 @@ def split(df, how, **kw):
     return train, valid
 
 @pytest.mark.parametrize('how', ['random', 'time', 'user_time', 'last_n', 'by_user', 'by_item'])
-@given_some(df=tables(min_rows=2), valid_pct=st.integers(0, 9).map(lambda o: o/10), seed=st.integers(0, 2**32))
+@given(df=tables(min_rows=2), valid_pct=st.integers(0, 9).map(lambda o: o/10), seed=st.integers(0, 2**32))
 def test_splits_keep_their_promise(how, df, valid_pct, seed):
     parts = split(df, how, valid_pct=valid_pct, seed=seed)
     if parts is None: return
@@ -198,7 +197,7 @@ def test_splits_keep_their_promise(how, df, valid_pct, seed):
             if how == 'last_n': assert len(rows) == 1
         if how == 'last_n': assert set(valid.user) == {u for u, n in df.user.value_counts().items() if n > 1}
 
-@given_some(tables(), st.integers(1, 4), st.integers(0, 100))
+@given(tables(), st.integers(1, 4), st.integers(0, 100))
 def test_rare_ids_share_the_row_of_na(df, min_count, seed):
     dls = CollabDataLoaders.from_df(df, seed=seed, min_count=min_count)
     whole = CollabDataLoaders.from_df(df, seed=seed)

@@ -1,6 +1,6 @@
 """Weights of other libraries, made by the libraries themselves: imported, they score as the library does, and a learner goes on from there.
 
-Each library is optional (the extra `interop`); without it its tests are skipped."""
+`make test` installs those that come as wheels. lightfm and cmfrec are built by a compiler: the extra `interop` has them, and the nightly run."""
 import os, time
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as implicit asks for
 
@@ -9,6 +9,11 @@ from collab_pretrained.all import *
 from collab_pretrained.elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 
 N_FACTORS = 6
+
+
+def library(name):
+    "The module `name`, or a skip that says how to get it."
+    return pytest.importorskip(name, reason=f"{name} is not installed: `pip install -c constraints.txt -e '.[interop]'`, which needs a C compiler for lightfm and cmfrec")
 
 
 @pytest.fixture(scope='module')
@@ -21,7 +26,7 @@ def ratings():
 @pytest.fixture(scope='module')
 def matrix(ratings):
     "The ids of the rows and of the columns, and the sparse matrix of ratings."
-    sparse = pytest.importorskip('scipy.sparse')
+    sparse = library('scipy.sparse')
     (rows, users), (cols, items) = (pd.factorize(ratings[o]) for o in ('user', 'item'))
     return users, items, sparse.csr_matrix((ratings.rating.astype(np.float32), (rows, cols)))
 
@@ -46,7 +51,7 @@ def check(pre:Pretrained, pairs, scores, ratings):
 
 @pytest.fixture(scope='module')
 def word2vec(ratings):
-    models = pytest.importorskip('gensim.models')
+    models = library('gensim.models')
     baskets = ratings.groupby('user').item.apply(lambda o: list(map(str, o))).tolist()
     return models.Word2Vec(baskets, vector_size=N_FACTORS, min_count=1, workers=1, seed=1, epochs=3)
 
@@ -72,7 +77,7 @@ def test_gensim_starts_a_learner(word2vec, ratings):
 
 
 def test_gensim_documents_are_users(ratings):
-    doc2vec = pytest.importorskip('gensim.models.doc2vec')
+    doc2vec = library('gensim.models.doc2vec')
     baskets = [doc2vec.TaggedDocument(list(map(str, o)), [u]) for u, o in ratings.groupby('user').item]
     model = doc2vec.Doc2Vec(baskets, vector_size=N_FACTORS, min_count=1, workers=1, epochs=2)
     pre = from_gensim(users=model.dv, items=model)
@@ -83,7 +88,7 @@ def test_gensim_documents_are_users(ratings):
 @pytest.mark.parametrize('module, name', [('als', 'AlternatingLeastSquares'), ('bpr', 'BayesianPersonalizedRanking'), ('lmf', 'LogisticMatrixFactorization')])
 def test_implicit(module, name, matrix, ratings):
     kw = {} if module == 'lmf' else {'use_gpu': False}
-    model = getattr(pytest.importorskip(f'implicit.{module}'), name)(factors=N_FACTORS, iterations=5, random_state=1, num_threads=1, **kw)
+    model = getattr(library(f'implicit.{module}'), name)(factors=N_FACTORS, iterations=5, random_state=1, num_threads=1, **kw)
     users, items, m = matrix
     m = m.tolil()
     m[3] = 0  # a user without a single interaction
@@ -98,7 +103,7 @@ def test_implicit(module, name, matrix, ratings):
 
 @pytest.mark.parametrize('features', [False, True])
 def test_lightfm(features, ratings):
-    lightfm, data = pytest.importorskip('lightfm'), pytest.importorskip('lightfm.data')
+    lightfm, data = library('lightfm'), library('lightfm.data')
     ds = data.Dataset()
     ds.fit(ratings.user, ratings.item, item_features=['cheap', 'dear'])
     kw = {'item_features': ds.build_item_features((i, ['cheap' if i % 20 else 'dear']) for i in ratings.item.unique())} if features else {}
@@ -112,7 +117,7 @@ def test_lightfm(features, ratings):
 
 @pytest.mark.parametrize('name, kw', [('SVD', {}), ('SVD', {'biased': False}), ('SVDpp', {}), ('NMF', {}), ('NMF', {'biased': True})])
 def test_surprise(name, kw, ratings):
-    surprise = pytest.importorskip('surprise')
+    surprise = library('surprise')
     trainset = surprise.Dataset.load_from_df(ratings, surprise.Reader(rating_scale=(.5, 5))).build_full_trainset()
     algo = getattr(surprise, name)(n_factors=N_FACTORS, n_epochs=5, random_state=1, **kw).fit(trainset)
     pairs = all_pairs(ratings.user.unique(), ratings.item.unique())
@@ -125,7 +130,7 @@ def test_surprise(name, kw, ratings):
 
 @pytest.mark.parametrize('name, kw', [('CMF', {}), ('CMF', {'center': False}), ('CMF', {'k_user': 2}), ('CMF_implicit', {})])
 def test_cmfrec(name, kw, ratings):
-    cmfrec = pytest.importorskip('cmfrec')
+    cmfrec = library('cmfrec')
     df = ratings.rename(columns={'user': 'UserId', 'item': 'ItemId', 'rating': 'Value' if name == 'CMF_implicit' else 'Rating'})
     about = {'U': pd.DataFrame({'UserId': df.UserId.unique(), 'age': np.linspace(-1, 1, df.UserId.nunique()), 'height': 1.})} if 'k_user' in kw else {}
     model = getattr(cmfrec, name)(k=N_FACTORS, lambda_=.1, nthreads=1, verbose=False, **kw).fit(df, **about)
@@ -135,7 +140,7 @@ def test_cmfrec(name, kw, ratings):
 
 def test_cmfrec_factors_of_the_ratings_alone(ratings):
     "Against `topN`: of pairs, cmfrec 3.5's own `predict` leaves the `k_main` factors out."
-    cmfrec = pytest.importorskip('cmfrec')
+    cmfrec = library('cmfrec')
     model = cmfrec.CMF(k=N_FACTORS, k_main=2, lambda_=.1, nthreads=1, verbose=False).fit(ratings.set_axis(['UserId', 'ItemId', 'Rating'], axis=1))
     users, n = ratings.user.unique()[:5], ratings.item.nunique()
     top = [pd.DataFrame(dict(zip(('item', 'score'), model.topN(u, n=n, output_score=True))), dtype=object).assign(user=u) for u in users]
@@ -144,7 +149,7 @@ def test_cmfrec_factors_of_the_ratings_alone(ratings):
 
 
 def test_cmfrec_of_a_matrix(matrix, ratings):
-    cmfrec = pytest.importorskip('cmfrec')
+    cmfrec = library('cmfrec')
     users, items, m = matrix
     model = cmfrec.CMF(k=N_FACTORS, lambda_=.1, nthreads=1, verbose=False).fit(m.tocoo())
     with pytest.raises(WeightsError, match='no ids'): from_cmfrec(model)
@@ -195,7 +200,7 @@ def damaged(raw, rng):
 
 
 @pytest.mark.parametrize('ending', ['parquet', 'csv', 'npz', 'txt', 'bin'])
-def test_damaged_files_of_vectors(ending, tmp_path):
+def test_damaged_files_of_vectors(ending, tmp_path, times):
     "Each is read as what it says, or refused in words of ours, at once."
     rng = np.random.default_rng(1)
     ids, vecs = [f'i{k}' for k in range(12)], rng.normal(size=(12, 5)).astype(np.float32)
@@ -207,15 +212,15 @@ def test_damaged_files_of_vectors(ending, tmp_path):
     else: path.write_bytes(b'12 5\n' + b''.join(i.encode() + b' ' + v.tobytes() for i, v in zip(ids, vecs)))
     np.testing.assert_array_equal(from_arrays(None, None, *read_vectors(path)).wgts['i_weight.weight'].numpy().astype(np.float32), vecs)
     raw, refused = path.read_bytes(), 0
-    for _ in range(300):
+    for _ in range(times(1500)):
         path.write_bytes(damaged(raw, rng))
-        before = time.perf_counter()
+        before = time.process_time()
         try: from_arrays(None, None, *read_vectors(path))
         except CollabError as e:
             refused += 1
             assert str(path) in str(e) or 'items' in str(e)
-        assert time.perf_counter() - before < 1
-    assert refused > 100
+        assert time.process_time() - before < 1
+    assert refused > times(1500)/3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
