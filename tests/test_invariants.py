@@ -253,12 +253,12 @@ def make_nothing_of(learn, dfs, user, item, path, use_nn):
 
 # -- 7: frozen rows are bit-equal before and after training
 
-OPTIMIZERS = [None, Adam, RMSProp, ranger, partial(SGD, mom=.9), partial(OptimWrapper, opt=partial(torch.optim.AdamW)),
+OPTIMIZERS = [None, None, Adam, RMSProp, ranger, partial(SGD, mom=.9), partial(OptimWrapper, opt=partial(torch.optim.AdamW)),
               partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True))]
 
 @given_some(nights(), st.booleans(), st.sampled_from(OPTIMIZERS), st.data(), n=18)
 def test_frozen_rows_stay(dfs, use_nn, opt, d):
-    learn = make(dfs[0], use_nn, **({} if opt is None else {'opt_func': opt}))
+    learn = make(dfs[0], use_nn, **({'sparse': d.draw(st.booleans())} if opt is None else {'opt_func': opt}))
     if d.draw(st.booleans()): quiet(learn, 'fit', 1, 1e-2, wd=.1)   # so that there are moments
     kept = {}
     for side, vocab in zip(('user', 'item'), learn.vocab.values()):
