@@ -79,7 +79,7 @@ def stage(dest:Path) -> Path: # the notebooks' copy
     "Copy what the site is made of into `dest`, and have nbdev render entries with `Entry`."
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
-    for o in ('nbs', 'collab_pretrained', 'tests'): shutil.copytree(ROOT/o, dest/o, ignore=IGNORE)
+    for o in ('nbs', 'collab_pretrained', 'tests', 'benchmarks'): shutil.copytree(ROOT/o, dest/o, ignore=IGNORE)
     toml = (ROOT/'pyproject.toml').read_text().replace('[tool.nbdev]\n', '[tool.nbdev]\nrenderer = "build_docs.Entry"\n')
     (dest/'pyproject.toml').write_text(toml)
     return dest/'nbs'
