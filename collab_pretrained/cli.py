@@ -8,7 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.html.md"""
 __all__ = ['commands', 'FellShort', 'main', 'cli_train', 'cli_match', 'cli_update', 'cli_evaluate', 'cli_recommend',
            'cli_inspect', 'cli_export']
 
-# %% ../nbs/15_cli.ipynb #88ac8afe
+# %% ../nbs/15_cli.ipynb #713eab9f
 import contextlib, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -22,10 +22,9 @@ from .models import table_widths
 from .ranking import as_ranking
 from .learner import CollabLearner
 from .factory import collab_learner, read_pretrained
-from .update import _rmse
-from . import recommend as _recommend  # for the learner's methods
+from . import update as _update, recommend as _recommend  # for the learner's methods
 from .files import pick_columns, read_ids, read_table, write_table
-from .evaluate import RankMetric, _y_range
+from .evaluate import RankMetric, _answers, _errors, _rated, _y_range
 from .demo import demo, _progress, _train
 
 # %% ../nbs/15_cli.ipynb #aeee1874
@@ -71,7 +70,7 @@ def main(
         except (CollabError, OSError, ImportError) as e: return _end(e, 2)
     return 0
 
-# %% ../nbs/15_cli.ipynb #a97b1ade
+# %% ../nbs/15_cli.ipynb #bfe6d6db
 def _table_for(vocab, path):
     "The table at `path` with the columns of `vocab`, and ids of its kind."
     df = read_table(path, text=[name for name, o in vocab.items() if o.kind == 'text'])
@@ -98,6 +97,18 @@ def _check_overlap(match, min_overlap):
         if (share := getattr(match, side).coverage) < min_overlap: raise FellShort(
             f'{share:.1%} of the {side} have a row in the model, expected {min_overlap:.1%} (--min-overlap)')
 
+def _is_ranking(learn, max_rmse):
+    "Whether `learn` ranks; raises if it does and `max_rmse` is asked for."
+    ranks = getattr(learn, 'ranking', None) is not None
+    if ranks and max_rmse is not None: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
+    return ranks
+
+def _held_out_rmse(learn):
+    "The error on the ratings that validate; NaN where there are none."
+    if not len(learn.dls.valid_ds): return np.nan
+    x, y = _rated(learn, None)
+    return _errors(_answers(learn.model, x), y)['rmse']
+
 def _check_rmse(value, max_rmse, n):
     if max_rmse is None: return
     if not n: raise RatingsError(f'--max-rmse {max_rmse:g}, and no ratings to measure on; expected some: see --valid-pct')
@@ -120,7 +131,7 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
         return collab_learner(dls, n_factors, y_range=y_range, metrics=RankMetric('recall') if ranks else rmse, loss=loss, pretrained=source or False,
                               adapt=adapt, seed=seed)
 
-# %% ../nbs/15_cli.ipynb #2cb98be1
+# %% ../nbs/15_cli.ipynb #0ac3b152
 def cli_train(
     ratings:str, # ratings table: CSV, TSV or Parquet
     out:str, # folder to write the model to
@@ -152,8 +163,7 @@ def cli_train(
     dls = CollabDataLoaders.from_df(df, valid_pct, names['user'], names['item'], names.get('rating'), splits='user_time' if time else None,
                                     time_name=time, implicit=implicit, seed=seed, bs=bs)
     learn = _learner(dls, source, loss, n_factors, adapt, min_overlap, seed)
-    ranks = getattr(learn, 'ranking', None)
-    if ranks and max_rmse is not None: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
+    ranks = _is_ranking(learn, max_rmse)
     scores, _ = _train(learn, epochs, *((lr, wd) if ranks else (lr or 5e-3, .4 if wd is None else wd)))
     if source: print(learn.match_report)
     print(dls.report)
@@ -185,7 +195,7 @@ def cli_match(
 
 commands['match'] = cli_match
 
-# %% ../nbs/15_cli.ipynb #d4d145f1
+# %% ../nbs/15_cli.ipynb #c093f76d
 def cli_update(
     model:str, # folder of a saved model
     ratings:str, # new ratings: CSV, TSV or Parquet, with the columns of training
@@ -201,18 +211,19 @@ def cli_update(
 ):
     "Take new ratings into a saved model, known and new users and items alike, and save it."
     learn = _load(model, old)
+    ranks = _is_ranking(learn, max_rmse)
     df = _table_for(learn.vocab, ratings)
     _check_overlap(_known(learn.vocab, df, list(learn.vocab)), min_overlap)
     with contextlib.redirect_stdout(sys.stderr): report = learn.update(df, replay, epochs, lr, valid_pct=valid_pct, seed=seed)
     print(report)
-    n, error = len(learn.dls.valid_ds), _rmse(learn, learn.dls.valid_ds)
-    if n: print(f'RMSE on the {n} new ratings held out: {error:.4f}')
+    n, error = len(learn.dls.valid_ds), np.nan if ranks else _held_out_rmse(learn)
+    if n and not ranks: print(f'RMSE on the {n} new ratings held out: {error:.4f}')
     _check_rmse(error, max_rmse, n)
     print(f'saved: {learn.save_pretrained(out or model)}')
 
 commands['update'] = cli_update
 
-# %% ../nbs/15_cli.ipynb #8420b316
+# %% ../nbs/15_cli.ipynb #cf66a87b
 def cli_evaluate(
     model:str, # folder of a saved model
     ratings:str, # ratings to measure on: CSV, TSV or Parquet, with the columns of training
@@ -224,10 +235,10 @@ def cli_evaluate(
 ):
     "Measure a saved model on ratings: how far predictions are off, and how good the lists are."
     learn = _load(model, seen)
+    _is_ranking(learn, max_rmse)
     with _progress(learn): res = learn.evaluate(_table_for(learn.vocab, ratings), k, min_rating)
     if out: write_table(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
-    if max_rmse is not None and 'rmse' not in res: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
 commands['evaluate'] = cli_evaluate
