@@ -188,10 +188,11 @@ def shard_embeddings(
     if pretrained is not None: _start_in_pieces(learn, pretrained, min_overlap)
     return learn
 
-# %% ../nbs/14a_sharded.ipynb #d49976af
+# %% ../nbs/14a_sharded.ipynb #8681ac07
 def _state(learn, opt_keys=None):
     "Name -> tensor of the model and of the optimizer's moments, in the model's own memory; name -> what else the optimizer knows of that parameter."
     model = get_model(learn.model)
+    if learn.opt is not None: learn.opt.state_dict()  # it first gives rows the weight decay that it owes them
     state, notes = dict(model.state_dict()), {}
     for name, p in model.named_parameters() if learn.opt is not None else ():
         of_p = learn.opt.state[p]
