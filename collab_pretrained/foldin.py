@@ -21,6 +21,7 @@ from .roles import find_roles
 from .ratings import read_ratings
 from .models import y_range_of
 from .rows import solve_rows
+from .ranking import liking_offset, solve_liking, _liked
 from .learner import CollabLearner
 
 # %% ../nbs/07a_foldin.ipynb #e9fbf5e4
@@ -142,6 +143,28 @@ def _adapted(priors, x, y, y_range, seed, frozen):
         tables[k] = solve(own[free], y[free], torch.where(prior.known, old, new).to(y), tables[1-k], steps=3)
     return tables
 
+# %% ../nbs/07a_foldin.ipynb #8a14ab29
+_loose = .3  # new rows of a ranking: their mean is further from where they belong than the spread says
+
+def _which_liked(learn, y):
+    "Which of the ratings `y`, (n,), count as liked."
+    values = _train_ratings(learn)[1]
+    return _liked(y[:,None], learn.ranking.threshold(values if len(values) else y))
+
+def _adapted_liking(users, items, x, liked, frozen):
+    "Both tables given what was liked, but for the rows of `frozen` and for items that were trained."
+    mine = [liked & _free(rows, o) for rows, o in zip(x.T, frozen)]
+    new_users = solve_liking(users.table, x, mine[0], items.table, users.spread, torch.where(users.known, 1., _loose))
+    offset = liking_offset(new_users, items.table, x, liked)
+    new_items = solve_liking(items.table, x.flip(1), mine[1] & ~items.known[x[:,1]], new_users, items.spread, 1., offset)
+    return new_users, new_items
+
+def _fold_liking(learn, prior, others, centre, x, y, side, scale):
+    "Rows given what was liked, no variance, and their scale."
+    seen, values = _train_ratings(learn)
+    offset = liking_offset(others.table, prior.table, seen, _which_liked(learn, values)) if side == 'item' else None
+    return solve_liking(centre, x, _which_liked(learn, y), others.table, prior.spread, scale, offset), None, scale
+
 # %% ../nbs/07a_foldin.ipynb #58dd44d0
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
@@ -172,7 +195,9 @@ def adapt(self:CollabLearner,
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of them, or make the learner over one')
     sides = 'users', 'items'
     priors = [_prior(self, side, seen[0]) for side in sides]
-    tables = _adapted(priors, x, y, y_range_of(get_model(self.model)), seed, [_frozen_rows(self, side) for side in sides])
+    frozen = [_frozen_rows(self, side) for side in sides]
+    if hasattr(self, 'ranking'): tables = _adapted_liking(*priors, x, _which_liked(self, y), frozen)
+    else: tables = _adapted(priors, x, y, y_range_of(get_model(self.model)), seed, frozen)
     for side, prior, table, vocab in zip(sides, priors, tables, self.vocab.values()):
         if vocab.na_row is not None: table[vocab.na_row] = prior.mean
         _set_table(self.model, side, table)
@@ -186,7 +211,7 @@ class FoldedIn:
     "Rows that ids were given from their ratings."
     ids: np.ndarray # (n,): whose rows they are, int64 or object (of str)
     rows: Tensor # (n, n_factors + 1): vector, then bias, on the model's device
-    variance: Tensor # likewise: the posterior variance of each number, by Laplace's approximation
+    variance: Tensor # likewise: the posterior variance of each number, by Laplace's approximation; None for a ranking
     scale: float # how tightly rows were held to their prior; 1 believes it, and rows that were trained on n ratings are held 1 + n/50 times as tight
 
     @property
@@ -240,7 +265,7 @@ def fold_in(self:CollabLearner,
     ratings, # DataFrame of ratings with the learner's column names
     side:str='user', # 'user' or 'item': whose rows are wanted; the other side stays as it is
     ids='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings`
-    scale:float=None, # how tightly rows are held to their prior, above 0: 1 believes it, more is tighter; None chooses it on known ids
+    scale:float=None, # how tightly rows are held to their prior, above 0: 1 believes it, more is tighter; None chooses it on known ids, and takes 0.3 for a ranking
     commit:bool=False, # whether to add the rows, or put them in the place of the old ones, in model and vocabulary; the optimizer then starts anew
     seed:int=0, # of which known ids choose the scale
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
@@ -252,10 +277,13 @@ def fold_in(self:CollabLearner,
     if side == 'item': seen = seen.flip(1)
     known = torch.from_numpy(rows >= 0)[:,None].to(x.device)
     centre = torch.where(known, prior.table[rows], prior.mean)
-    noise = _noise(prior, others, seen, values, y_range) if len(seen) else _noise(_Prior(centre, known[:,0]), others, x, y, y_range)
-    if scale is None: scale = _scale_for_new(prior, others, seen, values, noise, y_range, seed)
-    tight = torch.where(known[:,0], prior.tightness[rows], 1.)
-    res = FoldedIn(names, *solve_rows(centre, x, y, others.table, prior.spread, noise, scale*tight, y_range, variance=True), scale)
+    if hasattr(self, 'ranking'): found = _fold_liking(self, prior, others, centre, x, y, side, _loose if scale is None else scale)
+    else:
+        noise = _noise(prior, others, seen, values, y_range) if len(seen) else _noise(_Prior(centre, known[:,0]), others, x, y, y_range)
+        if scale is None: scale = _scale_for_new(prior, others, seen, values, noise, y_range, seed)
+        tight = torch.where(known[:,0], prior.tightness[rows], 1.)
+        found = *solve_rows(centre, x, y, others.table, prior.spread, noise, scale*tight, y_range, variance=True), scale
+    res = FoldedIn(names, *found)
     if commit: _commit(self, sides[0], res, rows)
     return res
 

@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/ranking.html.md"""
 
 # %% auto #0
 __all__ = ['rankings', 'Unseen', 'bpr_loss', 'warp_choose', 'softmax_loss', 'RankingDL', 'Ranking', 'BPR', 'WARP', 'Softmax',
-           'as_ranking']
+           'as_ranking', 'solve_liking', 'liking_offset']
 
 # %% ../nbs/06b_ranking.ipynb #36ade85b
 import numpy as np, torch, torch.nn.functional as F
@@ -123,7 +123,7 @@ class RankingDL(CollabDL):
         users = self.dataset.tensors[0][:,0].cpu().numpy()[rows]
         return rows[rng.permutation(users.max(initial=-1) + 1)[users].argsort(kind='stable')]
 
-# %% ../nbs/06b_ranking.ipynb #8c02eee6
+# %% ../nbs/06b_ranking.ipynb #9fcc3c0d
 class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
     name, lr, wd, needs_dot, n_neg = 'ranking', 3e-2, .5, False, 1
@@ -140,13 +140,14 @@ class Ranking(Callback):
     def __repr__(self): return f'{type(self).__name__}(min_rating={self.min_rating!r}, n_neg={self.n_neg})'
     def config(self): return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
 
-    def threshold(self, dls):
-        "The rating from which on an item counts as liked, None if every row does."
-        y = dls.train_ds.tensors[1]
+    def threshold(self,
+        y:Tensor, # ratings of the training part, of any shape
+    ) -> float: # None if every row counts
+        "The rating from which on an item counts as liked."
         if self.min_rating != 'mean': return self.min_rating
         return min(y.double().mean().item(), y.max().item()) if len(y) else None
 
-# %% ../nbs/06b_ranking.ipynb #ce234949
+# %% ../nbs/06b_ranking.ipynb #45096e80
 @patch
 def _start(self:Ranking, epoch):
     seed = self.dls.train.seed if self.seed is None else self.seed
@@ -161,13 +162,13 @@ def before_validate(self:Ranking): self._start(0)
 @patch
 def _unseen(self:Ranking):
     "What users haven't seen in the training part; while validating, in either part."
-    parts = [dl.dataset.tensors for dl in self.dls.loaders[:1 if self.training else 2]]
+    parts, sizes = [dl.dataset.tensors for dl in self.dls.loaders[:1 if self.training else 2]], [*map(len, self.dls.classes.values())]
     had = self.unseen.get(len(parts))
-    if had is None or any(a is not b for a, b in zip(had[0], parts)):
+    if had is None or had[-1] != sizes or any(a is not b for a, b in zip(had[-2], parts)):
         device = next(self.learn.model.parameters()).device
         x = torch.cat([o[0].to(device) for o in parts])
-        self.unseen[len(parts)] = had = parts, Unseen(x, *map(len, self.dls.classes.values())), self.threshold(self.dls)
-    return had[1:]
+        self.unseen[len(parts)] = had = Unseen(x, *sizes), self.threshold(parts[0][1]), parts, sizes
+    return had[:2]
 
 @patch
 def loss_func(self:Ranking,
@@ -226,7 +227,7 @@ class Softmax(Ranking):
         items, times = q.multinomial(self.n_neg, replacement=True, generator=self.generator).unique(return_counts=True)
         return items, (self.n_neg*q[items]/times).log().float()
 
-# %% ../nbs/06b_ranking.ipynb #7d4781f1
+# %% ../nbs/06b_ranking.ipynb #6d8693a2
 @patch
 def prepare(self:Ranking,
     dls, # `CollabDataLoaders`; not changed
@@ -238,7 +239,7 @@ def prepare(self:Ranking,
     if y_range_of(model) is not None: raise WeightsError(f'{self} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
     if self.needs_dot and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
         f'{self} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
-    train = dls.train.new(cls=RankingDL, min_rating=self.threshold(dls), n=dls.train.n)
+    train = dls.train.new(cls=RankingDL, min_rating=self.threshold(dls.train_ds.tensors[1]), n=dls.train.n)
     res = CollabDataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
     res.report = getattr(dls, 'report', None)
     kwargs = {'lr': self.lr, 'wd': self.wd, **(kwargs or {})}
@@ -258,3 +259,65 @@ def as_ranking(
     saved = getattr(pretrained, 'meta', {}).get('loss') if loss_func is None else None
     config = {'kind': loss} if loss else dict(saved or {})
     return rankings[config.pop('kind')](**config) if config else None
+
+# %% ../nbs/06b_ranking.ipynb #395dad8a
+def _liking_loss(row, of, cols, liked, seen, others, offset):
+    "What `row` (m, n_factors+1) leave to be desired, for the pairs (of, cols): summed."
+    scores = row[:,:-1] @ others[:,:-1].T + others[:,-1]  # a user's own bias changes no order
+    if offset is not None: scores = scores + row[:,-1:]
+    pos = scores[of[liked],cols[liked]]
+    if offset is None: return softmax_loss(pos, scores, of[liked], seen).sum()
+    return (scores + offset).masked_fill(seen, -torch.inf).exp().sum() + (pos + offset[cols[liked]]).exp().sum() - pos.sum()
+
+def _pieces(x, n, width):
+    "Pairs `x` in pieces of few rows: the piece's rows, a slice; which pairs are of it; their lines in the piece; their columns; all pairs as a mask (rows, width)."
+    order = x[:,0].argsort(stable=True)
+    step = max(2**22//width, 1)
+    ends = torch.searchsorted(x[order,0].contiguous(), torch.arange(0, n + step, step, device=x.device)).tolist()
+    for k, (start, end) in enumerate(zip(ends, ends[1:])):
+        own = order[start:end]
+        of, cols = x[own,0] - k*step, x[own,1]
+        seen = torch.zeros(min(step, n - k*step), width, dtype=torch.bool, device=x.device)
+        seen[of,cols] = True
+        yield slice(k*step, min((k+1)*step, n)), own, of, cols, seen
+
+# %% ../nbs/06b_ranking.ipynb #a15bfdc3
+def solve_liking(
+    centre:Tensor, # (n_rows, n_factors+1): the rows before their pairs; vector, then bias
+    x:Tensor, # (n, 2) int64: the row of `centre` and the row of `others` of each pair that was seen
+    liked:Tensor, # (n,), bool: whether it was liked
+    others:Tensor, # (n_others, n_factors+1): vectors and biases of the other side, which stay as they are
+    spread:Tensor, # (n_factors+1,): standard deviation of each number of a row before its pairs
+    scale=1., # how tightly rows are held to `centre`: a float, or (n_rows,); 1 believes `spread`
+    offset:Tensor=None, # (n_others,): log of how much each user is expected to like for each e**score, where rows are items; None where rows are users
+    steps:int=20, # of Adam; few also keep rows near their start
+) -> Tensor: # rows like `centre`, those of which nothing was liked unchanged
+    "The most probable rows given what was liked, all at once."
+    res, scale = centre.clone(), torch.as_tensor(scale, dtype=centre.dtype, device=centre.device).expand(len(centre))[:,None]
+    for rows, own, of, cols, seen in _pieces(x, len(centre), len(others)):
+        mine, some = liked[own], torch.zeros(len(seen), 1, dtype=torch.bool, device=x.device)
+        some[of[mine]] = True
+        if not mine.any(): continue
+        point = torch.zeros_like(centre[rows])
+        mean, square = point.clone(), point.clone()
+        for k in range(steps):  # Adam, by hand: torch's takes a second to import
+            with torch.enable_grad():
+                point.requires_grad_()
+                loss = _liking_loss(centre[rows] + spread*point, of, cols, mine, seen, others, offset) + (scale[rows]*point.pow(2)).sum()/2
+                grad, = torch.autograd.grad(loss, point)
+            mean, square = mean.lerp(grad, .1), square.lerp(grad*grad, .001)
+            lr = .2*(1 - k/steps)
+            point = point.detach() - lr*mean/(1 - .9**(k+1))/((square/(1 - .999**(k+1))).sqrt() + 1e-8)
+        res[rows] += torch.where(some, spread*point, 0)
+    return res
+
+# %% ../nbs/06b_ranking.ipynb #2cc936b1
+def liking_offset(
+    users:Tensor, # (n_users, n_factors+1): all users' vectors and biases
+    items:Tensor, # (n_items, n_factors+1): all items'; row 0 is '#na#'
+    x:Tensor, # (n, 2) int64: pairs of a user's and an item's row
+    liked:Tensor, # (n,), bool
+) -> Tensor: # (n_users,); -inf for users who liked nothing
+    "How much each user is expected to like, for each e**score: `log(n_u/Z_u)`."
+    total = torch.cat([(o[:,:-1] @ items[1:,:-1].T + items[1:,-1] + o[:,-1:]).logsumexp(1) for o in users.split(max(2**22//len(items), 1))])
+    return x[liked,0].bincount(minlength=len(users)).to(users.dtype).log() - total
