@@ -45,7 +45,7 @@ def _answers(users, items, x, y_range):
     z = (users[x[:,0],:-1]*items[x[:,1],:-1]).sum(1) + users[x[:,0],-1] + items[x[:,1],-1]
     return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*z.sigmoid()
 
-# %% ../nbs/07a_foldin.ipynb #ea57dd41
+# %% ../nbs/07a_foldin.ipynb #2068f554
 def _train_ratings(learn):
     "The rows and the ratings of the training part, on the model's device."
     ds = learn.dls.train.dataset
@@ -70,6 +70,7 @@ def _frozen_rows(learn, side):
     rows = list(learn.vocab.values())[side == 'items'].rows(ids)
     return torch.from_numpy(rows[rows >= 0])
 
+# %% ../nbs/07a_foldin.ipynb #46588e45
 def _counts(learn, side, x):
     "How many ratings each row was trained on: at a warm start those of the pretrained model, 100 where it doesn't tell, else those of the training part."
     match = learn.match_report and getattr(learn.match_report, side)
