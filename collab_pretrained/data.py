@@ -88,7 +88,7 @@ def _fits(n_bytes, device):
     "Whether `n_bytes` may move to `device` and leave it half free."
     return device.type != 'cuda' or n_bytes*2 < torch.cuda.mem_get_info(device)[0]
 
-# %% ../nbs/05_data.ipynb #6829ca4c
+# %% ../nbs/05_data.ipynb #b5869800
 _dl_params = inspect.signature(TfmdDL).parameters
 
 class CollabDL(TfmdDL):
@@ -103,6 +103,7 @@ class CollabDL(TfmdDL):
         **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
     ):
         if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1: raise RatingsError(f'bs={bs!r}; expected 1 or more rows a batch')
+        if kwargs.get('n') is not None: kwargs['n'] = max(min(kwargs['n'], len(dataset)), 0)
         for o in kwargs:
             if o not in _dl_params: raise TypeError(f'CollabDL got an unexpected keyword argument {o!r}')
         state = random.getstate()
@@ -323,7 +324,7 @@ def _report(table, train, valid, rows, classes):
     n_na = sum(int(has_no_row[part].sum()) for part in (train, valid))
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), n_na)
 
-# %% ../nbs/05_data.ipynb #1f744154
+# %% ../nbs/05_data.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     @classmethod
@@ -373,7 +374,7 @@ class CollabDataLoaders(DataLoaders):
         kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
                dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
         dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]
-        if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={bs} with drop_last=True; expected one at least')
+        if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected one at least')
         res = cls(*dls, path=path, device=device)
         res.report = report
         return res

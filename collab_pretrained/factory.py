@@ -63,11 +63,11 @@ def read_pretrained(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
     return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source], with_opt)
 
-# %% ../nbs/08_factory.ipynb #affd7260
+# %% ../nbs/08_factory.ipynb #938bf1ce
 def _check_y_range(y_range, dls):
     "Raise unless `y_range` is a range; warn where ratings of the training part lie outside."
     if y_range is None: return
-    if len(y_range) != 2 or not y_range[0] < y_range[1]: raise RatingsError(f'y_range={tuple(y_range)!r}; expected (low, high) with low < high, a little '
+    if not hasattr(y_range, '__len__') or len(y_range) != 2 or not y_range[0] < y_range[1]: raise RatingsError(f'y_range={y_range!r}; expected (low, high) with low < high, a little '
                                                                             'wider than the ratings, e.g. (0, 5.5) for one to five stars')
     low, high, n_out = np.inf, -np.inf, 0
     for _, *ratings in rating_blocks(dls.train_ds) or ():

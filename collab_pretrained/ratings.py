@@ -60,7 +60,7 @@ def _column_names(cols, user_name=None, item_name=None, rating_name=None, implic
     for role, name in guessed.items(): _check_guess(name, role)
     return [*names.values(), None][:3]
 
-# %% ../nbs/04b_ratings.ipynb #2b775715
+# %% ../nbs/04b_ratings.ipynb #6efb2205
 def _number(ints):
     "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
     low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
@@ -78,7 +78,8 @@ def _distinct(values):
     if dtype.kind == 'i' or dtype.kind == 'u' and dtype.itemsize < 8: return _number(values.to_numpy(np.int64))
     if dtype == object and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
         return np.arange(len(values)), values.to_numpy()  # True == 1 == 1.0, and factorize would make one of them
-    return pd.factorize(values)
+    try: return pd.factorize(values)
+    except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # pyarrow's lists and the like, which `canonical_ids` refuses
 
 def _cast_of(id_cast, name):
     "The function that casts the ids of column `name`, out of what a caller may give as `id_cast`; None for none."
@@ -252,20 +253,28 @@ def _check_csv(df, said, **kwargs):
     if has_names and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
         f'{said}the columns are called {_examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
 
-# %% ../nbs/04b_ratings.ipynb #a3b24f02
+# %% ../nbs/04b_ratings.ipynb #ca27c89d
 def read_csv(
     csv, # path, URL or open file
     **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header` and the rest
 ) -> pd.DataFrame:
     "Read a CSV file with pandas, or raise `RatingsError` that names the option which helps."
     said = f'{csv}: ' if isinstance(csv, (str, Path)) else 'CSV: '
-    try: df = pd.read_csv(csv, **kwargs)
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.filterwarnings('always', 'Length of header', pd.errors.ParserWarning)
+            df = pd.read_csv(csv, **{'index_col': False, **kwargs})
     except pd.errors.EmptyDataError: raise RatingsError(f'{said}empty; expected a line for each rating') from None
     except UnicodeDecodeError as e: raise RatingsError(
         f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
     except pd.errors.ParserError as e: raise RatingsError(f"{said}{str(e).strip()}; expected columns: see `sep`, `quotechar` and `engine` of pandas' `read_csv`") from None
     df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) if isinstance(o, str) else o for o in df.columns]
     _check_csv(df, said, **kwargs)
+    for o in seen:
+        if 'index_col' not in kwargs and 'Length of header' in str(o.message): raise RatingsError(
+            f'{said}the lines have more values than the first line has names; expected as many: are there decimal commas, which need another separator or quotes? '
+            '`index_col=False` leaves out what is too many at the end')
+        warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
     return df
 
 # %% ../nbs/04b_ratings.ipynb #570d814a

@@ -24,9 +24,9 @@ def _shuffled(n, seed):
     gen = torch.Generator().manual_seed(fresh_seed() if seed is None else seed)
     return torch.randperm(n, generator=gen).numpy()
 
-# %% ../nbs/04a_splits.ipynb #fb9ec789
+# %% ../nbs/04a_splits.ipynb #5e7a546f
 def _check_pct(valid_pct):
-    if not 0 <= valid_pct < 1: raise RatingsError(f'valid_pct={valid_pct}; expected a share of the ratings from 0 to below 1')
+    if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 
 def split_random(
     n, # ratings, 0 or more
