@@ -52,13 +52,14 @@ def _call_of(cb, event_name):
     if cheaper is None: return partial(cb, event_name)
     return lambda: cheaper(cb) if cb.run and (cb.run_train if cb.learn.training else cb.run_valid) else None
 
-# %% ../nbs/06d_loop.ipynb #1464e97c
+# %% ../nbs/06d_loop.ipynb #1bc2cf6c
 def _record(rec):
     "`Recorder.after_batch`."
     learn, smooth = rec.learn, rec.smooth_loss
     if not learn.training or not len(learn.yb) or rec.train_metrics or rec.cancel_train or torch.distributed.is_available() and torch.distributed.is_initialized():
         return rec.after_batch()
-    loss = learn.loss.detach().mean()
+    loss = learn.loss.detach()
+    if loss.dim(): loss = loss.mean()
     smooth.count += 1
     smooth.val = torch.lerp(loss, smooth.val.to(loss.device), smooth.beta)
     learn.smooth_loss = smooth.value

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from .roles import find_roles, roles
 
-# %% ../nbs/06c_optim.ipynb #e3a26037
+# %% ../nbs/06c_optim.ipynb #5ce5f04b
 class FusedAdam(Optimizer):
     "fastai's `Adam` with decoupled weight decay, computed by torch's fused AdamW; tables with a sparse gradient are stepped by row."
     def __init__(self,
@@ -36,11 +36,11 @@ class FusedAdam(Optimizer):
         for pg in self.param_lists:
             for p in pg: p.grad = None
 
-def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps, **_):
+def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
     "One step of `params`, which share their hyperparameters."
     steps = [torch.full((), s['step'] - 1., device=p.device) for p, s in zip(params, states)]
     adamw(params, grads, [s['grad_avg'] for s in states], [s['sqr_avg'] for s in states], [], steps, fused=True,
-          lr=float(lr), weight_decay=float(wd), beta1=float(mom), beta2=float(sqr_mom), eps=float(eps), amsgrad=False, maximize=False)
+          lr=lr, weight_decay=wd, beta1=mom, beta2=sqr_mom, eps=eps, amsgrad=False, maximize=False)
 
 @patch
 @torch.no_grad()
@@ -49,32 +49,32 @@ def step(self:FusedAdam,
 ):
     "Change every parameter that has a gradient."
     if closure is not None: raise NotImplementedError('FusedAdam takes no closure, as fastai\'s optimizers do not')
+    alike = {}  # hyperparameters -> the dense parameters that have them, of whichever group
     for pg, hyper in zip(self.param_lists, self.hypers):
-        dense = {True: [], False: []}
         for p in pg:
             if p.grad is None: continue
             state = self.state[p]
             if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
             state['step'] += 1
-            if p.grad.is_sparse: self._step_rows(p, hyper if state.get('do_wd', True) else {**hyper, 'wd': 0.})
-            else: dense[state.get('do_wd', True)].append(p)
-        for do_wd, params in dense.items():
-            if params: _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], **hyper | ({} if do_wd else {'wd': 0.}))
+            hypers = tuple(float(hyper[k]) if k != 'wd' or state.get('do_wd', True) else 0. for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
+            if p.grad.is_sparse: self._step_rows(p, *hypers)
+            else: alike.setdefault(hypers, []).append(p)
+    for hypers, params in alike.items(): _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
 
-# %% ../nbs/06c_optim.ipynb #1d5c8058
+# %% ../nbs/06c_optim.ipynb #cc34b812
 @patch
-def _step_rows(self:FusedAdam, p, hyper):
+def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     "One step of the rows of `p` that its gradient has."
     grad, state = p.grad.coalesce(), self.state[p]
     rows = grad.indices()[0]
     if p in self.owed: self.catch_up(p, rows)
     tables = p, state['grad_avg'], state['sqr_avg']
     part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
-    _fused_step([part], [grad.values()], [dict(grad_avg=grad_avg, sqr_avg=sqr_avg, step=state['step'])], **hyper)
+    _fused_step([part], [grad.values()], [dict(grad_avg=grad_avg, sqr_avg=sqr_avg, step=state['step'])], lr, wd, *hypers)
     for table, o in zip(tables, (part, grad_avg, sqr_avg)): table.index_copy_(0, rows, o)
-    if not hyper['wd']: return
+    if not wd: return
     if p not in self.owed: self.owed[p] = [0., torch.zeros(len(p), dtype=torch.float64, device=p.device)]
-    self.owed[p][0] += math.log1p(-hyper['lr']*hyper['wd'])
+    self.owed[p][0] += math.log1p(-lr*wd)
     self.owed[p][1].index_fill_(0, rows, self.owed[p][0])
 
 @patch
