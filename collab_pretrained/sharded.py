@@ -14,7 +14,7 @@ import numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
 from fastai.torch_core import get_model, num_distrib
 from torch import nn
 from .core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, _examples
-from .vocab import MatchReport, Vocab, VocabMatch, _two_vocabs
+from .vocab import MatchReport, VocabMatch, _two_vocabs
 from .roles import find_roles, flat_weights, roles
 from .elsewhere import Pretrained
 from .checkpoint import _checksum, _commit, _config_bytes, _fingerprint, _json_columns, _read_config

@@ -52,6 +52,16 @@ def warm(path):
     return results(learn)
 
 
+def sparse(path):
+    "Steps by row: what goes around are the gradients of the batch's rows."
+    learn = learner(path, sparse=True)
+    with learn.distrib_ctx():
+        quiet_fit(learn, 2, 1e-2, wd=.1)
+        save_sharded(learn, 'whole')
+        again = load_sharded(learner(path, sparse=True), 'whole')
+    return {**results(learn), 'again': dict(again.model.state_dict()), 'moments': torch.cat([v.flatten() for p in learn.model.parameters() for v in learn.opt.state[p].values() if isinstance(v, torch.Tensor)])}
+
+
 def tiny_batches(path):
     learn = learner(path, bs=1, n=20)
     with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-3)
@@ -130,7 +140,7 @@ def sources(path):
     save_sharded(old, 'yesterday_pieces')
 
 
-SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, sparse=sparse, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
 
 
 def save_of_pieces(path):
@@ -161,7 +171,7 @@ def torchrun(folder, n=2):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])}
     cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), __file__, str(folder)]
     proc = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try: said = proc.communicate(timeout=300)[0]
+    try: said = proc.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
         proc.terminate()  # torchrun then ends its processes; were it killed, they would stay
         said = proc.communicate()[0]
