@@ -49,7 +49,7 @@ class StreamDataset(CollabDataset):
         "Some ratings as the file has them."
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
 
-# %% ../nbs/05a_stream.ipynb #eec9e56d
+# %% ../nbs/05a_stream.ipynb #95d52e0e
 _pieces = 64  # of a window
 
 class StreamDL(CollabDL):
@@ -76,8 +76,8 @@ class StreamDL(CollabDL):
         **kwargs, # parameters to change
     ):
         "A loader that differs in what is given."
-        if isinstance(self.dataset if dataset is None else dataset, StreamDataset): return super().new(dataset, cls, **{'window': self.window, **kwargs})
-        return super().new(dataset, cls or CollabDL, **kwargs)
+        cls = cls or (StreamDL if isinstance(self.dataset if dataset is None else dataset, StreamDataset) else CollabDL)
+        return super().new(dataset, cls, **{**({'window': self.window} if issubclass(cls, StreamDL) else {}), **kwargs})
 
 # %% ../nbs/05a_stream.ipynb #824f13a3
 def _windows(dl):
