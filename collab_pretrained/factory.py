@@ -114,7 +114,7 @@ def collab_learner(
     min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
     seed:int=None, # of what is drawn for the fills
     loss=None, # to learn a ranking instead of ratings: 'bpr', 'warp', 'softmax', or a `Ranking`; None means what the pretrained model learned
-    adapt:bool=False, # with `pretrained`: solve the rows of users, then items, from the training part (see `CollabLearner.adapt`)
+    adapt:bool=False, # with `pretrained`: solve the rows of users and items from the training part (see `CollabLearner.adapt`)
     with_opt:bool=False, # with `pretrained`: the optimizer's moments come along, each to its row's new place; False starts it anew
     splitter=collab_splitter, # the parameter groups: items, users, and layers
     sparse:bool=None, # step only the rows that a batch touches, see `sparse_rows`; None decides by the size of the tables
