@@ -97,7 +97,7 @@ def softmax_loss(
     others = neg.masked_fill(seen, torch.finfo(neg.dtype).min).logsumexp(1)
     return F.softplus(others[of] - pos)
 
-# %% ../nbs/06b_ranking.ipynb #fc2be1c9
+# %% ../nbs/06b_ranking.ipynb #ee22a16f
 def _liked(y, min_rating):
     "Which of the ratings `y` (n, 1) count as liked, bool (n,)."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
@@ -114,7 +114,13 @@ class RankingDL(CollabDL):
         self.liked = torch.nonzero(_liked(dataset.tensors[1][:self.n], min_rating)).flatten().cpu().numpy()
 
     def __len__(self): return len(_batch_sizes(len(self.liked), self.bs, self.drop_last)) if self.shuffle else super().__len__()
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
+    def new(self,
+        dataset=None, # another `CollabDataset`; None for the same
+        cls=None, # another class of loader; None for the same
+        **kwargs, # parameters to change
+    ):
+        "A loader that differs in what is given."
+        return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
@@ -123,7 +129,7 @@ class RankingDL(CollabDL):
         users = self.dataset.tensors[0][:,0].cpu().numpy()[rows]
         return rows[rng.permutation(users.max(initial=-1) + 1)[users].argsort(kind='stable')]
 
-# %% ../nbs/06b_ranking.ipynb #9fcc3c0d
+# %% ../nbs/06b_ranking.ipynb #88e6ed9f
 class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
     name, lr, wd, needs_dot, n_neg = 'ranking', 3e-2, .5, False, 1
@@ -140,12 +146,14 @@ class Ranking(Callback):
     def __repr__(self): return f'{type(self).__name__}(min_rating={self.min_rating!r}, n_neg={self.n_neg})'
     def config(self): return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
 
-    def threshold(self,
-        y:Tensor, # ratings of the training part, of any shape
-    ) -> float: # None if every row counts
-        "The rating from which on an item counts as liked."
-        if self.min_rating != 'mean': return self.min_rating
-        return min(y.double().mean().item(), y.max().item()) if len(y) else None
+# %% ../nbs/06b_ranking.ipynb #ed40d655
+@patch
+def threshold(self:Ranking,
+    y:Tensor, # ratings of the training part, of any shape
+) -> float: # None if every row counts
+    "The rating from which on an item counts as liked."
+    if self.min_rating != 'mean': return self.min_rating
+    return min(y.double().mean().item(), y.max().item()) if len(y) else None
 
 # %% ../nbs/06b_ranking.ipynb #45096e80
 @patch
@@ -194,31 +202,51 @@ def scores(self:Ranking,
         return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
     return (model.u_weight(own) @ wgts.weight.T + model.i_bias.weight[:,0] + model.u_bias(own))[of[:,None],items]
 
-# %% ../nbs/06b_ranking.ipynb #a7594e66
+# %% ../nbs/06b_ranking.ipynb #6f0c6944
 class BPR(Ranking):
     "Each liked item against some unseen ones."
     n_neg, lr = 10, 5e-2
-    def losses(self, x, pos, unseen): return bpr_loss(pos, self.scores(x[:,0], unseen.draw(x[:,0], self.n_neg, self.generator)))
+    def losses(self,
+        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
+        pos:Tensor, # (n,), the model's answers to these
+        unseen:Unseen, # what to compare with
+    ) -> Tensor: # (n,)
+        "The loss of each pair."
+        return bpr_loss(pos, self.scores(x[:,0], unseen.draw(x[:,0], self.n_neg, self.generator)))
 
+# %% ../nbs/06b_ranking.ipynb #d278ce9d
 class WARP(Ranking):
     "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
     n_neg, wd, margin = 10, .7, 1.
-    def losses(self, x, pos, unseen):
+    def losses(self,
+        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
+        pos:Tensor, # (n,), the model's answers to these
+        unseen:Unseen, # what to compare with
+    ) -> Tensor: # (n,)
+        "The loss of each pair."
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
         with torch.no_grad(): col, weight = warp_choose(pos, self.scores(x[:,0], items), unseen.free[x[:,0]], self.margin)
         return weight*F.relu(self.margin - pos + self.scores(x[:,0], items.gather(1, col[:,None]))[:,0])
 
+# %% ../nbs/06b_ranking.ipynb #236b9cc6
 class Softmax(Ranking):
     "Each liked item against all unseen ones, or `n_neg` where there are more."
     n_neg, needs_dot = 8192, True
-    def losses(self, x, pos, unseen):
+    def losses(self,
+        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
+        pos:Tensor, # (n,), the model's answers to these
+        unseen:Unseen, # what to compare with
+    ) -> Tensor: # (n,)
+        "The loss of each pair."
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
         return softmax_loss(pos, neg, of, unseen.mask(users, items))
 
-    def candidates(self, unseen):
-        "Rows of items, ascending, and what to take off their scores."
+    def candidates(self,
+        unseen:Unseen, # what to choose from
+    ) -> tuple: # rows of items, int64 (k,), ascending; what to take off their scores, (k,) or 0
+        "Items to compare with: all, or those drawn by popularity."
         n, device = unseen.n_items, unseen.items.device
         if n - 1 <= self.n_neg: return torch.arange(1, n, device=device), 0.
         q = unseen.items.bincount(minlength=n).double() + 1  # so that an item that nobody has seen is drawn, too
