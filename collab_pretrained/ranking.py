@@ -155,7 +155,7 @@ def threshold(self:Ranking,
     if self.min_rating != 'mean': return self.min_rating
     return min(y.double().mean().item(), y.max().item()) if len(y) else None
 
-# %% ../nbs/06b_ranking.ipynb #45096e80
+# %% ../nbs/06b_ranking.ipynb #f955e8e1
 @patch
 def _start(self:Ranking, epoch):
     seed = self.dls.train.seed if self.seed is None else self.seed
@@ -178,6 +178,7 @@ def _unseen(self:Ranking):
         self.unseen[len(parts)] = had = Unseen(x, *sizes), self.threshold(parts[0][1]), parts, sizes
     return had[:2]
 
+# %% ../nbs/06b_ranking.ipynb #c2b185db
 @patch
 def loss_func(self:Ranking,
     pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch

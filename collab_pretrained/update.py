@@ -130,7 +130,7 @@ def _grown(learn, ratings, valid_pct, seed):
 @patch
 def update(self:CollabLearner,
     ratings, # table of new ratings with the learner's column names: pandas, polars or pyarrow
-    replay:float=.2, # share of the old training ratings to train on again, 0 to 1
+    replay:float=.2, # share of the old training ratings to train on again, 0 to 1; a ranking takes all, to know what was seen
     epochs:int=0, # epochs over both, after rows were solved
     lr=None, # their highest learning rate, or a slice; None takes the learner's
     *,
@@ -141,6 +141,7 @@ def update(self:CollabLearner,
     "Take new ratings into the learner: its vocabulary grows, its rows learn, and its loaders hold the old ratings and the new."
     seed = fresh_seed() if seed is None else seed
     if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
+    if hasattr(self, 'ranking'): replay = 1.
     if adapt is None: adapt = _is_dot(self.model)
     if not (adapt or epochs): raise RatingsError(f'epochs=0, and no row of {type(get_model(self.model)).__name__} to solve; expected `epochs=1` or more')
     old = _our_ratings(self)
