@@ -19,7 +19,7 @@ from .splits import fresh_seed, _check_pct
 from .ratings import _as_frame, _cast_of, _check_casts, _column_names, _encode, _one_of, _read_numbers, _warn
 from .data import CollabDataLoaders, CollabDataset, CollabDL, SplitReport, _batch_sizes, _given_classes, _rows_of
 
-# %% ../nbs/05a_stream.ipynb #0d38a547
+# %% ../nbs/05a_stream.ipynb #2089cf2e
 def _tensors(raw):
     "Encoded ratings (n, 3) as x, int64 (n, 2), and y, float32 (n, 1)."
     return raw[:,:2].long(), raw[:,2:].contiguous().view(torch.float32)
@@ -38,9 +38,14 @@ class StreamDataset(CollabDataset):
     @property
     def tensors(self): return _tensors(torch.from_numpy(self.raw(0, self.n)))
     def __len__(self): return self.n
-    def new(self, tensors): return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast)
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
+
+    def new(self,
+        tensors, # other ratings of the same vocabularies, as `CollabDataset` takes them
+    ): # `CollabDataset`
+        "The same with other ratings, in memory."
+        return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast)
 
     def raw(self,
         start, # the first rating, 0 or more
@@ -79,7 +84,7 @@ class StreamDL(CollabDL):
         cls = cls or (StreamDL if isinstance(self.dataset if dataset is None else dataset, StreamDataset) else CollabDL)
         return super().new(dataset, cls, **{**({'window': self.window} if issubclass(cls, StreamDL) else {}), **kwargs})
 
-# %% ../nbs/05a_stream.ipynb #824f13a3
+# %% ../nbs/05a_stream.ipynb #936a0703
 def _windows(dl):
     "The rows of an epoch as the file has them, int32 (m, 3) arrays, a window at a time and in the order of the epoch."
     size, rng = dl.window//_pieces, torch.Generator().manual_seed(hash((dl.seed, dl.epoch)))
@@ -90,7 +95,9 @@ def _windows(dl):
         yield raw.take(torch.randperm(len(raw), generator=rng, dtype=torch.int32).numpy(), 0) if dl.shuffle else raw
 
 @patch
-def create_batches(self:StreamDL, samps=None):
+def create_batches(self:StreamDL,
+    samps=None, # accepted as fastai's loaders do, and not used
+): # yields (x, y), on the loader's device
     "Read windows and slice batches off."
     bs, rest = self.bs, torch.empty(0, 3, dtype=torch.int32, device=self.device)
     for window in _windows(self):
