@@ -1,6 +1,6 @@
 """When the catalogue has changed: what a warm start, fold-in, adapt, freezing, anchoring and a full retrain give, and what they cost.
 
-Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--out benchmarks/results/warmstart.csv]
+Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--out FILE.csv]
 MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread. Four ways in which a corpus changes:
   time   sorted by time, the first 80% old; new are the last 20% and the newest tenth of the old; validation is each user's last fifth since then
   point  the same corpora; validation is the last fifth of the new one, by time for all
