@@ -91,7 +91,7 @@ def _set_sparse(learn, sparse, has_opt_func):
     for o in tables: o.sparse = bool(sparse)
     if sparse: learn.add_cb(CatchUp())
 
-# %% ../nbs/08_factory.ipynb #00031047
+# %% ../nbs/08_factory.ipynb #1657a02a
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range):
     if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)
     config = {**(config or tabular_config()), **({} if y_range is None else {'y_range': y_range})}

@@ -1,0 +1,115 @@
+"""Other libraries on the same split: the error on the test part, and the CPU seconds of training, each library in an environment of its own.
+
+Usage: python benchmarks/peers.py [--python cornac=/path/to/bin/python surprise=/path/to/bin/python ...] [--only ours surprise ...]   (MovieLens 100K; a minute, one thread)
+A library runs in the Python that `--python` names for it, else in this one; what does not import there is named as missing.
+The split is 80/20 at random, `CollabDataLoaders.from_df(..., seed=42)`. Our settings are those of the table in nbs/08_factory.ipynb, which were
+chosen on the training part alone; the others have their defaults or a documented example's, and are not tuned."""
+import argparse, json, os, subprocess, sys, tempfile, time
+os.environ['OMP_NUM_THREADS'] = '1'
+from pathlib import Path
+import numpy as np
+
+def ours(train, valid):
+    import warnings; warnings.filterwarnings('ignore')
+    import torch, pandas as pd; torch.set_num_threads(1)
+    from collab_pretrained.all import CollabDataLoaders, collab_learner
+    df = pd.DataFrame(np.concatenate([train, valid]), columns=['user', 'item', 'rating']).astype({'user': int, 'item': int})
+    dls = CollabDataLoaders.from_df(df, bs=512, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid))))
+    learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=.5)
+    def fit():
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 7e-3)
+    def predict():
+        with learn.no_bar(): return learn.get_preds()[0].numpy()
+    return fit, predict
+
+def fastai(train, valid):
+    import warnings; warnings.filterwarnings('ignore')
+    import torch, pandas as pd; torch.set_num_threads(1)
+    from fastai.collab import CollabDataLoaders, collab_learner
+    df = pd.DataFrame(train, columns=['user', 'item', 'rating']).astype({'user': int, 'item': int})
+    learn = collab_learner(CollabDataLoaders.from_df(df, valid_pct=0.01, bs=64, seed=0), n_factors=50, y_range=(0, 5.5))
+    def fit():
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 5e-3, wd=.1)
+    def predict():
+        test = pd.DataFrame(valid[:,:2].astype(int), columns=['user', 'item'])
+        with learn.no_bar(): return learn.get_preds(dl=learn.dls.test_dl(test))[0].numpy()
+    return fit, predict
+
+def surprise(train, valid):
+    import pandas as pd
+    from surprise import SVD, Dataset, Reader
+    data = Dataset.load_from_df(pd.DataFrame(train, columns=['user', 'item', 'rating']), Reader(rating_scale=(1, 5))).build_full_trainset()
+    algo = SVD(random_state=0)
+    return lambda: algo.fit(data), lambda: np.array([algo.predict(u, i).est for u, i, _ in valid])
+
+def cornac(train, valid):
+    from cornac.data import Dataset
+    from cornac.models import MF
+    data = Dataset.from_uir([(int(u), int(i), r) for u, i, r in train], seed=0)
+    algo = MF(k=10, max_iter=25, learning_rate=.01, lambda_reg=.02, use_bias=True, seed=0, num_threads=1)
+    def score(u, i):
+        u, i = data.uid_map.get(int(u)), data.iid_map.get(int(i))
+        return data.global_mean if u is None or i is None else float(algo.score(u, i))
+    return lambda: algo.fit(data), lambda: np.clip([score(u, i) for u, i, _ in valid], 1, 5)
+
+def lenskit(train, valid):
+    import pandas as pd
+    from lenskit.als import BiasedMFScorer
+    from lenskit.data import ItemList, from_interactions_df
+    from lenskit.pipeline import predict_pipeline
+    data = from_interactions_df(pd.DataFrame(train, columns=['user_id', 'item_id', 'rating']).astype({'user_id': int, 'item_id': int}))
+    pipe = predict_pipeline(BiasedMFScorer(features=50))
+    def predict():
+        res = np.empty(len(valid))
+        for user in np.unique(valid[:,0]):
+            rows = np.flatnonzero(valid[:,0] == user)
+            res[rows] = pipe.run('rating-predictor', query=int(user), items=ItemList(item_ids=valid[rows,1].astype(int))).scores()
+        return np.nan_to_num(res, nan=train[:,2].mean())
+    return lambda: pipe.train(data), predict
+
+def cmfrec(train, valid):
+    import pandas as pd
+    from cmfrec import CMF
+    algo = CMF(k=40, method='als', nthreads=1, verbose=False)
+    df = pd.DataFrame(train, columns=['UserId', 'ItemId', 'Rating'])
+    return lambda: algo.fit(df), lambda: np.nan_to_num(algo.predict(valid[:,0], valid[:,1]), nan=train[:,2].mean())
+
+PEERS = {o.__name__: o for o in (ours, fastai, surprise, cornac, lenskit, cmfrec)}
+
+def measure(name, folder):
+    "In the library's Python: print the error and the seconds, or what is missing."
+    train, valid = (np.load(f'{folder}/{o}.npy') for o in ('train', 'valid'))
+    try: fit, predict = PEERS[name](train, valid)
+    except ImportError as e: return print(json.dumps({'missing': str(e)}))
+    start = time.process_time()
+    fit()
+    cpu_s = time.process_time() - start
+    print(json.dumps({'rmse': float(np.sqrt(np.mean((predict() - valid[:,2])**2))), 'cpu_s': cpu_s}))
+
+def split():
+    "The ratings that train and those that test: arrays of user, item, rating."
+    import pandas as pd
+    from fastai.data.external import URLs, untar_data
+    from collab_pretrained.data import CollabDataLoaders
+    df = pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', header=None, names=['user', 'item', 'rating', 'time'])
+    dls = CollabDataLoaders.from_df(df, seed=42)
+    return [o.items.to_numpy(dtype=np.float64) for o in (dls.train_ds, dls.valid_ds)]
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--python', nargs='*', default=[], help='library=the Python it is installed in')
+    p.add_argument('--only', nargs='*', default=list(PEERS), choices=list(PEERS))
+    p.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.measure: return measure(*args.measure)
+    pythons = dict(o.split('=', 1) for o in args.python)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in zip(('train', 'valid'), split()): np.save(f'{folder}/{name}.npy', part)
+        print(f'{"":10}{"RMSE":>8}{"CPU s":>8}')
+        for name in args.only:
+            res = subprocess.run([pythons.get(name, sys.executable), __file__, '--measure', name, folder], capture_output=True, text=True)
+            last = res.stdout.strip().splitlines()[-1:] or [json.dumps({'missing': (res.stderr.strip().splitlines() or ['no answer'])[-1]})]
+            o = json.loads(last[0]) if last[0].startswith('{') else {'missing': last[0]}
+            print(f'{name:10}' + (f'missing: {o["missing"]}' if 'missing' in o else f'{o["rmse"]:8.4f}{o["cpu_s"]:8.2f}'), flush=True)
+
+if __name__ == '__main__': main()
