@@ -11,6 +11,7 @@ __all__ = ['solve_rows']
 import torch
 from fastprogress import progress_bar
 from torch import Tensor
+from torch.nn.functional import embedding  # gathers rows in less time than indexing
 from .core import WeightsError
 
 # %% ../nbs/06a_rows.ipynb #f9c2afc5
@@ -138,7 +139,7 @@ def solve_rows(
     _check(centre, x, ratings, others, spread)
     order, width = x[:,0].argsort(stable=True), len(spread)
     (rows, cols), ratings = x[order].T, ratings[order]
-    offset = (others[cols,:-1]*centre[rows,:-1]).sum(1) + others[cols,-1] + centre[rows,-1]
+    offset = (embedding(cols, others[:,:-1])*embedding(rows, centre[:,:-1])).sum(1) + others[cols,-1] + centre[rows,-1]
     design = torch.cat([others[:,:-1], torch.ones_like(others[:,:1])], 1)*spread
     scale = torch.as_tensor(scale, dtype=centre.dtype, device=centre.device).expand(len(centre))
     counts = torch.bincount(rows, minlength=len(centre))
@@ -150,7 +151,7 @@ def solve_rows(
         weight = there/(noise*scale[chunk,None].sqrt())
         block = max(_numbers//(len(chunk)*width), width)
         def blocks():
-            for p, w in zip(pos.split(block, 1), weight.split(block, 1)): yield design[cols[p]], offset[p], ratings[p], w
+            for p, w in zip(pos.split(block, 1), weight.split(block, 1)): yield embedding(cols[p], design), offset[p], ratings[p], w
         form = _FewRatings if n < width else _ManyRatings
         problem = form(blocks, centre.new_zeros(len(chunk), width), y_range)
         point = _descend(problem, steps)
