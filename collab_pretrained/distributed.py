@@ -128,32 +128,35 @@ def _meeting_point():
     store, rank, world = next(rendezvous('env://'))
     return dict(store=dist.PrefixStore(f'distrib_ctx {next(_contexts)}', store), rank=rank, world_size=world)
 
-@patch
 @contextmanager
+def _shared(learn, backend, kwargs):
+    if num_distrib() < 2:
+        yield learn
+        return
+    try: from accelerate import PartialState
+    except ImportError as e: raise ImportError("training on several processes needs accelerate: `pip install 'collab_pretrained[distrib]'`") from e
+    device = next(learn.model.parameters()).device
+    is_ours, was_on, on_cpu = not dist.is_initialized(), learn.dls.device, (learn.dls.device if device.type == 'meta' else device).type == 'cpu'
+    if is_ours: dist.init_process_group(backend or ('gloo' if on_cpu else 'nccl'), **_meeting_point(), **kwargs)
+    state = PartialState(cpu=on_cpu)
+    try:
+        with ExitStack() as stack:
+            if dist.get_rank(): stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
+            stack.enter_context(learn.added_cbs([ShareCallback(), SumGradsCallback()]))
+            if device.type != 'meta': learn.model.to(state.device)
+            learn.dls.to(state.device)
+            yield learn
+        dist.barrier()  # what the first process saved is there for all
+    finally:
+        learn.dls.to(was_on)
+        if is_ours:
+            dist.destroy_process_group()
+            PartialState._reset_state()  # so that a second context can set it up again
+
+@patch
 def distrib_ctx(self:CollabLearner,
     backend:str=None, # how processes talk, 'gloo', 'nccl' or another of torch's; None for 'gloo' where the model is on a CPU and 'nccl' elsewhere
     **kwargs # for torch's `init_process_group`, such as `timeout`
 ): # a context; gives the learner
     "Train on all processes that `torchrun` started, each on its share of every batch."
-    if num_distrib() < 2:
-        yield self
-        return
-    try: from accelerate import PartialState
-    except ImportError as e: raise ImportError("training on several processes needs accelerate: `pip install 'collab_pretrained[distrib]'`") from e
-    device = next(self.model.parameters()).device
-    is_ours, was_on, on_cpu = not dist.is_initialized(), self.dls.device, (self.dls.device if device.type == 'meta' else device).type == 'cpu'
-    if is_ours: dist.init_process_group(backend or ('gloo' if on_cpu else 'nccl'), **_meeting_point(), **kwargs)
-    state = PartialState(cpu=on_cpu)
-    try:
-        with ExitStack() as stack:
-            if dist.get_rank(): stack.enter_context(self.no_bar()), stack.enter_context(self.no_logging())
-            stack.enter_context(self.added_cbs([ShareCallback(), SumGradsCallback()]))
-            if device.type != 'meta': self.model.to(state.device)
-            self.dls.to(state.device)
-            yield self
-        dist.barrier()  # what the first process saved is there for all
-    finally:
-        self.dls.to(was_on)
-        if is_ours:
-            dist.destroy_process_group()
-            PartialState._reset_state()  # so that a second context can set it up again
+    return _shared(self, backend, kwargs)

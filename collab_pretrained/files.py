@@ -30,7 +30,7 @@ def _kind_of(path):
 def read_table(
     path, # str or Path: CSV, TSV or Parquet by its ending, or a folder of Parquet files
     text=(), # names, or positions from 0, of columns of a CSV or TSV file to read as text
-) -> pd.DataFrame:
+) -> pd.DataFrame: # its rows, numbered from 0
     "The table in a file."
     path = Path(path)
     if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: CSV, TSV or Parquet')
@@ -91,7 +91,7 @@ def ratings_by_time(
 def write_table(
     df:pd.DataFrame, # without an index that matters
     path, # str or Path: .csv, .tsv or .parquet
-) -> Path:
+) -> Path: # of the file
     "Write a table to a file, whole or not at all."
     path, kind = Path(path), _kind_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,23 +43,23 @@ def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
           lr=lr, weight_decay=wd, beta1=mom, beta2=sqr_mom, eps=eps, amsgrad=False, maximize=False)
 
 @patch
-@torch.no_grad()
 def step(self:FusedAdam,
     closure=None, # accepted as fastai does, and refused
 ):
     "Change every parameter that has a gradient."
     if closure is not None: raise NotImplementedError('FusedAdam takes no closure, as fastai\'s optimizers do not')
-    alike = {}  # hyperparameters -> the dense parameters that have them, of whichever group
-    for pg, hyper in zip(self.param_lists, self.hypers):
-        for p in pg:
-            if p.grad is None: continue
-            state = self.state[p]
-            if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
-            state['step'] += 1
-            hypers = tuple(float(hyper[k]) if k != 'wd' or state.get('do_wd', True) else 0. for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
-            if p.grad.is_sparse: self._step_rows(p, *hypers)
-            else: alike.setdefault(hypers, []).append(p)
-    for hypers, params in alike.items(): _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
+    alike = {}  # kind of tensor, which torch doesn't mix, and hyperparameters -> the dense parameters that have them, of whichever group
+    with torch.no_grad():
+        for pg, hyper in zip(self.param_lists, self.hypers):
+            for p in pg:
+                if p.grad is None: continue
+                state = self.state[p]
+                if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
+                state['step'] += 1
+                hypers = tuple(float(hyper[k]) if k != 'wd' or state.get('do_wd', True) else 0. for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
+                if p.grad.is_sparse: self._step_rows(p, *hypers)
+                else: alike.setdefault((type(p.data), hypers), []).append(p)
+        for (_, hypers), params in alike.items(): _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
 
 # %% ../nbs/06c_optim.ipynb #cc34b812
 @patch
@@ -78,7 +78,6 @@ def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     self.owed[p][1].index_fill_(0, rows, self.owed[p][0])
 
 @patch
-@torch.no_grad()
 def catch_up(self:FusedAdam,
     p:Tensor, # a table that was stepped by row
     rows:Tensor, # int64 (n,), rows of it, repeated or not
@@ -87,15 +86,15 @@ def catch_up(self:FusedAdam,
     total, paid = self.owed.get(p, (0., None))
     if not total: return
     lag = total - paid.index_select(0, rows)
-    p.index_copy_(0, rows, p.index_select(0, rows)*lag.exp().to(p.dtype)[:,None])
+    with torch.no_grad(): p.index_copy_(0, rows, p.index_select(0, rows)*lag.exp().to(p.dtype)[:,None])
     paid.index_fill_(0, rows, total)
 
 # %% ../nbs/06c_optim.ipynb #fc7afda2
 @patch
-@torch.no_grad()
 def settle(self:FusedAdam):
     "Give all rows the weight decay that they are owed."
-    for p, (total, paid) in self.owed.items(): p.mul_((total - paid).exp().to(p.dtype)[:,None])
+    with torch.no_grad():
+        for p, (total, paid) in self.owed.items(): p.mul_((total - paid).exp().to(p.dtype)[:,None])
     self.owed = {}
 
 @patch
