@@ -188,7 +188,7 @@ def loss_func(self:Ranking,
     "The loss of a batch."
     x, pos, (unseen, min_rating) = self.learn.xb[0], pred.flatten(), self._unseen()
     use = _liked(y, min_rating) & (unseen.free[x[:,0]] > 0)
-    res = self.losses(x[use], pos[use], unseen)
+    res = self._losses(x[use], pos[use], unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
     return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros_like(pos).masked_scatter(use, res)
 
 @patch
@@ -207,24 +207,14 @@ def scores(self:Ranking,
 class BPR(Ranking):
     "Each liked item against some unseen ones."
     n_neg, lr = 10, 5e-2
-    def losses(self,
-        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
-        pos:Tensor, # (n,), the model's answers to these
-        unseen:UnseenItems, # what to compare with
-    ) -> Tensor: # (n,)
-        "The loss of each pair."
+    def _losses(self, x, pos, unseen):
         return bpr_loss(pos, self.scores(x[:,0], unseen.draw(x[:,0], self.n_neg, self.generator)))
 
 # %% ../nbs/06b_ranking.ipynb #d278ce9d
 class WARP(Ranking):
     "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
     n_neg, wd, margin = 10, .7, 1.
-    def losses(self,
-        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
-        pos:Tensor, # (n,), the model's answers to these
-        unseen:UnseenItems, # what to compare with
-    ) -> Tensor: # (n,)
-        "The loss of each pair."
+    def _losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
         with torch.no_grad(): col, weight = warp_choose(pos, self.scores(x[:,0], items), unseen.free[x[:,0]], self.margin)
         return weight*F.relu(self.margin - pos + self.scores(x[:,0], items.gather(1, col[:,None]))[:,0])
@@ -233,12 +223,7 @@ class WARP(Ranking):
 class Softmax(Ranking):
     "Each liked item against all unseen ones, or `n_neg` where there are more."
     n_neg, needs_dot = 8192, True
-    def losses(self,
-        x:Tensor, # int64 (n, 2), rows of users and of items that they liked
-        pos:Tensor, # (n,), the model's answers to these
-        unseen:UnseenItems, # what to compare with
-    ) -> Tensor: # (n,)
-        "The loss of each pair."
+    def _losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
@@ -268,8 +253,9 @@ def prepare(self:Ranking,
     if y_range_of(model) is not None: raise WeightsError(f'{self} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
     if self.needs_dot and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
         f'{self} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
-    train = dls.train.new(cls=RankingDL, min_rating=self.threshold(dls.train_ds.tensors[1]), n=dls.train.n)
-    res = CollabDataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
+    datasets = [dl.dataset.new(dl.dataset.tensors) for dl in dls.loaders]  # in memory, where they were streams: what was seen is looked up in every batch
+    train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1]), n=dls.train.n)
+    res = CollabDataLoaders(train, *[dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:])], path=dls.path, device=dls.device)
     res.report = getattr(dls, 'report', None)
     kwargs = {'lr': self.lr, 'wd': self.wd, **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
