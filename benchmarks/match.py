@@ -1,6 +1,6 @@
 """What `match_embeds` costs, against a bare `index_select` of the same bytes and against a loop over the rows in Python.
 
-Usage: python benchmarks/match.py [--n 1000000] [--dim 50] [--repeat 5] [--loop-n 50000]   (about a minute at a million, and 2.5 GB of memory)
+Usage: python benchmarks/match.py [--n 1000000] [--dim 50] [--repeat 15] [--loop-n 50000]   (about two minutes at a million, and 2.5 GB of memory)
 `--n` users and as many items, `--dim` factors, biases too, float32; the new vocabulary is the old one in another order with a tenth of its ids replaced.
 Each figure is the median of `--repeat` runs, all kinds in turn in one process on one thread; an `index_select` writes into new memory, as matching must.
 The loop is what one writes first: a dictionary of the old rows, and a look-up and an assignment for each new row; it is run on `--loop-n` rows and scaled.
@@ -65,7 +65,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--n', type=int, default=1_000_000, help='users, and items, 20 or more')
     p.add_argument('--dim', type=int, default=50, help='factors')
-    p.add_argument('--repeat', type=int, default=5, help='runs of each kind')
+    p.add_argument('--repeat', type=int, default=15, help='runs of each kind')
     p.add_argument('--loop-n', type=int, default=50_000, help='rows that the loop is run on')
     a = p.parse_args()
     torch.set_num_threads(1)
