@@ -235,7 +235,7 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     except WeightsError as e: raise WeightsError(f'{pre.name}: {e}') from None
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
     if lost: warnings.warn(f'{pre.name}: nothing for {_examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
-    note = '' if 'opt_names' not in pre.meta else "The optimizer starts anew (`with_opt=True` would take its moments along)."
+    note = '' if 'opt_names' not in pre.meta else "The optimizer starts anew (with_opt=True would take its moments along)."
     self.opt, self.match_report = None, replace(report, note=note)
     return self
 

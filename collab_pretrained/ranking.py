@@ -163,9 +163,13 @@ def _start(self:Ranking, epoch):
     self.generator = torch.Generator(next(self.learn.model.parameters()).device).manual_seed(int(state) >> 1)
 
 @patch
-def before_train(self:Ranking): self._start(self.dls.train.epoch + 1)
+def before_train(self:Ranking):
+    "Draw by the loader's seed and the number of the epoch."
+    self._start(self.dls.train.epoch + 1)
 @patch
-def before_validate(self:Ranking): self._start(0)
+def before_validate(self:Ranking):
+    "Draw the same each time."
+    self._start(0)
 
 @patch
 def _unseen(self:Ranking):
