@@ -92,6 +92,12 @@ def _plain(x):
 # %% ../nbs/04_checkpoint.ipynb #dc5abd2a
 class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C lets a few bytes ask for gigabytes of memory
     "Reads plain values and notes."
+    def _read_bytes(self):  # pickle's own takes the memory before it looks whether the bytes are there
+        n = int.from_bytes(self.read(8), 'little')
+        if len(data := self.read(n)) < n: raise EOFError(f'{n} bytes announced, {len(data)} there')
+        self.append(bytearray(data))
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _read_bytes}
+
     def find_class(self,
         module, # where the pickle says that it is
         name, # what it asks for
@@ -120,6 +126,7 @@ def _check_zip(path):
     with zipfile.ZipFile(path) as z:
         records = z.infolist()
         if sum(o.file_size for o in records) > path.stat().st_size: raise ValueError('it unpacks to more than it holds')
+        if any(o.external_attr & 0x10 for o in records): raise ValueError('a record is marked as a folder')  # torch would give what memory held before
         if any(o.CRC for o in records) and (bad := z.testzip()): raise ValueError(f'record {bad} fails its checksum')  # torch can be told to write none
 
 def _is_zip(path):

@@ -1,5 +1,5 @@
 """What only processes can show of `collab_pretrained.checkpoint`: kills, savers at the same time, full and read-only folders, damaged files."""
-import json, os, pickle, random, re, resource, shutil, signal, time
+import json, os, pickle, random, re, resource, shutil, signal, time, tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -222,6 +222,27 @@ def test_fuzz_with_optimizer(tmp_path, small, times):
         path.write_bytes(mutated(raw, bytes(len(raw)), rng))
         res = outcome(lambda: read_opt(path))
         assert res == 'refused' or str(res) == str(state)
+
+def test_a_record_marked_as_a_folder(tmp_path, small):
+    "torch reads nothing of it, and gives whatever the memory held."
+    Pair.save(tmp_path, 1)
+    path, raw = tmp_path/'x.pth', bytearray((tmp_path/'x.pth').read_bytes())
+    entries = [m.start() for m in re.finditer(rb'PK\x01\x02', raw)]
+    assert len(entries) > 4
+    for at in entries:
+        damaged = raw.copy()
+        damaged[at+38] ^= 0x10  # the first byte of the external attributes
+        path.write_bytes(damaged)
+        assert outcome(lambda: read_weights(path)) == 'refused'
+
+def test_a_few_bytes_that_ask_for_a_gigabyte(tmp_path):
+    path = tmp_path/'x_vocab.pkl'
+    path.write_bytes(b'\x80\x05\x96' + (10**9).to_bytes(8, 'little') + b'a.')
+    tracemalloc.start()
+    try:
+        assert outcome(lambda: read_vocab(path)) == 'refused'
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally: tracemalloc.stop()
 
 FOREIGN = {
     'numpy': lambda v: [np.array(o, dtype=object) for o in v.values()],
