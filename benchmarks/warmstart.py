@@ -37,7 +37,8 @@ def read(name):
         if not folder.is_dir(): return None
         df = pd.read_csv(folder/'ratings.csv').set_axis(['user', 'item', 'rating', 'ts'], axis=1)
         genres = pd.read_csv(folder/'movies.csv', index_col='movieId').genres.str.get_dummies()
-    return df.sort_values('ts', kind='stable').reset_index(drop=True), genres
+    df['ts'] = pd.to_numeric(df.ts, errors='coerce')  # one damaged line makes text of the whole column, which sorts otherwise
+    return df.dropna(subset='ts').sort_values('ts', kind='stable').reset_index(drop=True), genres
 
 def last_fifth(df, col, at_least=5):
     "Which ratings are the last fifth of their user's, or item's; none of those with fewer than `at_least`."
