@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/vocab.html.md"""
 # %% auto #0
 __all__ = ['id_casts', 'Vocab', 'VocabMatch', 'match_vocab', 'MatchReport', 'match_classes']
 
-# %% ../nbs/01_vocab.ipynb #ee6cc945
+# %% ../nbs/01_vocab.ipynb #dbbe76e6
 import hashlib, html, unicodedata, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,32 +15,19 @@ from functools import cached_property
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import NA, CollabWarning, RatingsError, VocabError, canonical_ids, _examples
+from .lookup import IdIndex
 
-# %% ../nbs/01_vocab.ipynb #ff54b595
-def _plain_ids(names, label):
-    "A list of names, '#na#' left out, as ids in their one form; Python's own integers or texts, the usual case, without a look at each."
-    kinds = set(map(type, names))
+# %% ../nbs/01_vocab.ipynb #fb7179bc
+def _plain_ids(names, kinds, label):
+    "A list of names of the types `kinds`, '#na#' left out, as ids in their one form; Python's own integers or texts, the usual case, without a look at each."
     try:
         if kinds == {int}: return np.array(names, dtype=np.int64)
     except OverflowError: pass  # `canonical_ids` says which
-    if kinds == {str}: return np.array(names, dtype=object)
+    if kinds == {str}: return np.fromiter(names, dtype=object, count=len(names))
     try: return canonical_ids(names, label)
     except RatingsError as e: raise VocabError(str(e)) from None
 
-def _hashes(ids):
-    "A 64-bit integer for each id, the same for equal ids: integers themselves, Python's hash of a text, which it keeps with the text."
-    return ids if ids.dtype == np.int64 else np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
-
-def _index_of(ids):
-    "From an id's hash to its position, since a look-up of integers is several times faster than one of texts; from the ids where hashes repeat."
-    index = pd.Index(_hashes(ids))
-    return index if index.is_unique else pd.Index(ids, dtype=ids.dtype)
-
-def _differ(ids, found, others, part=2048):
-    "Where `ids[found]` is another text than `others`: in parts whose texts are still in the cache when they are compared."
-    return np.concatenate([ids[found[k:k+part]] != others[k:k+part] for k in range(0, len(found), part)])
-
-# %% ../nbs/01_vocab.ipynb #30c19eaf
+# %% ../nbs/01_vocab.ipynb #60f00d3e
 class Vocab(Sequence):
     "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
     def __init__(self,
@@ -48,28 +35,28 @@ class Vocab(Sequence):
         label='the vocabulary', # what messages call it
     ):
         names = names.tolist() if isinstance(names, np.ndarray) else list(names)
-        if names.count(NA) > 1: raise VocabError(
-            f'{label}: {NA!r} names the rows {_examples([row for row, o in enumerate(names) if o == NA])}; expected it once at most')
         self.n_rows, self.na_row = len(names), names.index(NA) if NA in names else None
         rows = np.arange(self.n_rows)
         if self.na_row is not None: rows = np.delete(rows, self.na_row); del names[self.na_row]
-        ids = _plain_ids(names, label)
+        kinds = set(map(type, names))
+        if kinds != {int} and NA in names: raise VocabError(f'{label}: {NA!r} names the rows {self.na_row} and {names.index(NA)+1}; expected it once at most')
+        ids = _plain_ids(names, kinds, label)
         self._own(ids, rows)
         if not self._index.is_unique: self._own(ids[own := ids != 'xxfake'], rows[own])
         if not self._index.is_unique: self._refuse_duplicates(label)
 
     def _own(self, ids, rows):
-        self.ids, self.id_rows, self._index = ids, rows, _index_of(ids)  # the real ids, int64 or object (of str), the row of each (int64), and the way from one to the other
+        self.ids, self.id_rows, self._index = ids, rows, IdIndex(ids)  # the real ids, int64 or object (of str), the row of each (int64), and the way from one to the other
         for o in (ids, rows): o.flags.writeable = False
 
     def _refuse_duplicates(self, label):
-        twice = self.ids[self._index.duplicated()]  # of the ids themselves, as `_index` is where hashes repeat
+        twice = self.ids[pd.Index(self.ids, dtype=self.ids.dtype).duplicated()]
         rows = self.id_rows[self.ids == twice[0]]
         raise VocabError(f'{label}: {_examples(twice)} more than once ({_examples(twice[:1])} at rows {_examples(rows)}); expected each id to own one '
                          'row: keep one of them, in the vocabulary and in the table')
 
     @cached_property
-    def _index(self): return _index_of(self.ids)  # again, after unpickling
+    def _index(self): return IdIndex(self.ids)  # again, after unpickling
     @cached_property
     def _names(self):
         names = np.full(self.n_rows, 'xxfake', dtype=object)
@@ -86,19 +73,14 @@ class Vocab(Sequence):
     def __eq__(self, other): return isinstance(other, Vocab) and self.kind == other.kind and self._names == other._names
     def __repr__(self): return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {_examples(self, 4)}'
 
-# %% ../nbs/01_vocab.ipynb #b04f355f
+# %% ../nbs/01_vocab.ipynb #b9c292fc
 @patch
 def rows(self:Vocab,
     ids, # ids in any form that `canonical_ids` takes, or a `Vocab` for its real ids; any number
 ) -> np.ndarray: # int64, the row of each id; -1 where it has none
     "The rows that `ids` own."
-    ids, keys = (ids.ids, ids._index) if isinstance(ids, Vocab) else (canonical_ids(ids), None)
-    if ids.dtype != self.ids.dtype: return np.full(len(ids), -1)
-    hashed = self._index.dtype != ids.dtype
-    if keys is None or keys.dtype != self._index.dtype: keys = pd.Index(_hashes(ids) if hashed else ids, dtype=self._index.dtype)
-    found = self._index.get_indexer(keys)
-    if hashed and len(self.ids) and len(ids): found[_differ(self.ids, found, ids)] = -1  # another text of the same hash
-    return np.append(self.id_rows, -1)[found]
+    index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
+    return np.append(self.id_rows, -1)[self._index.find(index)]
 
 # %% ../nbs/01_vocab.ipynb #d89fe441
 @patch(as_prop=True)
@@ -127,7 +109,7 @@ def of(cls:Vocab,
         f'{label}: {type(names).__name__} {names!r}; expected a list of names in row order, or a dictionary from name to row')
     return cls(names, label)
 
-# %% ../nbs/01_vocab.ipynb #b27e75b7
+# %% ../nbs/01_vocab.ipynb #26406fd2
 @dataclass(frozen=True, repr=False)
 class VocabMatch:
     "Where each row of a new vocabulary was in an old one."
@@ -140,7 +122,7 @@ class VocabMatch:
     @cached_property
     def _known(self): return self.rows[self.new_vocab.id_rows] >= 0
     @cached_property
-    def _kept(self): return self.new_vocab.rows(self.old_vocab) >= 0
+    def _kept(self): return np.isin(self.old_vocab.id_rows, self.rows)
     @property
     def matched(self): return self.new_vocab.ids[self._known]
     @property
