@@ -14,10 +14,10 @@ def ours(train, valid):
     import torch, pandas as pd; torch.set_num_threads(1)
     from collab_pretrained.all import CollabDataLoaders, collab_learner
     df = pd.DataFrame(np.concatenate([train, valid]), columns=['user', 'item', 'rating']).astype({'user': int, 'item': int})
-    dls = CollabDataLoaders.from_df(df, bs=512, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid))))
-    learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=.5)
+    dls = CollabDataLoaders.from_df(df, bs=1024, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid))))
+    learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=1., wd_bias=False)
     def fit():
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 7e-3)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 1.4e-2)
     def predict():
         with learn.no_bar(): return learn.get_preds()[0].numpy()
     return fit, predict

@@ -88,7 +88,7 @@ class NaDropout(Callback):
         x = self.xb[0]
         self.learn.xb = (x.masked_fill(torch.rand(x.shape, generator=self.rng, device=x.device) < self.p, 0), *self.xb[1:])
 
-# %% ../nbs/07_learner.ipynb #8ef43d70
+# %% ../nbs/07_learner.ipynb #8cd801a8
 class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
     match_report:MatchReport = None  # what matched at the last warm start; None before one
@@ -101,8 +101,10 @@ class CollabLearner(LeanLearner):
         opt_func=FusedAdam, # what makes the optimizer, from parameters and `lr`; `FusedAdam` computes what fastai's `Adam` does
         default_cbs:bool=True, # whether to add fastai's usual callbacks, and `MeanRowCallback`
         na_dropout:float=0., # share of the ids of a training batch that `'#na#'` stands in for, 0 to below 1; 0 means none, and `'#na#'` is the mean of the others
+        wd_bias:bool=True, # whether the biases of users and items decay as vectors do, as fastai's do
         **kwargs
     ):
+        self.wd_bias = wd_bias
         super().__init__(dls, model, loss_func, opt_func, default_cbs=default_cbs, **kwargs)
         if default_cbs: self.add_cb(MeanRowCallback())
         if na_dropout: self.add_cb(NaDropout(na_dropout))
@@ -111,6 +113,13 @@ class CollabLearner(LeanLearner):
     def vocab(self): # {column: `Vocab`}, users then items
         "The ids that own the model's rows."
         return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
+
+    def create_opt(self):
+        super().create_opt()
+        if self.wd_bias: return
+        params = dict(get_model(self.model).named_parameters())
+        for role, names in find_roles(params).items():
+            for o in names if role.endswith('bias') else (): self.opt.state[params[o]]['do_wd'] = False
 
 # %% ../nbs/07_learner.ipynb #b9b5d452
 def _loss_facts(learn):
@@ -207,7 +216,7 @@ def save_pretrained(self:CollabLearner,
         save_folder(folder, model.state_dict(), self.vocab, {k: v for k, v in config.items() if v is not None})
     return folder
 
-# %% ../nbs/07_learner.ipynb #b2c5381f
+# %% ../nbs/07_learner.ipynb #914c4c63
 @patch
 def _check_range(self:CollabLearner, name, meta, model=None):
     "Raise where the pretrained model answers in another range than `model`."
