@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/foldin.html.md"""
 # %% auto #0
 __all__ = ['FoldedIn']
 
-# %% ../nbs/07a_foldin.ipynb #894a422c
+# %% ../nbs/07a_foldin.ipynb #dfdc344f
 import warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .vocab import Vocab
 from .roles import find_roles
 from .ratings import read_ratings
 from .models import y_range_of
-from .rows import solve_rows
+from .rows import first_steps, solve_rows
 from .ranking import liking_offset, solve_liking, _liked
 from .learner import CollabLearner
 
@@ -102,25 +102,22 @@ def _noise(users, items, x, y, y_range):
     miss = y[both] - _answers(users.table, items.table, x[both], y_range)
     return max(miss.pow(2).mean().sqrt().item(), 1e-3) if len(miss) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #c96f18a0
+# %% ../nbs/07a_foldin.ipynb #9b2ed738
 _scales = .1, .3, 1., 3.
 
 def _some_hidden(x, seed): return (torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < .2).to(x.device)
 
-def _tried(x, y, others, y_range, hidden, solve):
-    "Scale -> the rows that `solve(x, y, scale)` makes of the ratings that are not hidden, and their squared errors on those that are."
-    res = {}
-    for s in _scales:
-        rows = solve(x[~hidden], y[~hidden], s)
-        res[s] = rows, (y[hidden] - _answers(rows, others, x[hidden], y_range)).pow(2)
-    return res
+def _tried(prior, centre, tightness, x, y, others, noise, y_range, hidden):
+    "Scale -> the rows of the ratings that are not hidden, and their squared errors on those that are."
+    rows = first_steps(centre, x[~hidden], y[~hidden], others, prior.spread, noise, tightness, _scales, y_range)
+    return {s: (o, (y[hidden] - _answers(o, others, x[hidden], y_range)).pow(2)) for s, o in zip(_scales, rows)}
 
 def _best(tried, of=slice(None)):
     "The scale with the least error on some of the hidden ratings; 1 where there are none."
     errors = {s: misses[of].sum().item() for s, (_, misses) in tried.items()}
     return min(errors, key=errors.get) if any(errors.values()) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #65df218d
+# %% ../nbs/07a_foldin.ipynb #337e3e2f
 def _free(rows, frozen):
     "Which of `rows` may change."
     return ~torch.isin(rows, frozen.to(rows.device))
@@ -136,15 +133,15 @@ def _adapted(priors, x, y, y_range, seed, frozen):
     tables, trial = [prior.table for prior in priors], [prior.table for prior in priors]
     for k in _order(priors, x):
         prior, free, own = priors[k], _free(x[:,k], frozen[k]), x.flip(1) if k else x
-        def solve(x, y, s, others=trial[1-k], steps=2): return solve_rows(prior.table, x, y, others, prior.spread, noise, s*prior.tightness, y_range, steps)[0]
-        tried = _tried(own[free], y[free], trial[1-k], y_range, hidden[free], solve)
+        tried = _tried(prior, prior.table, prior.tightness, own[free], y[free], trial[1-k], noise, y_range, hidden[free])
         known = prior.known[own[free & hidden,0]]
         old, new = (_best(tried, of) for of in (known, ~known))
         trial[k] = torch.where(prior.known[:,None], tried[old][0], tried[new][0])
-        tables[k] = solve(own[free], y[free], torch.where(prior.known, old, new).to(y), tables[1-k], steps=3)
+        scale = torch.where(prior.known, old, new)*prior.tightness
+        tables[k] = solve_rows(prior.table, own[free], y[free], tables[1-k], prior.spread, noise, scale, y_range, steps=2)[0]
     return tables
 
-# %% ../nbs/07a_foldin.ipynb #8a14ab29
+# %% ../nbs/07a_foldin.ipynb #a2884ecc
 _loose = .3  # new rows of a ranking: their mean is further from where they belong than the spread says
 
 def _which_liked(learn, y):
@@ -166,7 +163,7 @@ def _fold_liking(learn, prior, others, centre, x, y, side, scale):
     offset = liking_offset(others.table, prior.table, seen, _which_liked(learn, values)) if side == 'item' else None
     return solve_liking(centre, x, _which_liked(learn, y), others.table, prior.spread, scale, offset), None, scale
 
-# %% ../nbs/07a_foldin.ipynb #58dd44d0
+# %% ../nbs/07a_foldin.ipynb #707673df
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
     ds, (user, item) = learn.dls.train.dataset, learn.vocab
@@ -206,7 +203,7 @@ def adapt(self:CollabLearner,
     if epochs: self.fit_one_cycle(epochs, lr)
     return self
 
-# %% ../nbs/07a_foldin.ipynb #04452e4d
+# %% ../nbs/07a_foldin.ipynb #de881326
 @dataclass(frozen=True, repr=False)
 class FoldedIn:
     "Rows that ids were given from their ratings."
@@ -234,17 +231,17 @@ def _asked(own, rows, ids):
     if lost: raise RatingsError(f'{_examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(list(ids), dtype=own.dtype)))
 
-# %% ../nbs/07a_foldin.ipynb #afb8befc
+# %% ../nbs/07a_foldin.ipynb #deb991c3
 def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
     "The scale that would have suited known ids, a fifth of them and at most `n`, had they been new: `x` holds their rows first, `y` their ratings."
     ids = torch.nonzero(prior.known)[:,0]
     left_out = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:min(len(ids)//5, n)].to(ids.device)]
     out = torch.isin(x[:,0], left_out)
     if not out.any() or out.all(): return 1.
-    def solve(p, x, y, of, s): return solve_rows(p.mean.expand_as(p.table).contiguous(), x, y, of, p.spread, noise, s, y_range, 3)[0]
-    of = solve(others, x[~out].flip(1), y[~out], prior.table, .3)
+    means = [o.mean.expand_as(o.table).contiguous() for o in (prior, others)]
+    of = solve_rows(means[1], x[~out].flip(1), y[~out], prior.table, others.spread, noise, .3, y_range, 3)[0]
     x, y = x[out], y[out]
-    return _best(_tried(x, y, of, y_range, _some_hidden(x, seed), lambda x, y, s: solve(prior, x, y, of, s)))
+    return _best(_tried(prior, means[0], torch.ones_like(means[0][:,0]), x, y, of, noise, y_range, _some_hidden(x, seed)))
 
 # %% ../nbs/07a_foldin.ipynb #b7fab0e8
 def _rows_to_solve(learn, ratings, side, ids):
@@ -260,7 +257,7 @@ def _rows_to_solve(learn, ratings, side, ids):
     use, device = (x >= 0).all(1), next(get_model(learn.model).parameters()).device
     return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device)
 
-# %% ../nbs/07a_foldin.ipynb #b99b8b07
+# %% ../nbs/07a_foldin.ipynb #7bf9d8a3
 @patch
 def fold_in(self:CollabLearner,
     ratings, # DataFrame of ratings with the learner's column names
