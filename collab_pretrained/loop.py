@@ -94,6 +94,16 @@ def _cast(cb):
 
 _cheaper.update({ProgressCallback.after_batch: _progress, CastToTensor.before_batch: _cast})
 
+# %% ../nbs/06d_loop.ipynb #35e4e7b2
+@patch
+def _do_epoch_validate(self:LeanLearner, ds_idx=1, dl=None):
+    dl, bar = self.dls[ds_idx] if dl is None else dl, getattr(self, 'progress', None)
+    was_on = bar is not None and bar.run
+    if was_on and not len(dl): bar.run = False
+    try: super(LeanLearner, self)._do_epoch_validate(ds_idx, dl)
+    finally:
+        if was_on: bar.run = True
+
 # %% ../nbs/06d_loop.ipynb #cd70a05a
 def _combined(pos, pcts, scheds, pct_lim):
     "What fastai's `combine_scheds` answers at `pos`, 0 to 1."

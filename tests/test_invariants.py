@@ -9,7 +9,7 @@ from collab_pretrained.core import NA, canonical_ids
 from collab_pretrained.roles import layouts, roles
 
 def given_some(*args, n=40): return lambda f: settings(max_examples=n, deadline=None, phases=[o for o in Phase if n >= 30 or o != Phase.shrink])(given(*args)(f))
-pytestmark = [pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning'), pytest.mark.filterwarnings('ignore:Your generator is empty')]
+pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ints = st.integers(-2**63, 2**63-1) | st.integers(-3, 12)
