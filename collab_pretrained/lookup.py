@@ -57,7 +57,7 @@ def _hash(words, n):
 class IdIndex:
     "Ids in the order of their hashes, to look many up at once."
     def __init__(self,
-        ids, # (n,) int64 or object (of str), as `canonical_ids` gives them
+        ids:np.ndarray, # (n,) int64 or object (of str), as `canonical_ids` gives them
     ):
         self.ids, self.words, bits = ids, _words(ids), np.uint64(len(ids).bit_length())
         self.low = (np.uint64(1) << bits) - np.uint64(1)  # the bits of a key that hold the position; the others are of the hash
