@@ -23,3 +23,4 @@ from . import plots as _plots  # learn.plot_embeddings, plot_bias, plot_coverage
 from . import hub as _hub  # learn.push_to_hub
 from . import distributed as _distributed  # learn.distrib_ctx
 from .sharded import load_sharded, save_sharded, shard_embeddings
+from .torchrec import from_torchrec, to_torchrec

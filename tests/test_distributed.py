@@ -163,7 +163,66 @@ def other_splits(path):
     except RatingsError as e: return {'error': str(e), 'is_initialized': dist.is_initialized()}
 
 
-OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces)
+def few(path, **kwargs):
+    "A learner over fewer and other ids."
+    changed = RATINGS[(RATINGS.user > 20) & (RATINGS.item < 40)].assign(user=lambda o: o.user.where(o.user < 70, o.user + 1000))
+    return collab_learner(CollabDataLoaders.from_df(changed, bs=64, seed=3, path=path), n_factors=6, **kwargs)
+
+
+def torchrec_model(kind, n_rows):
+    "A product of two rows and two biases, TorchRec's tables spread over both processes by rows, by columns, or not cut."
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.types import ParameterConstraints
+    bags = kind == 'column_wise'
+    module, config = (EmbeddingBagCollection, EmbeddingBagConfig) if bags else (EmbeddingCollection, EmbeddingConfig)
+
+    class Product(torch.nn.Module):
+        def __init__(self, device):
+            super().__init__()
+            self.ec = module(tables=[config(name=o, embedding_dim=8, num_embeddings=n, feature_names=[o]) for o, n in n_rows.items()], device=device)
+
+        def forward(self, users, items):
+            got = self.ec(KeyedJaggedTensor(['user', 'item'], torch.cat([users, items]), lengths=torch.ones(2*len(users), dtype=torch.int32)))
+            u, i = (got[o] if bags else got[o].values() for o in n_rows)
+            return (u[:, :6]*i[:, :6]).sum(1) + u[:, 6] + i[:, 6]
+
+    if kind == 'plain': return Product(torch.device('cpu'))
+    model, sharders = Product(torch.device('meta')), [EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()]
+    constraints = {o: ParameterConstraints(sharding_types=[kind], min_partition=4) for o in n_rows}
+    plan = EmbeddingShardingPlanner(topology=Topology(dist.get_world_size(), 'cpu'), constraints=constraints).plan(model, sharders)
+    return DistributedModelParallel(model, device=torch.device('cpu'), plan=plan, sharders=sharders)
+
+
+def through_torchrec(path):
+    "There from tables in pieces, a step of TorchRec's own, and back over other ids."
+    if not find_spec('torchrec'): return None
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter, load, save
+    learn, res = learner(path, y_range=None), {}
+    x = learn.dls.valid.new(shuffle=False).one_batch()[0]
+    with learn.distrib_ctx():
+        shard_embeddings(learn)
+        quiet_fit(learn, 1, 1e-2)
+        for kind in ('plain', 'row_wise', 'column_wise'):
+            to_torchrec(learn, f'there_{kind}', names='ec.embedding_bags.{}.weight' if kind == 'column_wise' else 'ec.embeddings.{}.weight')
+            model = torchrec_model(kind, dict(zip(('user', 'item'), map(len, learn.vocab.values()))))
+            state = model.state_dict()
+            load(state, storage_reader=HuggingFaceStorageReader(str(path/f'there_{kind}')))
+            model.load_state_dict(state)
+            before = model(*x.T)
+            before.square().mean().backward()  # the kernels of tables that are spread make the step as well
+            if kind == 'plain': torch.optim.SGD(model.parameters(), .1).step()
+            save(model.state_dict(), storage_writer=HuggingFaceStorageWriter(str(path/f'back_{kind}'), save_distributed=True))
+            back = from_torchrec(shard_embeddings(few(path)), f'back_{kind}', vocab=f'there_{kind}')
+            res[kind] = {'before': before.detach(), 'after': model(*x.T).detach(), 'weights': {k: whole(v) for k, v in back.model.state_dict().items()}}
+        with torch.no_grad(): res['ours'] = learn.model.eval()(x)
+    return {**res, 'x': x}
+
+
+OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces, through_torchrec=through_torchrec)
 
 
 def torchrun(folder, n=2):
@@ -222,6 +281,24 @@ def test_saved_by_two_loaded_by_one(two, tmp_path):
     learn = load_sharded(learner(tmp_path), two[0]['folder']/'sharded/pieces')
     for k, v in learn.model.state_dict().items(): assert torch.equal(v, two[0]['sharded']['weights'][k])
     assert learn.opt.state[learn.model.u_weight.weight]['step'] == two[0]['sharded']['opt']['u_weight.weight step']
+
+
+@pytest.mark.skipif(not find_spec('torchrec'), reason='torchrec is missing: pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics lightning-utilities pyre-extensions iopath')
+@pytest.mark.parametrize('kind', ['plain', 'row_wise', 'column_wise'])
+def test_through_torchrec(two, kind, tmp_path):
+    first, second = (o['through_torchrec'] for o in two)
+    got, folder = first[kind], two[0]['folder']/'through_torchrec'
+    assert all(torch.equal(a, b) for a, b in zip(leaves(got), leaves(second[kind]), strict=True))
+    torch.testing.assert_close(got['before'], first['ours'], rtol=1e-6, atol=1e-6)
+    assert (got['after'] - got['before']).abs().max() > 1e-5
+    back = from_torchrec(learner(folder, y_range=None), f'back_{kind}', vocab=f'there_{kind}')  # over the same ids: every row bit for bit
+    with torch.no_grad(): torch.testing.assert_close(back.model(first['x']), got['after'], rtol=1e-6, atol=1e-6)
+    one, old = from_torchrec(few(folder), f'back_{kind}', vocab=f'there_{kind}'), back.model.state_dict()
+    assert 0 < len(one.match_report.users.new) and 0 < len(one.match_report.items.dropped)
+    for k, v in one.model.state_dict().items():
+        rows = torch.from_numpy((one.match_report.users if k[0] == 'u' else one.match_report.items).rows)
+        assert torch.equal(v[rows >= 0], old[k][rows[rows >= 0]]) and torch.equal(v[rows >= 0], got['weights'][k][rows >= 0])
+        torch.testing.assert_close(v, got['weights'][k], rtol=1e-6, atol=1e-6)
 
 
 if __name__ == '__main__':
