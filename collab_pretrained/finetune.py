@@ -93,10 +93,10 @@ def unfreeze_rows(self:CollabLearner) -> CollabLearner: # itself
     "Let all rows train again."
     return self.remove_cb(FrozenRowsCallback)
 
-# %% ../nbs/09_finetune.ipynb #6c4fe5bb
+# %% ../nbs/09_finetune.ipynb #10cd83d0
 class AnchorCallback(Callback):
     "Weight decay toward the rows that a warm start began with, instead of toward zero."
-    order = 5
+    order = 12  # after whoever may cancel a step
     def __init__(self,
         strength=.4, # what weight decay's `wd` is to zero: a step moves a row by lr * strength of the way, 0 or more; or a dictionary of 'users' and 'items'
         which='matched', # 'matched' holds rows of ids that had one in the pretrained model, 'all' new ones as well
@@ -119,4 +119,6 @@ class AnchorCallback(Callback):
         model = get_model(self.learn.model)
         for name, (anchor, pull) in self.anchors.items():
             p = model.get_parameter(name)
-            if p in rates: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))
+            if p not in rates: continue
+            if p.grad is not None and p.grad.is_sparse and hasattr(self.opt, 'anchors'): self.opt.anchors[p] = anchor, pull  # it pulls by row
+            else: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))

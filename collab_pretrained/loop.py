@@ -7,17 +7,19 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/loop.html.md"""
 # %% auto #0
 __all__ = ['LeanLearner']
 
-# %% ../nbs/06d_loop.ipynb #18cd008b
+# %% ../nbs/06d_loop.ipynb #d2eb1624
 import inspect, time
 from functools import partial
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, combine_scheds
+from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.losses import BaseLoss
 from fastcore.basics import patch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 # %% ../nbs/06d_loop.ipynb #3612f9e0
 _batch_events = set('before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_cancel_step '
@@ -124,6 +126,18 @@ def _schedule(cb):
     for k, f in learn._scheds[1].items(): learn.opt.set_hyper(k, f(learn.pct_train))
 
 _cheaper[ParamScheduler.before_batch] = _schedule
+
+# %% ../nbs/06d_loop.ipynb #64ee89c3
+def _clip(cb):
+    "`GradientClip.before_step`."
+    params = [p for p in cb.learn.model.parameters() if p.grad is not None]
+    if not any(p.grad.is_sparse for p in params): return cb.before_step()
+    for p in params: p.grad = p.grad.coalesce() if p.grad.is_sparse else p.grad
+    grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in params]
+    share = (cb.max_norm/(get_total_norm(grads, cb.norm_type) + 1e-6)).clamp(max=1)
+    for o in grads: o.mul_(share)
+
+_cheaper[GradientClip.before_step] = _clip
 
 # %% ../nbs/06d_loop.ipynb #ce85571d
 @patch

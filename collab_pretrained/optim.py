@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from .roles import find_roles, roles
 
-# %% ../nbs/06c_optim.ipynb #5ce5f04b
+# %% ../nbs/06c_optim.ipynb #4514bd3e
 class FusedAdam(Optimizer):
     "fastai's `Adam` with decoupled weight decay, computed by torch's fused AdamW; tables with a sparse gradient are stepped by row."
     def __init__(self,
@@ -29,7 +29,8 @@ class FusedAdam(Optimizer):
         wd:float=0.01, # a step multiplies weights by 1 - lr*wd; parameters whose state says `do_wd=False` are left out
     ):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-        self.owed = {}  # table -> the sum over its steps of log(1 - lr*wd), and for each row that sum when the row was last decayed
+        self.owed = {}  # table that was stepped by row -> `_Owed`
+        self.anchors = {}  # of the next step alone: table -> what its rows are pulled to, and how strongly, (rows, 1); see `AnchorCallback`
 
     def zero_grad(self):
         "Drop the gradients: a tensor of zeros would have to be written, and added to."
@@ -60,41 +61,71 @@ def step(self:FusedAdam,
                 if p.grad.is_sparse: self._step_rows(p, *hypers)
                 else: alike.setdefault((type(p.data), hypers), []).append(p)
         for (_, hypers), params in alike.items(): _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
+    self.anchors = {}
 
-# %% ../nbs/06c_optim.ipynb #cc34b812
+# %% ../nbs/06c_optim.ipynb #0f85fe95
+class _Owed:
+    "What steps that passed rows of a table by would have made of them: `left*row + drawn*anchor`."
+    def __init__(self, p, anchor=None, pull=None):
+        self.anchor, self.held, self.strength = (None, None, 0.) if anchor is None else (anchor, (pull > 0).flatten(), pull.max().item())
+        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free row and of a held one; what a held one has of its anchor
+        self.paid = torch.zeros(1 if anchor is None else 2, len(p), dtype=torch.float64, device=p.device)  # the same up to when each row was last paid
+
+    def add(self, lr, wd):
+        pull = min(lr*self.strength, 1 - 1e-9)
+        self.left = [self.left[0] + math.log1p(-lr*wd), self.left[1] + math.log1p(-lr*wd) + math.log1p(-pull)]
+        self.drawn = (1 - lr*wd)*((1-pull)*self.drawn + pull)
+
+    def pay(self, rows):
+        "What `rows` are owed, which they aren't any more."
+        now, last = self.paid.new_full((len(self.paid), len(rows)), self.left[0]), self.paid.index_select(1, rows)
+        if self.held is not None:
+            held = self.held.index_select(0, rows).double()
+            now[0], now[1] = held*(self.left[1] - self.left[0]) + self.left[0], held*self.drawn
+        self.paid.index_copy_(1, rows, now)
+        left = (now[0] - last[0]).exp()
+        return left[:,None], None if self.held is None else (now[1] - left*last[1])[:,None]
+
+# %% ../nbs/06c_optim.ipynb #2bd95b17
 @patch
 def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     "One step of the rows of `p` that its gradient has."
-    grad, state = p.grad.coalesce(), self.state[p]
+    grad, state, (anchor, pull) = p.grad.coalesce(), self.state[p], self.anchors.get(p, (None, None))
     rows = grad.indices()[0]
-    if p in self.owed: self.catch_up(p, rows)
+    self.catch_up(p, rows)
     tables = p, state['grad_avg'], state['sqr_avg']
     part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
+    if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
     _fused_step([part], [grad.values()], [dict(grad_avg=grad_avg, sqr_avg=sqr_avg, step=state['step'])], lr, wd, *hypers)
     for table, o in zip(tables, (part, grad_avg, sqr_avg)): table.index_copy_(0, rows, o)
-    if not wd: return
-    if p not in self.owed: self.owed[p] = [0., torch.zeros(len(p), dtype=torch.float64, device=p.device)]
-    self.owed[p][0] += math.log1p(-lr*wd)
-    self.owed[p][1].index_fill_(0, rows, self.owed[p][0])
+    if p not in self.owed:
+        if not wd and anchor is None: return
+        self.owed[p] = _Owed(p, anchor, pull)
+    self.owed[p].add(lr, wd)
+    self.owed[p].pay(rows)
 
 @patch
 def catch_up(self:FusedAdam,
     p:Tensor, # a table that was stepped by row
     rows:Tensor, # int64 (n,), rows of it, repeated or not
 ):
-    "Give rows the weight decay of the steps that passed them by."
-    total, paid = self.owed.get(p, (0., None))
-    if not total: return
-    lag = total - paid.index_select(0, rows)
-    with torch.no_grad(): p.index_copy_(0, rows, p.index_select(0, rows)*lag.exp().to(p.dtype)[:,None])
-    paid.index_fill_(0, rows, total)
+    "Give rows the weight decay of the steps that passed them by, and what these pulled them to their anchors."
+    if p not in self.owed: return
+    with torch.no_grad():
+        left, drawn = (o if o is None else o.to(p.dtype) for o in self.owed[p].pay(rows))
+        part = p.index_select(0, rows)*left
+        if drawn is not None: part.addcmul_(self.owed[p].anchor.index_select(0, rows), drawn)
+        p.index_copy_(0, rows, part)
 
-# %% ../nbs/06c_optim.ipynb #fc7afda2
+# %% ../nbs/06c_optim.ipynb #ec8a5faf
 @patch
 def settle(self:FusedAdam):
-    "Give all rows the weight decay that they are owed."
+    "Give all rows what they are owed."
     with torch.no_grad():
-        for p, (total, paid) in self.owed.items(): p.mul_((total - paid).exp().to(p.dtype)[:,None])
+        for p, owed in self.owed.items():
+            left, drawn = (o if o is None else o.to(p.dtype) for o in owed.pay(torch.arange(len(p), device=p.device)))
+            p.mul_(left)
+            if drawn is not None: p.addcmul_(owed.anchor, drawn)
     self.owed = {}
 
 @patch
@@ -110,7 +141,7 @@ def clear_state(self:FusedAdam):
     super(FusedAdam, self).clear_state()
 
 class CatchUp(Callback):
-    "Before each training batch, gives the rows that it looks up the weight decay that they are owed."
+    "Before each training batch, gives the rows that it looks up what they are owed."
     order, run_valid = 59, False
     def before_batch(self):
         if not getattr(self.opt, 'owed', None): return
