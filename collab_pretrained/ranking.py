@@ -21,7 +21,7 @@ from .core import RatingsError, WeightsError
 from .data import CollabDataLoaders, CollabDL, _batch_sizes
 from .models import y_range_of
 
-# %% ../nbs/06b_ranking.ipynb #e505960f
+# %% ../nbs/06b_ranking.ipynb #de168e63
 class UnseenItems:
     "Which items each user has not seen, to draw from."
     def __init__(self,
@@ -37,7 +37,24 @@ class UnseenItems:
         passed = self.items - (torch.arange(len(keys), device=x.device) - self.starts[self.users])  # unseen items before each seen one
         self.passed, self.n_items = self.users*(n_items+1) + passed, n_items
 
-# %% ../nbs/06b_ranking.ipynb #f87a76bf
+# %% ../nbs/06b_ranking.ipynb #016ebad2
+@patch
+def mask(self:UnseenItems,
+    users:Tensor, # int64 (m,), rows of users
+    items:Tensor=None, # int64 (k,), rows of items, ascending; None for all rows, '#na#' included
+) -> Tensor: # bool (m, k)
+    "Which of `items` each of `users` has seen."
+    counts = self.counts[users]
+    line = torch.arange(len(users), device=users.device).repeat_interleave(counts)
+    seen = self.items[torch.arange(len(line), device=users.device) + (self.starts[users] - counts.cumsum(0) + counts)[line]]
+    if items is not None:
+        col = torch.searchsorted(items, seen).clamp(max=len(items)-1)
+        there = items[col] == seen
+        line, seen = line[there], col[there]
+    width = self.n_items if items is None else len(items)
+    return torch.zeros(len(users)*width, dtype=torch.bool, device=users.device).index_fill_(0, line*width + seen, True).view(-1, width)
+
+# %% ../nbs/06b_ranking.ipynb #54190a51
 @patch
 def draw(self:UnseenItems,
     users:Tensor, # int64 (n,), rows of users who have something left to see
@@ -45,25 +62,12 @@ def draw(self:UnseenItems,
     generator:torch.Generator, # on the device of `users`
 ) -> Tensor: # int64 (n, k), rows of items, each unseen one as likely as the other, with replacement
     "Items that users haven't seen."
-    free = self.free[users,None]
-    place = (torch.rand(len(users), k, generator=generator, device=users.device, dtype=torch.float64)*free).long()
-    return place + torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True) - self.starts[users,None]
-
-# %% ../nbs/06b_ranking.ipynb #5d1aa890
-@patch
-def mask(self:UnseenItems,
-    users:Tensor, # int64 (m,), rows of users
-    items:Tensor, # int64 (k,), rows of items, ascending
-) -> Tensor: # bool (m, k)
-    "Which of `items` each of `users` has seen."
-    counts = self.counts[users]
-    line = torch.arange(len(users), device=users.device).repeat_interleave(counts)
-    seen = self.items[torch.arange(len(line), device=users.device) + (self.starts[users] - counts.cumsum(0) + counts).repeat_interleave(counts)]
-    col = torch.searchsorted(items, seen).clamp(max=len(items)-1)
-    there = items[col] == seen
-    res = torch.zeros(len(users), len(items), dtype=torch.bool, device=users.device)
-    res[line[there], col[there]] = True
-    return res
+    place = torch.randint(2**62, (len(users), k), generator=generator, device=users.device)%self.free[users,None]
+    own, of = users.unique(return_inverse=True)
+    if len(own)*self.n_items > 16*place.numel():
+        return place + torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True) - self.starts[users,None]
+    free, left = self.free[own], (~self.mask(own)).flatten().nonzero()[:,0]  # a few users' unseen items, in a row
+    return left[(free.cumsum(0) - free)[of,None] + place]%self.n_items
 
 # %% ../nbs/06b_ranking.ipynb #f27fdd62
 def bpr_loss(
@@ -86,7 +90,7 @@ def warp_choose(
     rank = (n_unseen//(col + 1)).clamp(min=1)
     return col, (torch.digamma(rank.to(pos.dtype) + 1) + np.euler_gamma)*near.any(1)
 
-# %% ../nbs/06b_ranking.ipynb #d6a3e120
+# %% ../nbs/06b_ranking.ipynb #dfa2707e
 def softmax_loss(
     pos:Tensor, # (n,): scores of items that were seen
     neg:Tensor, # (m, k): scores, for each of m users, of the items to stand above
@@ -95,9 +99,9 @@ def softmax_loss(
 ) -> Tensor: # (n,)
     "How unlikely it is that the seen item is chosen among it and the unseen ones."
     others = neg.masked_fill(seen, torch.finfo(neg.dtype).min).logsumexp(1)
-    return F.softplus(others[of] - pos)
+    return F.softplus(others.index_select(0, of) - pos)
 
-# %% ../nbs/06b_ranking.ipynb #ee22a16f
+# %% ../nbs/06b_ranking.ipynb #b5ec367d
 def _liked(y, min_rating):
     "Which of the ratings `y` (n, 1) count as liked, bool (n,)."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
@@ -124,15 +128,13 @@ class RankingDL(CollabDL):
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
-        rng = np.random.default_rng((self.seed % 2**64, self.epoch))
-        rows = rng.permutation(self.liked)
-        users = self.dataset.tensors[0][:,0].cpu().numpy()[rows]
-        return rows[rng.permutation(users.max(initial=-1) + 1)[users].argsort(kind='stable')]
+        rng, users = np.random.default_rng((self.seed % 2**64, self.epoch)), self.dataset.tensors[0][:,0].cpu().numpy()[self.liked]
+        return self.liked[(rng.permutation(users.max(initial=-1) + 1)[users] + rng.random(len(users))).argsort()]
 
-# %% ../nbs/06b_ranking.ipynb #88e6ed9f
+# %% ../nbs/06b_ranking.ipynb #532f2f2a
 class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
-    name, lr, wd, needs_dot, n_neg = 'ranking', 3e-2, .5, False, 1
+    name, lr, wd, needs_dot, n_neg = 'ranking', .1, .75, False, 1  # lr and wd are those of ten batches an epoch
     def __init__(self,
         min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the training part; None if every row does
         n_neg:int=None, # unseen items to compare with, 1 or more; None for the loss's own number
@@ -155,7 +157,7 @@ def threshold(self:Ranking,
     if self.min_rating != 'mean': return self.min_rating
     return min(y.double().mean().item(), y.max().item()) if len(y) else None
 
-# %% ../nbs/06b_ranking.ipynb #f955e8e1
+# %% ../nbs/06b_ranking.ipynb #efb4ae15
 @patch
 def _start(self:Ranking, epoch):
     seed = self.dls.train.seed if self.seed is None else self.seed
@@ -174,7 +176,8 @@ def before_validate(self:Ranking):
 @patch
 def _unseen(self:Ranking):
     "What users haven't seen in the training part; while validating, in either part."
-    parts, sizes = [dl.dataset.tensors for dl in self.dls.loaders[:1 if self.training else 2]], [*map(len, self.dls.classes.values())]
+    data = [dl.dataset for dl in self.learn.dls.loaders[:1 if self.learn.training else 2]]
+    parts, sizes = [o.tensors for o in data], [*map(len, data[0].classes.values())]
     had = self.unseen.get(len(parts))
     if had is None or had[-1] != sizes or any(a is not b for a, b in zip(had[-2], parts)):
         device = next(self.learn.model.parameters()).device
@@ -182,7 +185,7 @@ def _unseen(self:Ranking):
         self.unseen[len(parts)] = had = UnseenItems(x, *sizes), self.threshold(parts[0][1]), parts, sizes
     return had[:2]
 
-# %% ../nbs/06b_ranking.ipynb #c2b185db
+# %% ../nbs/06b_ranking.ipynb #4fd07d54
 @patch
 def loss_func(self:Ranking,
     pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch
@@ -192,8 +195,17 @@ def loss_func(self:Ranking,
     "The loss of a batch."
     x, pos, (unseen, min_rating) = self.learn.xb[0], pred.flatten(), self._unseen()
     use = _liked(y, min_rating) & (unseen.free[x[:,0]] > 0)
-    res = self._losses(x[use], pos[use], unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
-    return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros_like(pos).masked_scatter(use, res)
+    if not use.all(): x, pos = x[use], pos[use]
+    res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
+    return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
+
+@patch
+def all_scores(self:Ranking,
+    users:Tensor, # int64 (m,), rows
+) -> Tensor: # (m, n_items)
+    "What a dot product answers to each user and all rows of items."
+    model = get_model(self.learn.model)
+    return torch.addmm(model.i_bias.weight[:,0], model.u_weight(users), model.i_weight.weight.T) + model.u_bias(users)
 
 @patch
 def scores(self:Ranking,
@@ -201,51 +213,87 @@ def scores(self:Ranking,
     items:Tensor, # int64 (n, k), rows
 ) -> Tensor: # (n, k)
     "What the model answers to each user and their `k` items: all items at once for a few users, where that is less work."
-    model, (own, of) = get_model(self.learn.model), users.unique(return_inverse=True)
-    wgts = getattr(model, 'i_weight', None)
-    if wgts is None or len(own)*len(wgts.weight) > 16*items.numel():
+    own, of = users.unique(return_inverse=True)
+    width = self._unseen()[0].n_items
+    if not hasattr(get_model(self.learn.model), 'i_weight') or len(own)*width > 16*items.numel():
         return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
-    return (model.u_weight(own) @ wgts.weight.T + model.i_bias.weight[:,0] + model.u_bias(own))[of[:,None],items]
+    return self.all_scores(own).flatten().index_select(0, (of[:,None]*width + items).flatten()).view(items.shape)
 
-# %% ../nbs/06b_ranking.ipynb #6f0c6944
+# %% ../nbs/06b_ranking.ipynb #e236d1bc
 class BPR(Ranking):
     "Each liked item against some unseen ones."
-    n_neg, lr = 10, 5e-2
-    def _losses(self, x, pos, unseen):
-        return bpr_loss(pos, self.scores(x[:,0], unseen.draw(x[:,0], self.n_neg, self.generator)))
-
-# %% ../nbs/06b_ranking.ipynb #d278ce9d
-class WARP(Ranking):
-    "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
-    n_neg, wd, margin = 10, .7, 1.
+    n_neg, lr, wd = 10, .15, .7
     def _losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
-        with torch.no_grad(): col, weight = warp_choose(pos, self.scores(x[:,0], items), unseen.free[x[:,0]], self.margin)
-        return weight*F.relu(self.margin - pos + self.scores(x[:,0], items.gather(1, col[:,None]))[:,0])
+        pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
+        return bpr_loss(pos[:,0], neg)
 
-# %% ../nbs/06b_ranking.ipynb #236b9cc6
+# %% ../nbs/06b_ranking.ipynb #f46199c1
+class WARP(Ranking):
+    "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
+    n_neg, lr, wd, margin = 10, .06, 1., 1.
+    def _losses(self, x, pos, unseen):
+        items = unseen.draw(x[:,0], self.n_neg, self.generator)
+        pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
+        col, weight = warp_choose(pos.detach()[:,0], neg.detach(), unseen.free[x[:,0]], self.margin)
+        return weight*F.relu(self.margin - pos + neg.gather(1, col[:,None]))[:,0]
+
+# %% ../nbs/06b_ranking.ipynb #653ba081
+class _SoftmaxOfAll(torch.autograd.Function):
+    "`softmax_loss` over a dot product with all items."
+    @staticmethod
+    def forward(ctx, u, i_weight, i_bias, of, items, seen):
+        p = torch.addmm(i_bias[:,0], u, i_weight.T)
+        at = of*p.shape[1] + items
+        pos = p.flatten().index_select(0, at)
+        p.masked_fill_(seen, torch.finfo(p.dtype).min)
+        top = p.amax(1, keepdim=True)
+        total = p.sub_(top).exp_().sum(1)
+        diff = (top[:,0] + total.log()).index_select(0, of) - pos
+        ctx.save_for_backward(u, i_weight, p, total, of, at, diff)
+        return F.softplus(diff)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        u, i_weight, p, total, of, at, diff = ctx.saved_tensors
+        pull = grad*diff.sigmoid()
+        p = p*(torch.zeros_like(total).index_add_(0, of, pull)/total)[:,None]
+        p.view(-1).index_add_(0, at, -pull)
+        return p @ i_weight, p.T @ u, p.sum(0)[:,None], None, None, None
+
+# %% ../nbs/06b_ranking.ipynb #d0f98789
 class Softmax(Ranking):
     "Each liked item against all unseen ones, or `n_neg` where there are more."
     n_neg, needs_dot = 8192, True
     def _losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
+        if unseen.n_items - 1 <= self.n_neg:
+            return _SoftmaxOfAll.apply(model.u_weight(users), model.i_weight.weight, model.i_bias.weight, of, x[:,1], unseen.mask(users))
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
         return softmax_loss(pos, neg, of, unseen.mask(users, items))
 
     def candidates(self,
         unseen:UnseenItems, # what to choose from
-    ) -> tuple: # rows of items, int64 (k,), ascending; what to take off their scores, (k,) or 0
-        "Items to compare with: all, or those drawn by popularity."
-        n, device = unseen.n_items, unseen.items.device
-        if n - 1 <= self.n_neg: return torch.arange(1, n, device=device), 0.
-        q = unseen.items.bincount(minlength=n).double() + 1  # so that an item that nobody has seen is drawn, too
+    ) -> tuple: # rows of items, int64, ascending, of `n_neg` draws by popularity; what to take off their scores, as long
+        "Items to compare with."
+        q = (unseen.items.bincount(minlength=unseen.n_items) + 1).float()  # so that an item that nobody has seen is drawn, too
         q[0] = 0
         q = q/q.sum()
         items, times = q.multinomial(self.n_neg, replacement=True, generator=self.generator).unique(return_counts=True)
-        return items, (self.n_neg*q[items]/times).log().float()
+        return items, (self.n_neg*q[items]/times).log()
 
-# %% ../nbs/06b_ranking.ipynb #6d8693a2
+# %% ../nbs/06b_ranking.ipynb #7a7dda66
+@patch
+def pace(self:Ranking,
+    n_batches:int, # batches of an epoch
+) -> dict: # 'lr' and 'wd'
+    "The learner's learning rate and weight decay, unless told otherwise."
+    share = min(10/max(n_batches, 1), 1)
+    return {'lr': self.lr*share**.5, 'wd': self.wd*share**.75}
+
+# %% ../nbs/06b_ranking.ipynb #55c7b14d
 @patch
 def prepare(self:Ranking,
     dls, # `CollabDataLoaders`; not changed
@@ -261,7 +309,7 @@ def prepare(self:Ranking,
     train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1]), n=dls.train.n)
     res = CollabDataLoaders(train, *[dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:])], path=dls.path, device=dls.device)
     res.report = getattr(dls, 'report', None)
-    kwargs = {'lr': self.lr, 'wd': self.wd, **(kwargs or {})}
+    kwargs = {**self.pace(len(train)), **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
 
 rankings = {o.__name__.lower(): o for o in (BPR, WARP, Softmax)}
