@@ -120,7 +120,7 @@ class SumGradsCallback(Callback):
             dist.all_reduce(b)
             b /= dist.get_world_size()
 
-# %% ../nbs/14_distributed.ipynb #232cf711
+# %% ../nbs/14_distributed.ipynb #6ed57959
 _contexts = count()
 
 def _meeting_point():
@@ -145,6 +145,7 @@ def _shared(learn, backend, kwargs):
             stack.enter_context(learn.added_cbs([ShareCallback(), SumGradsCallback()]))
             if device.type != 'meta': learn.model.to(state.device)
             learn.dls.to(state.device)
+            if device.type != 'meta': _agree(learn)  # now, since callbacks may note rows before a training begins
             yield learn
         dist.barrier()  # what the first process saved is there for all
     finally:

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/sharded.html.md"""
 # %% auto #0
 __all__ = ['ShardedEmbedding', 'ShardedMeanRowCallback', 'Pieces', 'shard_embeddings', 'save_sharded', 'load_sharded']
 
-# %% ../nbs/14a_sharded.ipynb #8eb0a82f
+# %% ../nbs/14a_sharded.ipynb #11c7e6dd
 import json, math, re, shutil, uuid, warnings
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
@@ -19,7 +19,9 @@ from .roles import find_roles, flat_weights, roles
 from .elsewhere import Pretrained
 from .checkpoint import _check_lengths, _checksum, _commit, _config_bytes, _fingerprint, _json_columns, _read_config
 from .models import describe
+from .ranking import Ranking
 from .learner import CollabLearner, MeanRowCallback, _differs
+from .finetune import AnchorCallback, FrozenRowsCallback
 from .distributed import share_of, _is_sharded
 
 # %% ../nbs/14a_sharded.ipynb #d317cbf2
@@ -194,7 +196,7 @@ def _set_piece(table, pieces, rows, mean):
     known = (own >= 0).nonzero().flatten()
     for o in known.split(2**20): local[o] = pieces.take(own[o]).to(local)
 
-# %% ../nbs/14a_sharded.ipynb #d27e0077
+# %% ../nbs/14a_sharded.ipynb #a0e18ed5
 def shard_embeddings(
     learn:CollabLearner, # a learner, inside its `distrib_ctx`; its tables may be on 'meta', without memory; changed in place
     pretrained=None, # what to start from: a folder of `save_sharded` or `save_pretrained`, or a `Pretrained` whose weights may be memory-mapped; None keeps the model's rows
@@ -205,6 +207,8 @@ def shard_embeddings(
     if not dist.is_initialized():
         if num_distrib() > 1: raise CollabError(f'torchrun started {num_distrib()} processes, and they do not know one another yet; expected `shard_embeddings` inside `with learn.distrib_ctx():`')
         return learn if pretrained is None else _start(learn, _source(learn, pretrained), min_overlap)
+    odd = [type(o).__name__ for o in learn.cbs if isinstance(o, (AnchorCallback, FrozenRowsCallback, Ranking))]
+    if odd: raise CollabError(f'{_examples(odd)} with tables in pieces; expected none of them: each looks at whole tables')
     from torch.distributed.device_mesh import init_device_mesh
     model, mesh = get_model(learn.model), init_device_mesh(torch.device(learn.dls.device).type, (dist.get_world_size(),))
     for name in [k for named in find_roles(dict(model.named_parameters())).values() for k in named]:

@@ -62,6 +62,13 @@ def sparse(path):
     return {**results(learn), 'again': dict(again.model.state_dict()), 'moments': torch.cat([v.flatten() for p in learn.model.parameters() for v in learn.opt.state[p].values() if isinstance(v, torch.Tensor)])}
 
 
+def frozen(path):
+    "Frozen rows are those of the first process, where each drew its own."
+    learn = learner(path).freeze_rows([1, 3, 4], 'user')
+    with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-2)
+    return results(learn)
+
+
 def tiny_batches(path):
     learn = learner(path, bs=1, n=20)
     with learn.distrib_ctx(): quiet_fit(learn, 1, 1e-3)
@@ -140,7 +147,7 @@ def sources(path):
     save_sharded(old, 'yesterday_pieces')
 
 
-SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, sparse=sparse, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, sparse=sparse, frozen=frozen, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
 
 
 def save_of_pieces(path):
@@ -154,6 +161,19 @@ def save_of_pieces(path):
             except WeightsError as e: errors.append(str(e))
         assert not (path/'models/no.pth').exists() and not (path/'no').exists()
     return errors
+
+
+def rows_read(path):
+    "How many rows of which kind a process reads for a start in pieces."
+    from collab_pretrained.sharded import Pieces
+    learn, read, take = learner(path), [], Pieces.take
+    Pieces.take = lambda self, rows: (read.append((self.shape, len(rows))), take(self, rows))[1]
+    try:
+        with learn.distrib_ctx(): shard_embeddings(learn, pretrained='yesterday_pieces')
+    finally: Pieces.take = take
+    report = learn.match_report
+    return {'read': read, 'old': [len(o.old_vocab) for o in (report.users, report.items)], 'found': [int((o.rows >= 0).sum()) for o in (report.users, report.items)],
+            'all': [len(o.rows) for o in (report.users, report.items)]}
 
 
 def other_splits(path):
@@ -222,7 +242,7 @@ def through_torchrec(path):
     return {**res, 'x': x}
 
 
-OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces, through_torchrec=through_torchrec)
+OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces, through_torchrec=through_torchrec, rows_read=rows_read)
 
 
 def torchrun(folder, n=2):
@@ -242,7 +262,7 @@ def torchrun(folder, n=2):
 def two(tmp_path_factory):
     if not find_spec('accelerate'): pytest.skip("accelerate is missing: pip install 'collab_pretrained[distrib]'")
     folder = tmp_path_factory.mktemp('two')
-    for name in ('warm', 'warm_in_pieces'): sources(folder/name)
+    for name in ('warm', 'warm_in_pieces', 'rows_read'): sources(folder/name)
     return torchrun(folder)
 
 
@@ -283,7 +303,38 @@ def test_saved_by_two_loaded_by_one(two, tmp_path):
     assert learn.opt.state[learn.model.u_weight.weight]['step'] == two[0]['sharded']['opt']['u_weight.weight step']
 
 
-@pytest.mark.skipif(not find_spec('torchrec'), reason='torchrec is missing: pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics lightning-utilities pyre-extensions iopath')
+def test_each_process_reads_its_own_rows(two):
+    "Its share of the old rows, for their mean, and the old rows of its new rows: each old row by one process."
+    first, second = (o['rows_read'] for o in two)
+    for n_old, n_found, n_all in zip(first['old'], first['found'], first['all']):
+        of_side = [sum(n for shape, n in o['read'] if shape == (n_old, 6)) for o in (first, second)]
+        assert sum(of_side) == n_old - 1 + n_found  # '#na#' is in no mean
+        assert max(of_side) <= (n_old + n_all)//2 + 1
+
+
+def load_in_group(rank, world, folder, path):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=world)
+    learn = load_sharded(shard_embeddings(learner(path)), folder)
+    found = {'weights': {k: whole(v) for k, v in learn.model.state_dict().items()}, 'moments': whole(learn.opt.state[learn.model.u_weight.weight]['grad_avg'])}
+    torch.save({**found, 'rows': len(learn.model.u_weight.weight.to_local())}, path/f'{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_saved_by_two_loaded_by_three(two, tmp_path):
+    import multiprocessing
+    procs = [multiprocessing.get_context('fork').Process(target=load_in_group, args=(o, 3, two[0]['folder']/'sharded/pieces', tmp_path)) for o in range(3)]
+    for o in procs: o.start()
+    for o in procs: o.join(120)
+    assert [o.exitcode for o in procs] == [0, 0, 0]
+    found, saved = [torch.load(tmp_path/f'{o}.pt') for o in range(3)], two[0]['sharded']
+    for o in found:
+        assert all(torch.equal(v, saved['weights'][k]) for k, v in o['weights'].items())
+        assert torch.equal(o['moments'], saved['opt']['u_weight.weight grad_avg'])
+    assert max(o['rows'] for o in found) == -(-sum(o['rows'] for o in found)//3)
+
+
+@pytest.mark.skipif(not find_spec('torchrec'), reason='torchrec is missing; nbs/14d_torchrec.ipynb tells how to install it')
 @pytest.mark.parametrize('kind', ['plain', 'row_wise', 'column_wise'])
 def test_through_torchrec(two, kind, tmp_path):
     first, second = (o['through_torchrec'] for o in two)
