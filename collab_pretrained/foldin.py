@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/foldin.html.md"""
 # %% auto #0
 __all__ = ['FoldedIn']
 
-# %% ../nbs/07a_foldin.ipynb #dfdc344f
+# %% ../nbs/07a_foldin.ipynb #54f0ba6e
 import warnings
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .vocab import Vocab
 from .roles import find_roles
 from .ratings import read_ratings
 from .models import y_range_of
-from .rows import first_steps, solve_rows
+from .rows import doubted, first_steps, solve_rows
 from .ranking import liking_offset, solve_liking, _liked
 from .learner import CollabLearner
 
@@ -70,7 +70,7 @@ def _frozen_rows(learn, side):
     rows = list(learn.vocab.values())[side == 'items'].rows(ids)
     return torch.from_numpy(rows[rows >= 0])
 
-# %% ../nbs/07a_foldin.ipynb #46588e45
+# %% ../nbs/07a_foldin.ipynb #a7d4f842
 def _counts(learn, side, x):
     "How many ratings each row was trained on: at a warm start those of the pretrained model, 100 where it doesn't tell, else those of the training part."
     match = learn.match_report and getattr(learn.match_report, side)
@@ -86,12 +86,14 @@ class _Prior:
     known: Tensor # (rows,), bool: rows that were trained
     counts: Tensor|None = None # (rows,): ratings that they were trained on; None for not known
     @property
-    def tightness(self): # 50 ratings hold a row as much again as its prior does
-        return torch.where(self.known, 1 + (100 if self.counts is None else self.counts)/50, 1.).to(self.table)
+    def tightness(self): # 25 ratings hold a row as much again as its prior does
+        return torch.where(self.known, 1 + (100 if self.counts is None else self.counts)/25, 1.).to(self.table)
     @property
     def mean(self): return self.table[self.known].mean(0)
     @property
     def spread(self): return self.table[self.known].std(0, correction=0).clamp(min=1e-4)
+    @property
+    def variance(self): return self.spread**2/self.tightness[:,None]
 
 def _prior(learn, side, x): return _Prior(_table(learn.model, side), _known(learn, side, x), _counts(learn, side, x))
 
@@ -102,14 +104,14 @@ def _noise(users, items, x, y, y_range):
     miss = y[both] - _answers(users.table, items.table, x[both], y_range)
     return max(miss.pow(2).mean().sqrt().item(), 1e-3) if len(miss) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #9b2ed738
+# %% ../nbs/07a_foldin.ipynb #ef55fb83
 _scales = .1, .3, 1., 3.
 
 def _some_hidden(x, seed): return (torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < .2).to(x.device)
 
-def _tried(prior, centre, tightness, x, y, others, noise, y_range, hidden):
+def _tried(centre, spread, tightness, x, y, others, noise, y_range, hidden):
     "Scale -> the rows of the ratings that are not hidden, and their squared errors on those that are."
-    rows = first_steps(centre, x[~hidden], y[~hidden], others, prior.spread, noise, tightness, _scales, y_range)
+    rows = first_steps(centre, x[~hidden], y[~hidden], others, spread, noise, tightness, _scales, y_range)
     return {s: (o, (y[hidden] - _answers(o, others, x[hidden], y_range)).pow(2)) for s, o in zip(_scales, rows)}
 
 def _best(tried, of=slice(None)):
@@ -117,7 +119,7 @@ def _best(tried, of=slice(None)):
     errors = {s: misses[of].sum().item() for s, (_, misses) in tried.items()}
     return min(errors, key=errors.get) if any(errors.values()) else 1.
 
-# %% ../nbs/07a_foldin.ipynb #337e3e2f
+# %% ../nbs/07a_foldin.ipynb #bfd91d9b
 def _free(rows, frozen):
     "Which of `rows` may change."
     return ~torch.isin(rows, frozen.to(rows.device))
@@ -130,15 +132,18 @@ def _order(priors, x):
 def _adapted(priors, x, y, y_range, seed, frozen):
     "Both tables given the ratings, but for the rows of `frozen`, users' and items': a row without ratings stays as it is."
     noise, hidden = _noise(*priors, x, y, y_range), _some_hidden(x, seed)
-    tables, trial = [prior.table for prior in priors], [prior.table for prior in priors]
+    tables, trial, doubt = [o.table for o in priors], [o.table for o in priors], [o.variance for o in priors]
     for k in _order(priors, x):
-        prior, free, own = priors[k], _free(x[:,k], frozen[k]), x.flip(1) if k else x
-        tried = _tried(prior, prior.table, prior.tightness, own[free], y[free], trial[1-k], noise, y_range, hidden[free])
-        known = prior.known[own[free & hidden,0]]
+        prior, others, free = priors[k], tables[1-k], _free(x[:,k], frozen[k])
+        own, stars, hide = (x.flip(1) if k else x)[free], y[free], hidden[free]
+        def doubting(x, others, scale): return doubted(prior.table, x, others, doubt[1-k], prior.spread, noise, scale, y_range)
+        tried = _tried(*doubting(own[~hide], trial[1-k], .3*prior.tightness), prior.tightness, own, stars, trial[1-k], noise, y_range, hide)
+        known = prior.known[own[hide,0]]
         old, new = (_best(tried, of) for of in (known, ~known))
         trial[k] = torch.where(prior.known[:,None], tried[old][0], tried[new][0])
         scale = torch.where(prior.known, old, new)*prior.tightness
-        tables[k] = solve_rows(prior.table, own[free], y[free], tables[1-k], prior.spread, noise, scale, y_range, steps=2)[0]
+        centre, spread = doubting(own, others, scale)
+        tables[k], doubt[k] = solve_rows(centre, own, stars, others, spread, noise, scale, y_range, 2, variance=True)
     return tables
 
 # %% ../nbs/07a_foldin.ipynb #a2884ecc
@@ -163,7 +168,7 @@ def _fold_liking(learn, prior, others, centre, x, y, side, scale):
     offset = liking_offset(others.table, prior.table, seen, _which_liked(learn, values)) if side == 'item' else None
     return solve_liking(centre, x, _which_liked(learn, y), others.table, prior.spread, scale, offset), None, scale
 
-# %% ../nbs/07a_foldin.ipynb #707673df
+# %% ../nbs/07a_foldin.ipynb #19c25d35
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
     ds, (user, item) = learn.dls.train.dataset, learn.vocab
@@ -184,7 +189,7 @@ def _of_known(learn, ratings):
 def adapt(self:CollabLearner,
     ratings=None, # DataFrame of ratings with the learner's column names, of ids that it knows; None means its training part
     epochs:int=0, # gentle epochs afterwards, over the training part
-    lr:float=2e-3, # their learning rate
+    lr:float=1e-3, # their learning rate
     seed:int=0, # of which ratings are hidden to choose the scales
 ) -> CollabLearner: # itself; the optimizer starts anew
     "Give users and items the most probable rows given their ratings, one side after the other, then train `epochs` if asked."
@@ -203,14 +208,14 @@ def adapt(self:CollabLearner,
     if epochs: self.fit_one_cycle(epochs, lr)
     return self
 
-# %% ../nbs/07a_foldin.ipynb #de881326
+# %% ../nbs/07a_foldin.ipynb #c251c056
 @dataclass(frozen=True, repr=False)
 class FoldedIn:
     "Rows that ids were given from their ratings."
     ids: np.ndarray # (n,): whose rows they are, int64 or object (of str)
     rows: Tensor # (n, n_factors + 1): vector, then bias, on the model's device
     variance: Tensor # likewise: the posterior variance of each number, by Laplace's approximation; None for a ranking
-    scale: float # how tightly rows were held to their prior; 1 believes it, and rows that were trained on n ratings are held 1 + n/50 times as tight
+    scale: float # how tightly rows were held to their prior; 1 believes it, and rows that were trained on n ratings are held 1 + n/25 times as tight
 
     @property
     def vectors(self): return self.rows[:,:-1]
@@ -231,7 +236,7 @@ def _asked(own, rows, ids):
     if lost: raise RatingsError(f'{_examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(list(ids), dtype=own.dtype)))
 
-# %% ../nbs/07a_foldin.ipynb #deb991c3
+# %% ../nbs/07a_foldin.ipynb #863b580b
 def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
     "The scale that would have suited known ids, a fifth of them and at most `n`, had they been new: `x` holds their rows first, `y` their ratings."
     ids = torch.nonzero(prior.known)[:,0]
@@ -241,7 +246,7 @@ def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
     means = [o.mean.expand_as(o.table).contiguous() for o in (prior, others)]
     of = solve_rows(means[1], x[~out].flip(1), y[~out], prior.table, others.spread, noise, .3, y_range, 3)[0]
     x, y = x[out], y[out]
-    return _best(_tried(prior, means[0], torch.ones_like(means[0][:,0]), x, y, of, noise, y_range, _some_hidden(x, seed)))
+    return _best(_tried(means[0], prior.spread, torch.ones_like(means[0][:,0]), x, y, of, noise, y_range, _some_hidden(x, seed)))
 
 # %% ../nbs/07a_foldin.ipynb #b7fab0e8
 def _rows_to_solve(learn, ratings, side, ids):
