@@ -70,7 +70,7 @@ def main(
         except (CollabError, OSError, ImportError) as e: return _end(e, 2)
     return 0
 
-# %% ../nbs/15_cli.ipynb #bfe6d6db
+# %% ../nbs/15_cli.ipynb #8a418dc5
 def _table_for(vocab, path):
     "The table at `path` with the columns of `vocab`, and ids of its kind."
     df = read_table(path, text=[name for name, o in vocab.items() if o.kind == 'text'])
@@ -87,10 +87,11 @@ def _load(model, ratings=None):
     learn.dls = CollabDataLoaders.from_df(_table_for(learn.vocab, ratings), 0, *learn.vocab, rating_name, vocab=learn.vocab, implicit=rating_name is None, seed=1)
     return learn
 
-def _known(vocab, df, names):
-    "Which of the users and items in the columns `names` of a table are in `vocab`."
+def _known(vocab, df, names, counts=None):
+    "Which of the users and items in the columns `names` of a table are in `vocab`, where `counts` tells how often each was trained on."
     table = read_ratings(df, *names, implicit=True)
-    return match_classes(vocab, [table.user_ids, table.item_ids])
+    new = {side: np.bincount(codes, minlength=len(ids)) for side, ids, codes in (('users', table.user_ids, table.users), ('items', table.item_ids, table.items))}
+    return match_classes(vocab, [table.user_ids, table.item_ids], old_counts=counts, new_counts=new)
 
 def _check_overlap(match, min_overlap):
     for side in ('users', 'items'):
@@ -173,7 +174,7 @@ def cli_train(
 
 commands['train'] = cli_train
 
-# %% ../nbs/15_cli.ipynb #456aa00e
+# %% ../nbs/15_cli.ipynb #ff5ce539
 def cli_match(
     model:str, # saved model: a folder, the stem of a saved pair, or a hub's user/repo
     ratings:str, # table with a user and an item in each row: CSV, TSV or Parquet
@@ -187,7 +188,7 @@ def cli_match(
     own = list(saved.vocab) if isinstance(saved.vocab, dict) else [None, None]
     user, item = user or own[0], item or own[1]
     df = read_table(ratings, text=_text_columns(saved, user, item))
-    report = _known(saved.vocab, df, pick_columns(df, ratings, user=user, item=item))
+    report = _known(saved.vocab, df, pick_columns(df, ratings, user=user, item=item), saved.meta.get('counts'))
     print(report)
     kinds = [(side, getattr(getattr(report, side), o), o) for side in ('users', 'items') for o in ('matched', 'new', 'dropped')]
     if out: write_table(pd.concat([pd.DataFrame({'side': side, 'id': ids.astype(str), 'kind': kind}) for side, ids, kind in kinds]), out)

@@ -54,7 +54,7 @@ class CollabDataset:
         res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in zip(self.classes.items(), x.T)}
         return pd.DataFrame({**res, **({self.rating_name or 'rating': y[0].reshape(len(x))} if y else {})})
 
-# %% ../nbs/05_data.ipynb #495c9cdc
+# %% ../nbs/05_data.ipynb #f9d0f2f4
 def rating_blocks(
     ds, # a dataset of ratings, ours or fastai's
 ): # iterable of (x, y), or (x,) where the ratings are unknown: x, int64 (n, 2), the user and item rows; y, float32 (n, 1); None for another dataset
@@ -67,10 +67,13 @@ def rating_blocks(
 def row_counts(
     dls, # `DataLoaders` of ratings, ours or fastai's
 ): # list of two arrays, for users and for items, int64 (rows): how many training ratings each row has; None for other loaders
-    "How often each row is trained in an epoch."
+    "How often each row is trained in an epoch, and was trained where `dls.past` tells of ratings that are no longer at hand."
     res, blocks = [np.zeros(len(o), dtype=np.int64) for o in dls.classes.values()], rating_blocks(dls.train_ds)
     for x, *_ in blocks or ():
         for counts, rows in zip(res, x.cpu().numpy().T): counts += np.bincount(rows, minlength=len(counts))
+    for counts, names, (ids, n) in zip(res, dls.classes.values(), getattr(dls, 'past', None) or ()):
+        rows = Vocab.of(names).rows(ids)
+        counts[rows[rows >= 0]] += np.asarray(n)[rows >= 0]
     return None if blocks is None else res
 
 # %% ../nbs/05_data.ipynb #61b44200
@@ -278,7 +281,7 @@ def _split(table, splits, valid_pct, seed):
     here[table.rows] = np.arange(len(table))
     return [here[o][here[o] >= 0] for o in parts]
 
-# %% ../nbs/05_data.ipynb #addbe617
+# %% ../nbs/05_data.ipynb #dbaf07cd
 def _rows(table, classes, is_own=False):
     "For users and for items, the row of each distinct id; ids that a vocabulary of the table's own lacks were rare, which is no news."
     sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items))

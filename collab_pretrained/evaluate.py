@@ -57,7 +57,7 @@ def _answers(model, x):
     device = next(model.parameters()).device
     with _evaluating(model): return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
-# %% ../nbs/10_evaluate.ipynb #1cb926ab
+# %% ../nbs/10_evaluate.ipynb #b7e09541
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
 def _relevant(learn, x, y, min_rating):
@@ -87,15 +87,23 @@ def _lists(learn, x, relevant, k, seen=None):
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]
     return asked, best(scores_of(learn.model, items.id_rows), asked, k, _elsewhere, show=hasattr(learn, 'progress'))[1]
 
-def _list_figures(users, top, relevant, k):
-    "The mean figures of the lists `top`, (n, at most k), of `users`, (n,), where the pairs `relevant` are to be found."
+def _list_scores(users, top, relevant, k):
+    "The figures of the lists `top`, (n, at most k), of those `users`, (n,), who have some of the pairs `relevant` to find; and who they are, bool (n,)."
     relevant = relevant[np.isin(relevant[:,0], users)]
     n_relevant = np.bincount(np.searchsorted(users, relevant[:,0]), minlength=len(users))
     size = max(top.max(initial=0), relevant[:,1].max(initial=0)) + 1
     found = (top >= 0) & np.isin(users[:,None]*size + top, _keys(relevant, size))
     found = np.pad(found, ((0, 0), (0, k - top.shape[1])))[n_relevant > 0]
-    scores = rank_scores(found, n_relevant[n_relevant > 0])
-    return {'n_users': len(found)} | {f'{name}@{k}': v.mean() if len(v) else np.nan for name, v in scores.items()}
+    return rank_scores(found, n_relevant[n_relevant > 0]), n_relevant > 0
+
+def _list_figures(users, top, relevant, k):
+    "The means of `_list_scores`."
+    scores, asked = _list_scores(users, top, relevant, k)
+    return {'n_users': asked.sum()} | {f'{name}@{k}': v.mean() if len(v) else np.nan for name, v in scores.items()}
+
+def _check_lists(k, min_rating):
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
+    if min_rating is not None and not isinstance(min_rating, (int, float, np.number)): raise RatingsError(f'min_rating={min_rating!r}; expected a rating, or None')
 
 # %% ../nbs/10_evaluate.ipynb #8f0f0930
 def _groups(learn):
@@ -118,7 +126,7 @@ def _errors(preds, y):
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}
 
-# %% ../nbs/10_evaluate.ipynb #9b8bf37d
+# %% ../nbs/10_evaluate.ipynb #ee93a10c
 @patch
 def evaluate(self:CollabLearner,
     ratings=None, # DataFrame of ratings to measure on, with the columns of training; None for the validation part
@@ -127,7 +135,7 @@ def evaluate(self:CollabLearner,
     seen=None, # DataFrame of what users have rated before, with the columns of training, for their lists to leave out; None for the learner's ratings only
 ) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items; columns n_ratings, rmse and mae unless it is a ranking, n_users, six measures @k, coverage@k
     "How far predictions are off, and how good the lists of the best `k` of all items are."
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
+    _check_lists(k, min_rating)
     x, y = _rated(self, ratings)
     preds, relevant = _answers(self.model, x), _relevant(self, x, y, min_rating)
     users, top = _lists(self, x, relevant, k, seen)
@@ -141,7 +149,7 @@ def evaluate(self:CollabLearner,
     res = pd.DataFrame.from_dict(lines, orient='index')
     return res.drop(columns=['rmse', 'mae']) if getattr(self, 'ranking', None) else res
 
-# %% ../nbs/10_evaluate.ipynb #dd5133ed
+# %% ../nbs/10_evaluate.ipynb #7876ad80
 class RankMetric(Metric):
     "A figure of the lists that a learner's users get, as one of its `metrics`."
     def __init__(self,
@@ -151,6 +159,7 @@ class RankMetric(Metric):
     ):
         known = list(rank_scores(np.ones((1, 1), dtype=bool), np.ones(1, dtype=int)))
         if what not in known: raise RatingsError(f'what={what!r}; expected one of {known}')
+        _check_lists(k, min_rating)
         self.what, self.k, self.min_rating = what, k, min_rating
 
     def reset(self): self.learn, self.parts = None, []
@@ -188,18 +197,19 @@ def newest_unseen(
     valid = valid[valid >= n_seen]
     return np.setdiff1d(np.arange(len(late)), valid), valid
 
-# %% ../nbs/10_evaluate.ipynb #24efec02
+# %% ../nbs/10_evaluate.ipynb #892b83b5
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "What a warm start was worth; shown, it is a verdict."
-    curves: pd.DataFrame # RMSE of the ratings held out: a line for each epoch, 0 before any, and a column for each start
-    errors: pd.DataFrame # RMSE after the last epoch: a line for all, matched and new users and items, a column for each start, and `n_ratings`
-    margin: pd.Series # by how much each start must differ from scratch after the last epoch, in RMSE, to be more than chance: two standard errors
+    curves: pd.DataFrame # error on the ratings held out: a line for each epoch, 0 before any, and a column for each start
+    errors: pd.DataFrame # error after the last epoch: a line for all, matched and new users and items, a column for each start, and `n_ratings` (`n_users` of a ranking)
+    margin: pd.Series # by how much each start's error must differ from that of scratch after the last epoch to be more than chance: two standard errors
     seconds: pd.Series # that each start took, solving rows and training, in s
     match: MatchReport # what matched
+    error: str = 'RMSE' # what the errors are; '1 - NDCG@10' for a ranking
 
     @property
-    def gain(self): return self.curves['from scratch'].iloc[-1] - self.curves.iloc[-1]  # in RMSE, by start
+    def gain(self): return self.curves['from scratch'].iloc[-1] - self.curves.iloc[-1]  # in error, by start
     @property
     def reached(self): return (self.curves <= self.curves['from scratch'].iloc[-1]).apply(lambda o: o.idxmax() if o.any() else np.nan)  # the epoch, by start
     @property
@@ -208,7 +218,7 @@ class Benchmark:
     def _better(self): return self.gain > self.margin
     def _sooner(self): return (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
 
-# %% ../nbs/10_evaluate.ipynb #d49631e8
+# %% ../nbs/10_evaluate.ipynb #58279259
 @patch
 def __repr__(self:Benchmark):
     n, lines = self.curves.index[-1], []
@@ -217,38 +227,57 @@ def __repr__(self:Benchmark):
         what = 'better' if self._better()[name] else 'worse' if gain < -self.margin[name] else 'no better than chance'
         when = '' if np.isnan(reached) else f', and at the level of scratch after {reached:.0f} of {n} epochs'
         where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {self.margin[name]:.4f})'
-        lines.append(f'{name}: RMSE {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}')
+        lines.append(f'{name}: {self.error} {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}')
     head = 'A warm start pays on these ratings.' if self.pays else 'A warm start does not pay on these ratings.'
-    return '\n'.join([head, f'from scratch: RMSE {self.curves["from scratch"].iloc[-1]:.4f} after {n} epochs', *lines])
+    return '\n'.join([head, f'from scratch: {self.error} {self.curves["from scratch"].iloc[-1]:.4f} after {n} epochs', *lines])
 
-# %% ../nbs/10_evaluate.ipynb #85fb469a
+# %% ../nbs/10_evaluate.ipynb #376e8b2f
 def _y_range(dls):
     "A little wider than the ratings."
     low, high = (f(dls.train.dataset.tensors[1]).item() for f in (torch.min, torch.max))
     pad = (high - low)/8 or .5
     return low - pad, high + pad
 
-def _by_time(ratings, user_name, item_name, rating_name, time_name, seed):
+def _by_time(ratings, user_name, item_name, rating_name, time_name, seed, ranks):
     "The columns of a ratings table that are asked for, as a DataFrame by time; in an order that `seed` fixes where there is none."
     table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name)
-    if table.names[2] is None or np.ptp(table.values) == 0: raise RatingsError('every rating is the same; expected ratings that differ, or there is nothing to predict')
+    if not ranks and np.ptp(table.values) == 0: raise RatingsError('every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking with `loss=`')
     if len(table) < 100: raise RatingsError(f'{len(table)} ratings; expected at least 100, for two corpora')
     order = np.random.default_rng(seed).permutation(len(table)) if time_name is None else np.argsort(table.times, kind='stable')
-    return _as_frame(ratings, table.names)[table.names].iloc[order].reset_index(drop=True)
+    names = [o for o in table.names if o is not None]
+    return _as_frame(ratings, names)[names].iloc[order].reset_index(drop=True)
 
-# %% ../nbs/10_evaluate.ipynb #31799394
+# %% ../nbs/10_evaluate.ipynb #39f300bb
 def _trained(dls, epochs, lr, wd, seed, **kwargs):
-    "A learner that was trained, and its RMSE before and after each epoch where there is something to measure on."
+    "A learner that was trained, and its error before and after each epoch where there is something to measure on."
     torch.manual_seed(seed)
     learn = collab_learner(dls, metrics=rmse, **kwargs)
+    ranking = getattr(learn, 'ranking', None)
+    if ranking: learn.metrics = RankMetric(min_rating=ranking.threshold(learn.dls.train_ds.tensors[1]))
     learn.remove_cb(learn.progress)
     with learn.no_logging():
-        values = [learn.validate()[1]] if len(dls.valid_ds) else []
+        before = [learn.validate()[1]] if len(dls.valid_ds) else []
         learn.fit_one_cycle(epochs, lr, wd=wd)
-    return learn, values + [o[-1] for o in learn.recorder.values]
+    values = before + [o[-1] for o in learn.recorder.values if before]
+    return learn, [1 - o for o in values] if ranking else values
+
+def _compared_lists(learns):
+    "`_compared` for rankings, by what lists miss."
+    some, metric = {}, learns['from scratch'].metrics[0]
+    for name, learn in learns.items():
+        x, y = _rated(learn, None)
+        relevant = _relevant(learn, x, y, metric.min_rating)
+        users, top = _lists(learn, x, relevant, metric.k)
+        for group, (of_users, of_items) in _groups(learns['warm start']).items():
+            mine = of_users[users]
+            some.setdefault(group, {})[name] = 1 - _list_scores(users[mine], top[mine], relevant[of_items[relevant[:,1]]], metric.k)[0]['ndcg']
+    some = {k: pd.DataFrame(o) for k, o in some.items()}
+    spread = some['all'].sub(some['all']['from scratch'], axis=0).std()/len(some['all'])**.5
+    return pd.DataFrame({k: o.mean() for k, o in some.items()}).T.assign(n_users=[len(o) for o in some.values()]), 2*spread
 
 def _compared(learns):
-    "RMSE by group and learner, and two standard errors of each learner's difference from the first, in RMSE."
+    "Error by group and learner, and two standard errors of each learner's difference from the first."
+    if hasattr(learns['from scratch'], 'ranking'): return _compared_lists(learns)
     ds, groups = learns['from scratch'].dls.valid_ds, _groups(learns['warm start'])
     x, y = ds.tensors[0].cpu().numpy(), ds.tensors[1].flatten().cpu().numpy()
     squares = pd.DataFrame({k: (_answers(o.model, x).astype(np.float64) - y)**2 for k, o in learns.items()})
@@ -258,7 +287,7 @@ def _compared(learns):
     spread = squares.sub(squares['from scratch'], axis=0).std()/len(y)**.5
     return errors.assign(n_ratings=[o.sum() for o in some.values()]), 2*spread/(rmse + rmse['from scratch'])  # a**2 - b**2 = (a - b)*(a + b)
 
-# %% ../nbs/10_evaluate.ipynb #38421871
+# %% ../nbs/10_evaluate.ipynb #e025ba9a
 def benchmark(
     ratings, # table with a row for each rating: pandas, polars or pyarrow; 100 rows at least, better 10,000
     user_name=None, # name of the user column; None for the first
@@ -268,19 +297,22 @@ def benchmark(
     *,
     epochs:int=5, # of each of the later models, 1 or more; the earlier one has as many
     n_factors:int=50, # width of the vectors
-    lr:float=5e-3, # highest learning rate
-    wd:float=.4, # weight decay
+    loss=None, # to compare rankings: 'bpr', 'warp', 'softmax', or a `Ranking`; None for ratings
+    lr:float=None, # highest learning rate; None for 0.005, or that of the ranking
+    wd:float=None, # weight decay; None for 0.4, or that of the ranking
     bs:int=512, # ratings in a batch
     seed:int=0, # the same seed gives the same figures; the global random state is left as it was
 ) -> Benchmark: # curves, errors by group, and a verdict when shown
     "Train from scratch and from an earlier model on your own ratings, and tell whether the start pays."
-    df = _by_time(ratings, user_name, item_name, rating_name, time_name, seed)
+    ranks = loss is not None
+    df = _by_time(ratings, user_name, item_name, rating_name, time_name, seed, ranks)
     early, late = two_corpora(df)
     splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
     if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; expected more ratings')
-    old_dls, dls = (CollabDataLoaders.from_df(o, 0, *df.columns, splits=s, bs=bs, seed=seed) for o, s in ((early, None), (late, splits)))
+    old_dls, dls = (CollabDataLoaders.from_df(o, 0, *df.columns, splits=s, bs=bs, seed=seed, implicit=df.shape[1] == 2) for o, s in ((early, None), (late, splits)))
     curves, seconds, learns = {}, {}, {}
-    common = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, n_factors=n_factors, y_range=_y_range(old_dls))
+    lr, wd = (lr, wd) if ranks else (5e-3 if lr is None else lr, .4 if wd is None else wd)
+    common = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, n_factors=n_factors, loss=loss, y_range=None if ranks else _y_range(old_dls))
     with torch.random.fork_rng():
         old, _ = _trained(old_dls, **common)
         for name, kwargs in {'from scratch': {}, 'warm start': dict(pretrained=old), 'warm start, rows solved': dict(pretrained=old, adapt=True)}.items():
@@ -288,4 +320,5 @@ def benchmark(
             learns[name], curves[name] = _trained(dls, **common, **kwargs)
             seconds[name] = time.perf_counter() - began
     errors, margin = _compared(learns)
-    return Benchmark(pd.DataFrame(curves).rename_axis('epoch'), errors, margin, pd.Series(seconds), learns['warm start'].match_report)
+    return Benchmark(pd.DataFrame(curves).rename_axis('epoch'), errors, margin, pd.Series(seconds), learns['warm start'].match_report,
+                     '1 - NDCG@10' if ranks else 'RMSE')

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/factory.html.md"""
 # %% auto #0
 __all__ = ['sparse_rows', 'read_pretrained', 'collab_learner']
 
-# %% ../nbs/08_factory.ipynb #71c18509
+# %% ../nbs/08_factory.ipynb #d14ac32c
 import warnings
 from pathlib import Path
 import numpy as np, torch
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from .core import CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, VocabError, WeightsError
+from .vocab import Vocab
 from .elsewhere import Pretrained
 from .checkpoint import find_pair, read_folder, read_pair
 from .download import hub_folder, is_hub_id
@@ -141,7 +142,7 @@ def _pretrained_widths(source, dls, keys):
     widths = table_widths(source.wgts, keys)
     return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight')) if role in widths}
 
-# %% ../nbs/08_factory.ipynb #9731c150
+# %% ../nbs/08_factory.ipynb #5d93128f
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
     folder, # str or Path of a folder that `save_pretrained` wrote, or a hub's 'user/repo'
@@ -167,4 +168,6 @@ def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
     vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(('user', 'item'), saved.vocab))
     none = CollabDataset((torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), vocab, saved.meta.get('rating_name'))
-    return CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
+    res, counts = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none)), saved.meta.get('counts') or {}
+    res.past = [(v.ids, counts.get(side, np.zeros(len(v.ids), dtype=np.int64))) for side, v in zip(('users', 'items'), map(Vocab.of, vocab.values()))]
+    return res

@@ -293,7 +293,7 @@ def pace(self:Ranking,
     share = min(10/max(n_batches, 1), 1)
     return {'lr': self.lr*share**.5, 'wd': self.wd*share**.75}
 
-# %% ../nbs/06b_ranking.ipynb #55c7b14d
+# %% ../nbs/06b_ranking.ipynb #f06911b3
 @patch
 def prepare(self:Ranking,
     dls, # `CollabDataLoaders`; not changed
@@ -308,7 +308,7 @@ def prepare(self:Ranking,
     datasets = [dl.dataset.new(dl.dataset.tensors) for dl in dls.loaders]  # in memory, where they were streams: what was seen is looked up in every batch
     train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1]), n=dls.train.n)
     res = CollabDataLoaders(train, *[dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:])], path=dls.path, device=dls.device)
-    res.report = getattr(dls, 'report', None)
+    res.report, res.past = getattr(dls, 'report', None), getattr(dls, 'past', None)
     kwargs = {**self.pace(len(train)), **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
 

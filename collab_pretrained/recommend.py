@@ -24,7 +24,7 @@ from .learner import CollabLearner
 from . import foldin as _foldin  # for `learn.fold_in`
 from .topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors
 
-# %% ../nbs/11_recommend.ipynb #4e907377
+# %% ../nbs/11_recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
     "`values`, ids of `side` ('users' or 'items'), as codes into distinct ids, those ids, and their rows, -1 where they have none."
     name, vocab = list(learn.vocab.items())[side == 'items']
@@ -37,6 +37,7 @@ def _asked(learn, side, ids):
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
     vocab = list(learn.vocab.values())[side == 'items']
     if ids is None: return vocab.ids, vocab.id_rows
+    if hasattr(ids, 'columns'): raise RatingsError(f'{side}: a table with the columns {_examples(list(ids.columns))}; expected ids, such as one of its columns')
     codes, ids, rows = _encoded(learn, side, [ids] if isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__') else ids)
     first = pd.unique(codes)
     return ids[first], rows[first]
@@ -58,7 +59,7 @@ def _table(name, ids, other, vocab, vals, rows):
     who, rank = np.nonzero(rows >= 0)
     return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
 
-# %% ../nbs/11_recommend.ipynb #d6eb42bc
+# %% ../nbs/11_recommend.ipynb #a75c8839
 def _pairs_in(learn, table, new=()):
     "Who has rated what in a table, by row; users of `new` are behind the last row. -1 where there is no row."
     sides = []
@@ -72,8 +73,8 @@ def _pairs_in(learn, table, new=()):
 def _seen(learn, exclude_seen, ratings=None, new=()):
     "A function from user rows to the pairs that they must not be given; None for no such pairs."
     if exclude_seen is False: return None
-    is_table = isinstance(exclude_seen, pd.DataFrame)
-    if exclude_seen is not True and not is_table: raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a DataFrame of ratings')
+    is_table = hasattr(exclude_seen, 'columns')
+    if exclude_seen is not True and not is_table: raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a table of ratings')
     own, table = not is_table and len(learn.dls.train_ds), exclude_seen if is_table else ratings
     if not own and table is None: raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
                                                      'some: give `exclude_seen=` or `ratings=` a table of ratings, or False')

@@ -60,7 +60,7 @@ def _renumber(learn, classes, seed=None):
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
     return report
 
-# %% ../nbs/09b_update.ipynb #40047dfe
+# %% ../nbs/09b_update.ipynb #68a5cc71
 def _our_ratings(learn):
     "The training and validation datasets of a learner."
     datasets = [dl.dataset for dl in learn.dls.loaders[:2]]
@@ -88,7 +88,9 @@ def _some(ds, n, seed):
 
 def _with_ratings(dls, datasets, **kwargs):
     "The same loaders over other ratings."
-    return type(dls)(*[dl.new(ds, **kwargs) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
+    res = type(dls)(*[dl.new(ds, **kwargs) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
+    res.past = getattr(dls, 'past', None)
+    return res
 
 # %% ../nbs/09b_update.ipynb #fd6fdaae
 @dataclass(frozen=True, repr=False)
@@ -117,7 +119,7 @@ def _error(learn, ds):
 
 def _is_dot(model): return set(find_roles(dict(get_model(model).named_parameters()))) == set(roles)
 
-# %% ../nbs/09b_update.ipynb #72c7a6db
+# %% ../nbs/09b_update.ipynb #699c05ec
 def _grown(learn, ratings, valid_pct, seed):
     "The learner's vocabulary with the ids of a table behind it, and the table's datasets over that."
     rating_name, id_cast = (getattr(learn.dls.train.dataset, o) for o in ('rating_name', 'id_cast'))
