@@ -88,7 +88,7 @@ class NaDropout(Callback):
         x = self.xb[0]
         self.learn.xb = (x.masked_fill(torch.rand(x.shape, generator=self.rng, device=x.device) < self.p, 0), *self.xb[1:])
 
-# %% ../nbs/07_learner.ipynb #8cd801a8
+# %% ../nbs/07_learner.ipynb #5ad8c51e
 class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
     match_report:MatchReport = None  # what matched at the last warm start; None before one
@@ -116,10 +116,15 @@ class CollabLearner(LeanLearner):
 
     def create_opt(self):
         super().create_opt()
-        if self.wd_bias: return
+        self._flag_biases()
+
+    def _flag_biases(self):
+        "Tell the optimizer whether biases decay."
         params = dict(get_model(self.model).named_parameters())
         for role, names in find_roles(params).items():
-            for o in names if role.endswith('bias') else (): self.opt.state[params[o]]['do_wd'] = False
+            for o in names if role.endswith('bias') else ():
+                self.opt.state[params[o]].pop('do_wd', None)
+                if not self.wd_bias: self.opt.state[params[o]]['do_wd'] = False
 
 # %% ../nbs/07_learner.ipynb #b9b5d452
 def _loss_facts(learn):
@@ -145,7 +150,7 @@ def save(self:CollabLearner,
         save_pair(stem, model.state_dict(), self.vocab, None if opt is None else opt.state_dict(), meta)
     return Path(f'{stem}.pth')
 
-# %% ../nbs/07_learner.ipynb #d2620451
+# %% ../nbs/07_learner.ipynb #0f83ed42
 def _differs(saved, current):
     "How the vocabulary of a file differs from the learner's, in words; '' where it doesn't."
     pairs = list(zip(saved.values() if isinstance(saved, dict) else saved, current.items()))
@@ -180,6 +185,7 @@ def load(self:CollabLearner,
                                                      'expected a model of the same layers (`strict=False` loads what is there)')
     model.load_state_dict(wgts, strict=strict)
     if with_opt: _give_opt(self, Pretrained(wgts, vocab, meta, path), lambda opt, names: load_opt(self.opt, model, to_device(opt, device or next(model.parameters()).device), names))
+    if with_opt: self._flag_biases()  # whatever the file's did
     return self
 
 def _give_opt(learn, pre, give):
