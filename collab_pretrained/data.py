@@ -290,7 +290,8 @@ def _rows(table, classes, is_own=False):
 def _dataset(table, idx, rows, classes, id_cast):
     "The rows `idx` of `table` as a `CollabDataset`."
     x = np.empty((len(idx), 2), dtype=np.int64)
-    for col, codes in enumerate((table.users, table.items)): x[:, col] = rows[col].take(codes.take(idx))
+    for k in range(0, len(idx), 2**17):  # parts that stay in the cache
+        for col, codes in enumerate((table.users, table.items)): x[k:k+2**17, col] = rows[col].take(codes.take(idx[k:k+2**17]))
     return CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values.take(idx))[:, None]), classes, table.names[2], id_cast)
 
 # %% ../nbs/05_data.ipynb #05388dbb

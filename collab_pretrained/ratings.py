@@ -7,8 +7,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/ratings.html.md"""
 # %% auto #0
 __all__ = ['Ratings', 'read_ratings', 'read_csv', 'open_parquet']
 
-# %% ../nbs/04b_ratings.ipynb #7bf3b4e7
-import difflib, re, warnings
+# %% ../nbs/04b_ratings.ipynb #bb497a31
+import difflib, os, re, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -86,22 +86,30 @@ def _number(ints):
     is_there[ints - low] = True
     return (is_there.cumsum(dtype=np.int32) - 1)[ints - low], np.flatnonzero(is_there) + low
 
-# %% ../nbs/04b_ratings.ipynb #69c80962
+# %% ../nbs/04b_ratings.ipynb #fea2ccf9
+def _shared_bytes(texts):
+    "How many bytes all texts begin with, as a sample of them says, or 0."
+    import pyarrow as pa, pyarrow.compute as pc
+    start = os.path.commonprefix(texts.take(pa.array(np.linspace(0, len(texts)-1, 32).astype(int))).to_pylist())
+    return len(start.encode()) if pc.all(pc.starts_with(texts, start)).as_py() else 0
+
 def _text_keys(
     texts, # pyarrow `LargeStringArray`, none missing
     part=2**13, # texts at a time, so that they stay in the cache
-) -> list: # of one or two (n,) uint64 that together tell any two texts apart; None where a text has more than 15 bytes
-    "Texts as integers: their bytes, and in the last one's lowest byte how many there are."
-    _, ends, data = texts.buffers()
-    ends, data = np.frombuffer(ends, np.int64)[texts.offset:][:len(texts)+1], np.frombuffer(data or b'', np.uint8)
-    longest = max(np.diff(ends[k:k+part+1]).max() for k in range(0, len(texts), part))
+) -> list: # of one or two (n,) uint64 that together tell any two texts apart; None where texts are too long for it
+    "Texts as integers: the bytes that they don't share, and in the last one's lowest byte how many there are."
+    import pyarrow.compute as pc
+    skip, n_bytes = _shared_bytes(texts), pc.binary_length(texts).to_numpy()
+    longest = n_bytes.max() - skip
     if longest > 15: return None
     keys = [np.empty(len(texts), dtype=np.uint64) for _ in range(1 + longest//8)]
+    _, ends, data = texts.buffers()
+    ends, data = np.frombuffer(ends, np.int64)[texts.offset:][:len(texts)+1], np.frombuffer(data or b'', np.uint8)
     for k in range(0, len(texts), part):
-        at = ends[k:k+part+1]
+        at, n = ends[k:k+part+1], (n_bytes[k:k+part] - skip).astype(np.uint64)
         raw = np.append(data[at[0]:at[-1]], np.zeros(16, np.uint8))
         eights = np.ndarray(len(raw)-7, '<u8', raw, strides=(1,))  # the eight bytes from each byte on
-        starts, n = at[:-1] - at[0], np.diff(at).astype(np.uint64)
+        starts = at[:-1] - at[0] + skip
         for j, key in enumerate(keys): key[k:k+part] = eights.take(starts + 8*j, mode='clip') << 64 - 8*(n.clip(8*j, 8*j+8) - np.uint64(8*j))
         keys[-1][k:k+part] |= n
     return keys
@@ -113,10 +121,12 @@ def _distinct_texts(values):
     if isinstance(texts, pa.ChunkedArray): texts = texts.combine_chunks()
     keys = _text_keys(texts)
     if keys is None: return pd.factorize(values)
-    codes, known = _factorize(keys[0])
-    if len(keys) == 2:
-        more, tails = _factorize(keys[1])
-        codes, known = _number(codes*len(tails) + more)
+    codes, known = _factorize(keys.pop(0))
+    if keys:
+        more, tails = _factorize(keys.pop())
+        codes *= len(tails)
+        codes += more
+        codes, known = _number(codes)
     one_each = np.empty(len(known), dtype=np.int32)
     one_each[codes] = np.arange(len(codes), dtype=np.int32)
     return codes, texts.take(pa.array(one_each)).to_numpy(zero_copy_only=False)
@@ -152,7 +162,7 @@ def _cast_ids(ids, cast, name):
     try: return [cast(o) for o in ids.tolist()]
     except (ValueError, TypeError, AttributeError) as e: raise RatingsError(f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
 
-# %% ../nbs/04b_ratings.ipynb #a367c88c
+# %% ../nbs/04b_ratings.ipynb #bd64a908
 def _encode(
     values, # Series, none missing
     name, # of its column, for messages
@@ -165,7 +175,7 @@ def _encode(
     order, ids = pd.factorize(ids)
     if not isinstance(values.dtype, pd.CategoricalDtype): order, ids = _ascending(order, ids)
     is_sorted = np.array_equal(order, np.arange(len(order)))
-    return (codes if is_sorted else order[codes]).astype(np.int32, copy=False), ids
+    return (codes if is_sorted else order.take(codes)).astype(np.int32, copy=False), ids
 
 # %% ../nbs/04b_ratings.ipynb #3eb20f31
 def _one_of(value, choices, name):
