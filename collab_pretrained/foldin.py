@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from .core import CollabWarning, RatingsError, VocabError, WeightsError, _examples
 from .vocab import Vocab
-from .roles import find_roles
+from .roles import find_roles, _tensor
 from .ratings import read_ratings
 from .models import y_range_of
 from .rows import doubted, first_steps, solve_rows
@@ -31,7 +31,7 @@ def _table(model, side):
     lost = [role for role in ('u_weight', 'i_weight', 'u_bias', 'i_bias') if role not in names]
     if lost: raise WeightsError(f'{type(get_model(model)).__name__}: no table for {lost}; expected a dot product with biases, `EmbeddingDotBias`: '
                                 'rows behind layers have no such solution, train them instead')
-    return torch.cat([get_model(model).get_parameter(names[f'{side[0]}_{o}'][0]).detach() for o in ('weight', 'bias')], 1)
+    return torch.cat([_tensor(k, get_model(model).get_parameter(k)) for o in ('weight', 'bias') for k in names[f'{side[0]}_{o}'][:1]], 1)
 
 @torch.no_grad()
 def _set_table(model, side, table):

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from .core import RatingsError, VocabError, WeightsError, _examples
-from .roles import find_roles
+from .roles import find_roles, flat_weights
 from .data import row_counts, _titles_of
 from .models import y_range_of
 from .learner import CollabLearner
@@ -79,7 +79,7 @@ def _shown(learn, side, ids, n):
 
 def _weight(learn, role):
     "The table of `role`, such as 'i_weight', on the CPU."
-    wgts = get_model(learn.model).state_dict()
+    wgts = flat_weights(get_model(learn.model).state_dict())
     if role not in (named := find_roles(wgts)): raise WeightsError(
         f'{type(get_model(learn.model)).__name__}: no {role!r} among its weights; expected a model with such a table, such as `EmbeddingDotBias`')
     return wgts[named[role][0]].cpu()

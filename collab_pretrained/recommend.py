@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from .core import RatingsError, VocabError, WeightsError, canonical_ids, _as_array, _examples
 from .vocab import Vocab
-from .roles import find_roles
+from .roles import find_roles, flat_weights
 from .ratings import _cast_of, _encode, _one_column, _one_of
 from .data import row_counts
 from .learner import CollabLearner
@@ -150,7 +150,7 @@ def _similar(learn, side, ids, k):
     vocab, role = list(learn.vocab.values())[side == 'items'], f'{side[0]}_weight'
     ids, rows = _asked(learn, side, ids)
     _check_known(learn, side, ids, rows, 'leave the others out')
-    wgts = get_model(learn.model).state_dict()
+    wgts = flat_weights(get_model(learn.model).state_dict())
     if role not in (named := find_roles(wgts)): raise WeightsError(f'no table of {side} among the weights {list(wgts)}; expected a model with embeddings of users and items')
     scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
     vals, near = best(scores, rows, k, lambda rows: np.stack([rows, rows], 1), show=hasattr(learn, 'progress'))

@@ -7,11 +7,14 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/sharded.html.md"""
 # %% auto #0
 __all__ = ['ShardedEmbedding', 'ShardedMeanRowCallback', 'Pieces', 'shard_embeddings', 'save_sharded', 'load_sharded']
 
-# %% ../nbs/14a_sharded.ipynb #11c7e6dd
+# %% ../nbs/14a_sharded.ipynb #5bc3b367
 import json, math, re, shutil, uuid, warnings
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
+from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib
+from fastcore.basics import patch
+from fastcore.meta import delegates
 from torch import nn
 from .core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, _examples
 from .vocab import MatchReport, VocabMatch, _two_vocabs
@@ -35,7 +38,10 @@ def _piece(weight, mesh):
     nn.init.trunc_normal_(local, std=.01, a=-.02, b=.02, generator=gen)  # as fastai's Embedding
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=weight.shape, stride=weight.stride())
 
-# %% ../nbs/14a_sharded.ipynb #c849163a
+# %% ../nbs/14a_sharded.ipynb #6117d69b
+def _check_together(table):
+    if _is_sharded(table) and not dist.is_initialized(): raise CollabError('the processes that hold the rows have parted; expected this inside `with learn.distrib_ctx():`')
+
 class ShardedEmbedding(nn.Embedding):
     "An embedding whose rows are spread over processes; in training it answers for this process's share of the rows asked for."
     def __init__(self,
@@ -50,6 +56,7 @@ class ShardedEmbedding(nn.Embedding):
     ): # (n, width), the same in every process; in training this process's share of it (see `share_of`)
         "The vectors of `rows`."
         from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+        _check_together(self.weight)
         mine = ((rows >= self.own.start) & (rows < self.own.stop)).nonzero().flatten()
         found = F.embedding(rows[mine] - self.own.start, self.weight.to_local())
         part = found.new_zeros(len(rows), found.shape[1]).index_copy(0, mine, found)
@@ -220,7 +227,18 @@ def shard_embeddings(
     learn.opt = None
     return learn if pretrained is None else _start(learn, _source(learn, pretrained), min_overlap)
 
-# %% ../nbs/14a_sharded.ipynb #8681ac07
+# %% ../nbs/14a_sharded.ipynb #fe1f58db
+@patch
+@delegates(Learner.export)
+def export(self:CollabLearner,
+    fname='export.pkl', # under `learn.path`
+    **kwargs
+):
+    "fastai's `export`: the learner without its ratings, as a pickle."
+    flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
+    return Learner.export(self, fname, **kwargs)
+
+# %% ../nbs/14a_sharded.ipynb #8b9cf430
 def _state(learn, opt_keys=None):
     "Name -> tensor of the model and of the optimizer's moments, in the model's own memory; name -> what else the optimizer knows of that parameter."
     model = get_model(learn.model)
@@ -240,6 +258,7 @@ def save_sharded(
 ) -> Path: # the folder
     "Write a model in pieces, each process its own rows, whole or not at all."
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    for o in get_model(learn.model).parameters(): _check_together(o)
     state, notes = _state(learn)
     if not with_opt: state, notes = {k: v for k, v in state.items() if not k.startswith('opt.')}, {}
     folder, run = learn.path/folder, [uuid.uuid4().hex]

@@ -16,6 +16,7 @@ from fastai.torch_core import get_model
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from .core import WeightsError
+from .roles import _tensor
 from .vocab import Vocab
 from .data import rating_blocks
 from .models import EmbeddingDotBias, y_range_of
@@ -60,7 +61,7 @@ def item_vectors(
     rows, # int64 (n,), rows of items, on the model's device
 ) -> Tensor: # (n, n_factors + 1), of the type of `user_vectors`; the last column is the bias
     "Items' vectors, with the bias folded into one more dimension."
-    vecs = torch.cat([o.weight.detach()[rows] for o in (model.i_weight, model.i_bias)], 1)
+    vecs = torch.cat([_tensor(k, getattr(model, k).weight)[rows] for k in ('i_weight', 'i_bias')], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
 # %% ../nbs/09a_topk.ipynb #599e0999

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/torchrec.html.md"""
 # %% auto #0
 __all__ = ['to_torchrec', 'from_torchrec']
 
-# %% ../nbs/14d_torchrec.ipynb #6a450e87
+# %% ../nbs/14d_torchrec.ipynb #78a32e47
 import json, uuid
 from pathlib import Path
 import torch, torch.distributed as dist, torch.nn.functional as F
@@ -19,7 +19,7 @@ from .checkpoint import _checksum, _config_bytes, _fingerprint, _json_columns
 from .models import describe
 from .learner import CollabLearner
 from .distributed import share_of, _is_sharded
-from .sharded import Pieces, _checkpoint, _mapped, _start
+from .sharded import Pieces, _check_together, _checkpoint, _mapped, _start
 
 # %% ../nbs/14d_torchrec.ipynb #9f3281e3
 def _side_by_side(tables):
@@ -38,7 +38,7 @@ def _check_zeros(pieces, n, name):
     if dist.is_initialized(): dist.all_reduce(used)
     if used: raise WeightsError(f'{name} has {pieces.shape[1]} columns, and not only zeros after the first {n}; expected the zeros of `to_torchrec`, or a learner that is as wide')
 
-# %% ../nbs/14d_torchrec.ipynb #21d33a70
+# %% ../nbs/14d_torchrec.ipynb #aeb518cd
 def _their_names(names):
     "Side -> name, of a pattern or a dictionary."
     if isinstance(names, str): names = {'users': names.format('user'), 'items': names.format('item')}
@@ -49,6 +49,7 @@ def _by_side(learn):
     "Side -> the names of its tables in the model, the vectors first; name -> parameter."
     params, found = dict(get_model(learn.model).named_parameters()), {}
     for role, (k, *_) in sorted(find_roles(params).items(), reverse=True): found.setdefault(roles[role], []).append(k)
+    for o in params.values(): _check_together(o)
     return found, params
 
 def to_torchrec(
