@@ -27,7 +27,7 @@ from .files import pick_columns, read_ids, read_table, write_table
 from .evaluate import RankMetric, _answers, _errors, _rated, _y_range
 from .demo import demo, _progress, _train
 
-# %% ../nbs/15_cli.ipynb #aeee1874
+# %% ../nbs/15_cli.ipynb #60e47c05
 commands = {}  # name on the command line -> function; its docments are its options
 
 class FellShort(CollabError): "What was asked for with `--min-overlap` or `--max-rmse` was not reached."
@@ -44,11 +44,21 @@ _usage = '''usage: collab-pretrained COMMAND ...
 
 Exit status: 0; 1 where a check fell short, and nothing was saved; 2 for input that can't be used.'''
 
+_ranges = {  # option -> what its number must be, and the test
+    'epochs': ('0 or more', lambda o: o >= 0), 'n_factors': ('1 or more', lambda o: o >= 1), 'lr': ('a number above 0', lambda o: 0 < o < np.inf),
+    'wd': ('0 or more', lambda o: 0 <= o < np.inf), 'min_overlap': ('a share, 0 to 1', lambda o: 0 <= o <= 1), 'max_rmse': ('a number above 0', lambda o: 0 < o < np.inf),
+    'seed': ('a whole number below 2**63', lambda o: abs(o) < 2**63)}
+
+def _check_options(kwargs):
+    "Raise for a number that no command can use, before anything is read."
+    for k, v in kwargs.items():
+        if k in _ranges and v is not None and not _ranges[k][1](v): raise RatingsError(f'--{k.replace("_", "-")} {v}; expected {_ranges[k][0]}')
+
 def _end(message, status):
     print('collab-pretrained: ' + ' '.join(str(message).split()), file=sys.stderr)
     return status
 
-# %% ../nbs/15_cli.ipynb #67c93437
+# %% ../nbs/15_cli.ipynb #deae97d0
 def main(
     argv:list=None, # the command's arguments; None means `sys.argv[1:]`
 ) -> int: # the exit status: 0; 1 for a check that fell short; 2 for input that can't be used
@@ -64,7 +74,9 @@ def main(
     with warnings.catch_warnings():
         warnings.simplefilter('always', CollabWarning)
         warnings.showwarning = lambda message, *_: _end(f'warning: {message}', None)
-        try: commands[name](**kwargs)
+        try:
+            _check_options(kwargs)
+            commands[name](**kwargs)
         except FellShort as e: return _end(e, 1)
         except BrokenPipeError: return 0  # who reads has seen enough, such as `head`
         except (CollabError, OSError, ImportError) as e: return _end(e, 2)
@@ -115,7 +127,7 @@ def _check_rmse(value, max_rmse, n):
     if not n: raise RatingsError(f'--max-rmse {max_rmse:g}, and no ratings to measure on; expected some: see --valid-pct')
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
-# %% ../nbs/15_cli.ipynb #64472781
+# %% ../nbs/15_cli.ipynb #5b1600e8
 def _text_columns(source, user, item):
     "The columns whose ids are text in the model `source`."
     return [] if source is None else [name for name, vocab in zip((user or 0, item or 1), _two_vocabs(source.vocab, 'the model')[0]) if vocab.kind == 'text']
@@ -124,7 +136,6 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
     "A learner on `dls`, from the model `source` or from scratch."
     if source: _check_overlap(match_classes(source.vocab, dls.classes), min_overlap)
     if n_factors is None: n_factors = table_widths(source.wgts).get('u_weight', 50) if source else 50
-    if n_factors < 1: raise RatingsError(f'--n-factors {n_factors}; expected 1 or more')
     ranks = as_ranking(loss, pretrained=source)
     y_range = None if ranks else source.meta['y_range'] if source and 'y_range' in source.meta else _y_range(dls)
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +143,7 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
         return collab_learner(dls, n_factors, y_range=y_range, metrics=RankMetric('recall') if ranks else rmse, loss=loss, pretrained=source or False,
                               adapt=adapt, seed=seed)
 
-# %% ../nbs/15_cli.ipynb #0ac3b152
+# %% ../nbs/15_cli.ipynb #f873aeec
 def cli_train(
     ratings:str, # ratings table: CSV, TSV or Parquet
     out:str, # folder to write the model to
@@ -156,7 +167,6 @@ def cli_train(
     seed:int=1, # of the split, the batches and the start values
 ):
     "Train a model on a ratings table, from scratch or from another model, and save it."
-    if epochs < 0: raise RatingsError(f'--epochs {epochs}; expected 0 or more')
     source = read_pretrained(pretrained) if pretrained else None
     df = read_table(ratings, text=[user or 0, item or 1] if text_ids else _text_columns(source, user, item))
     roles = {'user': user, 'item': item, **({} if implicit else {'rating': rating}), **({'time': time} if time else {})}
@@ -244,23 +254,23 @@ def cli_evaluate(
 
 commands['evaluate'] = cli_evaluate
 
-# %% ../nbs/15_cli.ipynb #eb0bb022
-def _ids(learn, side, given):
-    "Ids of `side` in a file, or with commas between them; None for None."
+# %% ../nbs/15_cli.ipynb #48f629d6
+def _ids(learn, side, option, given):
+    "Ids of `side` in a file, or with commas between them, as `option` gives them; None for None."
     if given is None: return None
     is_text = list(learn.vocab.values())[side == 'items'].kind == 'text'
-    if Path(given).exists(): return read_ids(given, is_text)
+    if Path(given).is_file(): return read_ids(given, is_text)
     ids = given.split(',')
     if is_text: return ids
     try: return [int(o) for o in ids]
-    except ValueError: raise RatingsError(f'--{side} {given}: neither a file nor whole numbers, as the ids of the model are; expected one of them') from None
+    except ValueError: raise RatingsError(f'--{option} {given!r}: neither a file nor whole numbers, as the ids of the model are; expected one of them') from None
 
 def _read_titles(path, is_text):
     "Item -> title, by the first two columns of the file `path`."
     df = read_table(path, text=[0]*is_text)
     return dict(zip(df.iloc[:,0], df.iloc[:,1]))
 
-# %% ../nbs/15_cli.ipynb #eba1e4ec
+# %% ../nbs/15_cli.ipynb #b9db71b8
 def cli_recommend(
     model:str, # folder of a saved model
     ratings:str=None, # table of what users have rated, with the columns of training: CSV, TSV or Parquet
@@ -274,7 +284,7 @@ def cli_recommend(
     "Name the items that each user would rate highest."
     learn = CollabLearner.from_pretrained(model)
     df = None if ratings is None else _table_for(learn.vocab, ratings)
-    with _progress(learn): res = learn.recommend(_ids(learn, 'users', users), k, df is not None, _ids(learn, 'items', candidates), on_unknown, df)
+    with _progress(learn): res = learn.recommend(_ids(learn, 'users', 'users', users), k, df is not None, _ids(learn, 'items', 'candidates', candidates), on_unknown, df)
     if titles: res.insert(3, 'title', _titles_of(_read_titles(titles, res['item'].dtype == object), res['item'].tolist()))
     if out: write_table(res, out)
     else: res.to_csv(sys.stdout, index=False)

@@ -167,13 +167,14 @@ def decode(self:CollabDL,
     "A batch as the table that it came from."
     return self.dataset.decode(b)
 
-# %% ../nbs/05_data.ipynb #980a3ee1
+# %% ../nbs/05_data.ipynb #491fb7f1
 def _titles_of(
     titles, # id -> title, a dictionary or a Series; None for none
     ids, # a list of ids
 ) -> list: # of each id's title, or the id itself where it has none
     "What to call `ids`."
     if titles is None: return ids
+    if not hasattr(titles, 'items'): raise VocabError(f"titles: {type(titles).__name__}; expected a dictionary or a Series from id to title, e.g. `films.set_index('item').title`")
     titles = dict(titles.items())
     if ids and not any(o in titles for o in ids): raise VocabError(
         f'titles: none for {_examples(ids)}, but for {_examples(list(titles))}; expected a dictionary or a Series from id to title, e.g. '

@@ -55,12 +55,15 @@ def _place_labels(ax, xy, labels):
             text.remove()
     return placed
 
-# %% ../nbs/12_plots.ipynb #0e6f1d59
+# %% ../nbs/12_plots.ipynb #32761928
 def _axes(ax, width, height):
     "`ax`, or new axes of that size in inches."
     if ax is not None: return ax
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(width, height), layout='constrained')[1]
+
+def _check_n(n):
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1: raise RatingsError(f'n={n!r}; expected how many to show, 1 or more')
 
 def _popularity(learn, side):
     "How many training ratings each id of one side has, in the vocabulary's order."
@@ -84,7 +87,7 @@ def _weight(learn, role):
         f'{type(get_model(learn.model)).__name__}: no {role!r} among its weights; expected a model with such a table, such as `EmbeddingDotBias`')
     return wgts[named[role][0]].cpu()
 
-# %% ../nbs/12_plots.ipynb #e4f0a4a0
+# %% ../nbs/12_plots.ipynb #0da78072
 @patch
 def plot_embeddings(self:CollabLearner,
     titles=None, # id -> title, a dictionary or a Series; None shows ids
@@ -95,6 +98,7 @@ def plot_embeddings(self:CollabLearner,
 ): # the axes
     "A map of vectors along their two principal axes, the best known with their titles."
     _sides(side)
+    _check_n(n)
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
     xy, share = _principal(_weight(self, f'{side[0]}_weight')[rows])
@@ -106,7 +110,7 @@ def plot_embeddings(self:CollabLearner,
     ax.scatter(*xy[placed].T, s=12)
     return ax
 
-# %% ../nbs/12_plots.ipynb #c1d49c4e
+# %% ../nbs/12_plots.ipynb #934dfce6
 @patch
 def plot_bias(self:CollabLearner,
     titles=None, # id -> title, a dictionary or a Series; None shows ids
@@ -117,6 +121,7 @@ def plot_bias(self:CollabLearner,
 ): # the axes
     "Bars of the largest and of the smallest biases."
     _sides(side)
+    _check_n(n)
     vocab = list(self.vocab.values())[side == 'item']
     bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
     order = np.argsort(bias, kind='stable')
@@ -126,7 +131,8 @@ def plot_bias(self:CollabLearner,
     ax, y_range = _axes(ax, 7, 1 + .23*len(order)), y_range_of(get_model(self.model))
     ax.barh(range(len(order)), bias[order], color=np.where(bias[order] < 0, 'C1', 'C0'))
     ax.set_yticks(range(len(order)), _labels(titles, vocab.ids[order]))
-    ax.set(xlabel='bias (rating points)' if y_range is None else f'bias (before the sigmoid to {y_range[0]:g} to {y_range[1]:g})', ylabel=side, ylim=(-.6, len(order)-.4))
+    unit = 'score' if getattr(self, 'ranking', None) else 'rating points'
+    ax.set(xlabel=f'bias ({unit})' if y_range is None else f'bias (before the sigmoid to {y_range[0]:g} to {y_range[1]:g})', ylabel=side, ylim=(-.6, len(order)-.4))
     return ax
 
 # %% ../nbs/12_plots.ipynb #6614b9a1
