@@ -144,11 +144,15 @@ def create_batches(self:CollabDL,
         yield from zip(*(o.split(sizes[k:k+per_block]) for o in block))
         done += n
 
+def _transformed(dl, batches):
+    "Batches as the loader's transforms leave them; without any, nothing is called for each."
+    return map(dl.after_batch, batches) if getattr(dl.after_batch, 'fs', True) else batches
+
 @patch
 def __iter__(self:CollabDL):
     self.randomize()
     self.before_iter()
-    for b in self.create_batches(self.get_idxs()): yield self.after_batch(b)
+    yield from _transformed(self, self.create_batches(self.get_idxs()))
     self.after_iter()
 
 @patch

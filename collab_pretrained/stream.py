@@ -17,7 +17,7 @@ from .core import NA, RatingsError
 from .vocab import Vocab
 from .splits import fresh_seed, _check_pct
 from .ratings import _as_frame, _cast_of, _check_casts, _column_names, _encode, _one_of, _read_numbers, _warn
-from .data import CollabDataLoaders, CollabDataset, CollabDL, SplitReport, _batch_sizes, _given_classes, _rows_of
+from .data import CollabDataLoaders, CollabDataset, CollabDL, SplitReport, _batch_sizes, _given_classes, _rows_of, _transformed
 
 # %% ../nbs/05a_stream.ipynb #2089cf2e
 def _tensors(raw):
@@ -112,7 +112,7 @@ def create_batches(self:StreamDL,
 def __iter__(self:StreamDL):
     self.randomize()
     self.before_iter()
-    for b in self.create_batches(): yield self.after_batch(b)
+    yield from _transformed(self, self.create_batches())
     self.after_iter()
 
 # %% ../nbs/05a_stream.ipynb #e5808d85
