@@ -7,14 +7,13 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/sharded.html.md"""
 # %% auto #0
 __all__ = ['ShardedEmbedding', 'ShardedMeanRowCallback', 'Pieces', 'shard_embeddings', 'save_sharded', 'load_sharded']
 
-# %% ../nbs/14a_sharded.ipynb #5bc3b367
+# %% ../nbs/14a_sharded.ipynb #0951c17a
 import json, math, re, shutil, uuid, warnings
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib
 from fastcore.basics import patch
-from fastcore.meta import delegates
 from torch import nn
 from .core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, _examples
 from .vocab import MatchReport, VocabMatch, _two_vocabs
@@ -227,12 +226,11 @@ def shard_embeddings(
     learn.opt = None
     return learn if pretrained is None else _start(learn, _source(learn, pretrained), min_overlap)
 
-# %% ../nbs/14a_sharded.ipynb #fe1f58db
+# %% ../nbs/14a_sharded.ipynb #e637fb0a
 @patch
-@delegates(Learner.export)
 def export(self:CollabLearner,
-    fname='export.pkl', # under `learn.path`
-    **kwargs
+    fname='export.pkl', # str or Path of the file, under `learn.path`
+    **kwargs # 'pickle_module' and 'pickle_protocol', as fastai takes them
 ):
     "fastai's `export`: the learner without its ratings, as a pickle."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
