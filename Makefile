@@ -1,5 +1,5 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`. `make docs` builds the site; `make nightly` runs
-# the long tests at full length, with the libraries that need a compiler.
+# the long tests at full length, with the libraries that need a compiler, and TorchRec where it is to be had.
 # Each makes its own virtual environment with PYTHON (3.10 or newer) and installs again only when a file below has changed.
 PYTHON ?= python3
 FACTS := pyproject.toml settings.ini setup.py constraints.txt
@@ -30,6 +30,7 @@ test: .venv-test/installed
 nightly: export PATH := $(DEV):$(PATH)
 nightly: .venv-test/installed
 	python -m pip install -q -c constraints.txt -e '.[dev,interop]'
+	-python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions typing-inspect mypy-extensions pyvers
 	python tools/stage_ml100k.py
 	python -m pytest tests --nightly
 
