@@ -70,7 +70,7 @@ def _which_ids(learn, which, side):
     if side not in (None, 'user', 'item'): raise VocabError(f"side={side!r}; expected 'user', 'item', or None for both")
     sides = ['users', 'items'] if side is None else [f'{side}s']
     if isinstance(which, str) and which == 'matched':
-        if learn.match_report is None: raise VocabError("which='matched', and this learner was not started from another model; expected one that was "
+        if learn.match_report is None: raise VocabError("which='matched', and this learner was not started from another model, or its ids have changed since; expected one that was "
                                                         '(`pretrained=`, `load_vocab`), or a list of ids')
         return {o: getattr(learn.match_report, o).matched for o in sides}
     if side is None: raise VocabError(f"which={which!r} without a side; expected `side='user'` or 'item' with ids, or which='matched' for both")
@@ -106,7 +106,7 @@ class AnchorCallback(Callback):
 
     def before_fit(self):
         report = self.learn.match_report
-        if report is None: raise VocabError('AnchorCallback: this learner was not started from another model; expected one that was (`pretrained=`, `load_vocab`)')
+        if report is None: raise VocabError('AnchorCallback: this learner was not started from another model, or its ids have changed since; expected one that was (`pretrained=`, `load_vocab`)')
         if self.since is report: return  # a second fit holds rows to where the first began
         self.since, params = report, dict(get_model(self.learn.model).named_parameters())
         for role, names in find_roles(params).items():
