@@ -27,7 +27,7 @@ from .files import pick_columns, read_ids, read_table, write_table
 from .evaluate import RankMetric, _answers, _errors, _rated, _y_range
 from .demo import demo, _progress, _train
 
-# %% ../nbs/15_cli.ipynb #60e47c05
+# %% ../nbs/15_cli.ipynb #98264c57
 commands = {}  # name on the command line -> function; its docments are its options
 
 class FellShort(CollabError): "What was asked for with `--min-overlap` or `--max-rmse` was not reached."
@@ -53,6 +53,9 @@ def _check_options(kwargs):
     "Raise for a number that no command can use, before anything is read."
     for k, v in kwargs.items():
         if k in _ranges and v is not None and not _ranges[k][1](v): raise RatingsError(f'--{k.replace("_", "-")} {v}; expected {_ranges[k][0]}')
+
+def _check_folder(out):
+    if out and Path(out).is_file(): raise RatingsError(f'{out}: a file; expected a folder to write to, new or not')
 
 def _end(message, status):
     print('collab-pretrained: ' + ' '.join(str(message).split()), file=sys.stderr)
@@ -143,7 +146,7 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
         return collab_learner(dls, n_factors, y_range=y_range, metrics=RankMetric('recall') if ranks else rmse, loss=loss, pretrained=source or False,
                               adapt=adapt, seed=seed)
 
-# %% ../nbs/15_cli.ipynb #f873aeec
+# %% ../nbs/15_cli.ipynb #d7c81bd1
 def cli_train(
     ratings:str, # ratings table: CSV, TSV or Parquet
     out:str, # folder to write the model to
@@ -167,6 +170,7 @@ def cli_train(
     seed:int=1, # of the split, the batches and the start values
 ):
     "Train a model on a ratings table, from scratch or from another model, and save it."
+    _check_folder(out)
     source = read_pretrained(pretrained) if pretrained else None
     df = read_table(ratings, text=[user or 0, item or 1] if text_ids else _text_columns(source, user, item))
     roles = {'user': user, 'item': item, **({} if implicit else {'rating': rating}), **({'time': time} if time else {})}
@@ -206,7 +210,7 @@ def cli_match(
 
 commands['match'] = cli_match
 
-# %% ../nbs/15_cli.ipynb #c093f76d
+# %% ../nbs/15_cli.ipynb #81612a85
 def cli_update(
     model:str, # folder of a saved model
     ratings:str, # new ratings: CSV, TSV or Parquet, with the columns of training
@@ -221,6 +225,7 @@ def cli_update(
     seed:int=1, # of what is drawn
 ):
     "Take new ratings into a saved model, known and new users and items alike, and save it."
+    _check_folder(out)
     learn = _load(model, old)
     ranks = _is_ranking(learn, max_rmse)
     df = _table_for(learn.vocab, ratings)
@@ -305,12 +310,13 @@ def cli_inspect(
 
 commands['inspect'] = cli_inspect
 
-# %% ../nbs/15_cli.ipynb #4715c3db
+# %% ../nbs/15_cli.ipynb #faeb6313
 def cli_export(
     model:str, # folder of a saved model
     out:str, # folder to write users.parquet and items.parquet to
 ):
     "Write the vectors of users and items for a search index."
+    _check_folder(out)
     for o in CollabLearner.from_pretrained(model).export_vectors(out): print(o)
 
 commands.update(export=cli_export, demo=demo)
