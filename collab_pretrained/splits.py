@@ -9,8 +9,9 @@ __all__ = ['fresh_seed', 'split_random', 'sortable_times', 'split_time', 'split_
            'split_ratings']
 
 # %% ../nbs/04a_splits.ipynb #537a7aeb
+import warnings
 import numpy as np, pandas as pd, torch
-from .core import RatingsError, canonical_ids
+from .core import RatingsError, canonical_ids, _examples
 
 # %% ../nbs/04a_splits.ipynb #ca2824d5
 def fresh_seed() -> int: # 0 to 2**62
@@ -41,7 +42,7 @@ def split_random(
 
 # %% ../nbs/04a_splits.ipynb #f8c634fd
 def sortable_times(
-    times, # one-dimensional: numbers, timestamps with or without a zone, or text that holds dates; none missing
+    times, # one-dimensional: numbers, timestamps with or without a zone, or text that holds either of these; none missing
     name='times', # what messages call it
 ) -> np.ndarray: # int64 or float64, in the same order
     "Times as numbers that sort as the times do."
@@ -49,8 +50,17 @@ def sortable_times(
     missing = np.flatnonzero(times.isna())
     if len(missing): raise RatingsError(f'{name}: {len(missing)} missing of {len(times)}, the first at position {missing[0]}; expected a time for each rating')
     if pd.api.types.is_numeric_dtype(times): return times.to_numpy()
-    try: return pd.to_datetime(times, utc=True).to_numpy('datetime64[ns]').astype(np.int64)
-    except (ValueError, TypeError) as e: raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format '
+    if pd.api.types.infer_dtype(times) == 'string':
+        numbers = pd.to_numeric(times, errors='coerce')
+        wrong = np.flatnonzero(numbers.isna())
+        if not len(wrong): return numbers.to_numpy()
+        if len(wrong) < len(times)/2: raise RatingsError(f'{name}: {_examples(times[wrong])} among numbers, at position {_examples(wrong)}; expected a number for each rating: '
+                                                         'correct these rows, or leave them out')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
+            return pd.to_datetime(times, utc=True).to_numpy('datetime64[ns]').astype(np.int64)
+    except (ValueError, TypeError, UserWarning) as e: raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format '
                                                             f'({str(e).splitlines()[0]}); expected numbers, timestamps or dates as text') from None
 
 # %% ../nbs/04a_splits.ipynb #1a913b87
