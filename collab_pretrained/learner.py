@@ -115,6 +115,7 @@ class CollabLearner(LeanLearner):
         return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
     def create_opt(self):
+        "Make the optimizer; without `wd_bias` it leaves the biases of users and items as large as they are."
         super().create_opt()
         self._flag_biases()
 
