@@ -128,6 +128,14 @@ class CollabDL(TfmdDL):
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
 # %% ../nbs/05_data.ipynb #782ea12a
+def _slices(tensors, sizes):
+    "Batches of `sizes` rows, made a few at a time: a slice that is used at once is still in the cache."
+    done = 0
+    for k in range(0, len(sizes), 256):
+        some = sizes[k:k+256]
+        yield from zip(*(o.narrow(0, done, sum(some)).split(some) for o in tensors))
+        done += sum(some)
+
 @patch
 def create_batches(self:CollabDL,
     samps, # positions of the rows to visit, in order: an array or any iterable of integers
@@ -141,7 +149,7 @@ def create_batches(self:CollabDL,
         n = sum(sizes[k:k+per_block])
         idx = idxs[done:done+n].to(ds.tensors[0].device)
         block = to_device(tuple(o.index_select(0, idx) for o in ds.tensors), device)
-        yield from zip(*(o.split(sizes[k:k+per_block]) for o in block))
+        yield from _slices(block, sizes[k:k+per_block])
         done += n
 
 def _transformed(dl, batches):

@@ -17,7 +17,7 @@ from .core import NA, RatingsError
 from .vocab import Vocab
 from .splits import fresh_seed, _check_pct
 from .ratings import _as_frame, _cast_of, _check_casts, _column_names, _encode, _one_of, _read_numbers, _warn
-from .data import CollabDataLoaders, CollabDataset, CollabDL, SplitReport, _batch_sizes, _given_classes, _rows_of, _transformed
+from .data import CollabDataLoaders, CollabDataset, CollabDL, SplitReport, _batch_sizes, _given_classes, _rows_of, _slices, _transformed
 
 # %% ../nbs/05a_stream.ipynb #2089cf2e
 def _tensors(raw):
@@ -103,10 +103,10 @@ def create_batches(self:StreamDL,
     for window in _windows(self):
         raw = torch.cat((rest, torch.from_numpy(window).to(self.device)))
         n = max(len(raw) - 2, 0)//bs*bs  # a last batch of one row would join the one before
-        yield from zip(*(o.split([bs]*(n//bs)) for o in _tensors(raw[:n])))
+        yield from _slices(_tensors(raw[:n]), [bs]*(n//bs))
         rest = raw[n:]
     sizes = _batch_sizes(len(rest), bs, self.drop_last)
-    yield from zip(*(o.split(sizes) for o in _tensors(rest[:sum(sizes)])))
+    yield from _slices(_tensors(rest[:sum(sizes)]), sizes)
 
 @patch
 def __iter__(self:StreamDL):
