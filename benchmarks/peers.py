@@ -18,7 +18,7 @@ def ours(train, valid):
     dls = CollabDataLoaders.from_df(df, bs=1024, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid))))
     learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=1., wd_bias=False)
     def fit():
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(6, 1.4e-2)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1.4e-2)
     def predict():
         with learn.no_bar(): return learn.get_preds()[0].numpy()
     return fit, predict
