@@ -125,13 +125,19 @@ def _mapped(folder):
     return {k: Pieces(v, f'{k} in {folder}') for k, v in res.items()}
 
 # %% ../nbs/14a_sharded.ipynb #0f772618
+def _read_signed(path, maker, remedy=''):
+    "The configuration in the file `path`, as `maker` wrote it."
+    if not path.is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected a folder that `{maker}` wrote{remedy}')
+    try: config = json.loads(path.read_bytes())
+    except ValueError as e: raise CheckpointError(f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
+    if not isinstance(config, dict) or config.get('checksum') != _checksum(config): raise CheckpointError(f'{path}: changed since it was saved; expected it as `{maker}` wrote it')
+    return config
+
 def _read_sharded(folder):
     "The configuration of what `save_sharded` wrote, and the folder with its files."
     path = Path(folder)/'sharded.json'
-    if not path.is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected a folder that `save_sharded` wrote')
-    try: config = json.loads(path.read_bytes())
-    except ValueError as e: raise CheckpointError(f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
-    if not isinstance(config, dict) or config.get('checksum') != _checksum(config) or not re.fullmatch('[0-9a-f]{32}', str(config.get('files'))): raise CheckpointError(f'{path}: changed since it was saved; expected it as `save_sharded` wrote it')
+    config = _read_signed(path, 'save_sharded')
+    if not re.fullmatch('[0-9a-f]{32}', str(config.get('files'))): raise CheckpointError(f'{path}: names no files; expected it as `save_sharded` wrote it')
     return config, path.parent/config['files']
 
 def _source(learn, pretrained):

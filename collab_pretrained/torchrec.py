@@ -15,11 +15,11 @@ from fastai.torch_core import get_model
 from .core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, _examples
 from .vocab import _two_vocabs
 from .roles import find_roles, roles
-from .checkpoint import _checksum, _config_bytes, _fingerprint, _json_columns
+from .checkpoint import _config_bytes, _fingerprint, _json_columns
 from .models import describe
 from .learner import CollabLearner
 from .distributed import share_of, _is_sharded
-from .sharded import Pieces, _check_together, _checkpoint, _mapped, _start
+from .sharded import Pieces, _check_together, _checkpoint, _mapped, _read_signed, _start
 
 # %% ../nbs/14d_torchrec.ipynb #9f3281e3
 def _side_by_side(tables):
@@ -77,10 +77,7 @@ def to_torchrec(
 def _numbering(folder):
     "The vocabulary and the configuration that `to_torchrec` wrote."
     path = Path(folder)/'torchrec.json'
-    if not path.is_file(): raise CheckpointNotFoundError(f"{path}: no such file; expected a folder that `to_torchrec` wrote: say with `vocab=` which ids TorchRec's rows have")
-    try: config = json.loads(path.read_bytes())
-    except ValueError as e: raise CheckpointError(f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
-    if not isinstance(config, dict) or config.get('checksum') != _checksum(config): raise CheckpointError(f'{path}: changed since it was saved; expected it as `to_torchrec` wrote it')
+    config = _read_signed(path, 'to_torchrec', ': say with `vocab=` which ids TorchRec\'s rows have')
     vocab = _json_columns(path.with_name('vocab.json'), path.with_name('vocab.json').read_bytes())
     if _fingerprint(_two_vocabs(vocab, folder)[0]) != config['vocab']: raise CheckpointError(f'{path.with_name("vocab.json")}: not the vocabulary that the model was saved with')
     return vocab, config
