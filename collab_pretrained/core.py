@@ -120,7 +120,7 @@ def planted_ratings(
     for period, (u0, i0) in enumerate([(0, 0), (gone_u, gone_i)]):
         p = popularity[u0:u0+n_users, i0:i0+n_items]  # the most popular pairs that are left: a weighted draw without replacement
         if half*2 > p.size: raise RatingsError(f'planted_ratings: {half} ratings a period of {n_users} users x {n_items} items; expected at most {p.size//2}')
-        pairs = np.argpartition(-p, half, axis=None)[:half]
+        pairs = np.sort(np.argpartition(-p, half, axis=None)[:half])  # which come first differs with the processor
         u, i = np.unravel_index(rng.permutation(pairs), p.shape)
         p[u, i] = -np.inf
         tables.append(pd.DataFrame({'user': u+u0, 'item': i+i0, 'period': ('early', 'late')[period]}))
