@@ -100,7 +100,7 @@ def _plot_curves(curves, path):
 def _print_recommendations(learn, titles):
     "Five items for the busiest user that is new, and for the busiest that is not."
     users, ds = learn.match_report.users, learn.dls.train.dataset
-    busy = np.bincount(ds.tensors[0][:,0].numpy(), minlength=len(users.new_vocab))[users.new_vocab.id_rows]
+    busy = np.bincount(ds.tensors[0][:,0].cpu().numpy(), minlength=len(users.new_vocab))[users.new_vocab.id_rows]
     for known, what in ((False, 'new'), (True, 'known to the earlier model')):
         those = np.flatnonzero((users.rows[users.new_vocab.id_rows] >= 0) == known)
         if not len(those): print(f'No user is {what}.\n'); continue

@@ -164,7 +164,7 @@ def _differs(saved, current):
 @patch
 def load(self:CollabLearner,
     file, # str or Path under `path/model_dir`, as given to `save`
-    device=None, # where the optimizer's state goes; None means the loaders' device
+    device=None, # where the optimizer's state goes; None means where the model is, which `with_opt` takes to the loaders' device
     with_opt:bool=True, # whether to load the optimizer's state, where the file has it
     strict:bool=True, # whether every weight must be in the file and every one in the file in the model
     weights_only:bool=True, # fastai's callbacks give it; whatever it says, nothing that a file brings along is run
@@ -191,6 +191,7 @@ def load(self:CollabLearner,
 
 def _give_opt(learn, pre, give):
     "Give the learner's optimizer the state of that of `pre`, by `give(state, names)`, and warn of what it doesn't get; returns the names that got some."
+    if (device := getattr(learn.dls, 'device', None)) is not None: learn.model.to(device)  # as `fit` will: moments stand where their weights do
     if learn.opt is None: learn.create_opt()
     opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
     if opt is None: return warnings.warn(f'{pre.name}: saved without the optimizer; its moments start at zero (`with_opt=False` says that you know)', CollabWarning, stacklevel=3) or []

@@ -56,23 +56,34 @@ fills = {'mean': lambda u: u.mean(), 'popular': _popular, 'normal': _normal, 'ra
 # %% ../nbs/02_match.ipynb #fc9fe6d1
 def nearest(
     features, # a DataFrame: the index holds ids, the columns numbers (genres as 0 and 1, text vectors, ...)
-    k:int=10, # how many of the most similar old ids are averaged, 1 or more
+    k:int=10, # how many of the most similar old ids are averaged, 1 or more, and with them those as similar as the last of them
 ) -> Callable: # to be given as `unseen=`
     "Fill with the mean of the `k` old rows whose ids are most alike by cosine of `features`, weighted by it; the mean row where no id is alike."
+    if k < 1: raise VocabError(f'k={k}; expected 1 or more old ids to average')
+    place, vecs = Vocab(features.index, 'the index of the features'), _unit_features(features)
     def fill(u:Unseen):
-        place = Vocab(features.index, 'the index of the features')
-        vecs = torch.nn.functional.normalize(torch.tensor(features.to_numpy(), dtype=torch.float32), dim=1)
         old, new = (torch.from_numpy(place.rows(ids)) for ids in (u.old_ids, u.new_ids))
         res = u.mean().expand(len(new), -1).clone()
         known, asked = torch.nonzero(old >= 0)[:,0], torch.nonzero(new >= 0)[:,0]
         if not len(known): return res
-        for part in asked.split(1024):
-            alike, which = (vecs[new[part]] @ vecs[old[known]].T).topk(min(k, len(known)))
-            alike = alike.clamp(min=0)
-            rows = (alike[...,None].to(res) * u.rows[known[which]]).sum(1) / alike.sum(1, keepdim=True).to(res)
-            res[part] = torch.where(alike.sum(1, keepdim=True) > 0, rows, res[part])
+        old_vecs, old_rows = vecs[old[known]], u.rows[known].to(res)
+        for part in asked.split(max(1, 2**24//len(known))):
+            alike = vecs[new[part]] @ old_vecs.T
+            last = alike.topk(min(k, len(known))).values[:,-1:]
+            share = torch.where(alike > last - 1e-6, alike.clamp(min=0), 0).to(res)
+            total = share.sum(1, keepdim=True)
+            res[part] = torch.where(total > 0, share @ old_rows / total, res[part])
         return res
     return fill
+
+def _unit_features(features):
+    "The rows of a table of numbers, float32 of length 1."
+    other = features.select_dtypes(exclude=['number', 'bool']).columns
+    if len(other): raise VocabError(f'features: the column {other[0]!r} is of type {features[other[0]].dtype}; expected numbers: text as vectors, categories as a column of 0 and 1 for each')
+    vecs = torch.from_numpy(features.to_numpy(dtype=np.float32, na_value=np.nan))
+    odd = features.index[~vecs.isfinite().all(1).numpy()]
+    if len(odd): raise VocabError(f'features: {len(odd)} rows hold what is no finite number ({_examples(list(odd))}); expected a number in every column: fill them, or leave those ids out')
+    return torch.nn.functional.normalize(vecs, dim=1)
 
 # %% ../nbs/02_match.ipynb #e7bdca6b
 def _id_rows(table, vocab):

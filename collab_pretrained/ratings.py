@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import CollabWarning, RatingsError, canonical_ids, _examples
+from .core import CollabWarning, RatingsError, canonical_ids, factorize_ids, _ascending, _examples
 from .vocab import id_casts
 from .splits import sortable_times
 
@@ -70,13 +70,6 @@ def _factorize(ints):
     more, new = (_factorize if len(rest) < len(ints)/2 else pd.factorize)(ints[rest])
     codes[rest] = more + len(known)
     return codes, np.append(known, new)
-
-def _ascending(codes, ids):
-    "Codes into the distinct `ids`, and these, for ids in ascending order; Python sorts its texts in a third of numpy's time."
-    order = np.argsort(ids) if ids.dtype != object else np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)
-    rank = np.empty(len(ids), dtype=np.int32)
-    rank[order] = np.arange(len(ids))
-    return rank[codes], ids[order]
 
 def _number(ints):
     "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
@@ -142,6 +135,7 @@ def _distinct(values):
     if dtype == object and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
         return np.arange(len(values)), values.to_numpy()  # True == 1 == 1.0, and factorize would make one of them
     if dtype.type is str and getattr(dtype, 'storage', 'pyarrow') == 'pyarrow': return _distinct_texts(values)
+    if dtype == object or dtype.type is str: return factorize_ids(values.to_numpy(object))
     try: return pd.factorize(values)
     except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # pyarrow's lists and the like, which `canonical_ids` refuses
 
@@ -172,8 +166,7 @@ def _encode(
     codes, ids = _distinct(values)
     if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
     ids = canonical_ids(ids, f'column {name!r}')
-    order, ids = pd.factorize(ids)
-    if not isinstance(values.dtype, pd.CategoricalDtype): order, ids = _ascending(order, ids)
+    order, ids = factorize_ids(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
     is_sorted = np.array_equal(order, np.arange(len(order)))
     return (codes if is_sorted else order.take(codes)).astype(np.int32, copy=False), ids
 

@@ -11,7 +11,7 @@ __all__ = ['fresh_seed', 'split_random', 'sortable_times', 'split_time', 'split_
 # %% ../nbs/04a_splits.ipynb #537a7aeb
 import warnings
 import numpy as np, pandas as pd, torch
-from .core import RatingsError, canonical_ids, _examples
+from .core import RatingsError, canonical_ids, factorize_ids, _examples
 
 # %% ../nbs/04a_splits.ipynb #ca2824d5
 def fresh_seed() -> int: # 0 to 2**62
@@ -82,7 +82,7 @@ def split_time(
 # %% ../nbs/04a_splits.ipynb #2c8e7811
 def _split_last(users, times, n_valid):
     "Hold out the last `n_valid(counts)` ratings of each user, where `counts` (int64) says how many each has."
-    users = pd.factorize(canonical_ids(users, 'users'))[0]
+    users = factorize_ids(canonical_ids(users, 'users'))[0]
     times = np.arange(len(users)) if times is None else sortable_times(times)
     if len(times) != len(users): raise RatingsError(f'{len(users)} users and {len(times)} times; expected one of each for a rating')
     order, counts = np.lexsort((times, users)), np.bincount(users)
@@ -118,7 +118,7 @@ def split_by_id(
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Hold out some ids with all their ratings."
     _check_pct(valid_pct)
-    rows, distinct = pd.factorize(canonical_ids(ids), sort=True)
+    rows, distinct = factorize_ids(canonical_ids(ids), sort=True)
     n_valid = max(min(round(valid_pct*len(distinct)), len(distinct) - 1), 0)
     held_out = np.zeros(len(distinct), dtype=bool)
     held_out[_shuffled(len(distinct), seed)[:n_valid]] = True
