@@ -44,8 +44,8 @@ def _normal(u:Unseen, scale=.1):
     mean = u.mean()
     centred = u.rows.to(mean.dtype) - mean
     var, axes = torch.linalg.eigh(centred.T @ centred / (len(u.rows)-1))  # eigh and not cholesky: the covariance may be singular
-    noise = torch.randn(len(u.new_ids), len(mean), generator=u.generator).to(mean)
-    return mean + scale * noise * var.clamp(min=0).sqrt() @ axes.T
+    root = axes * var.clamp(min=0).sqrt() @ axes.T  # the same whatever sign an axis has, which differs with the device
+    return mean + scale * torch.randn(len(u.new_ids), len(mean), generator=u.generator).to(mean) @ root
 
 def _random(u:Unseen):
     noise = torch.empty(len(u.new_ids), u.rows.shape[1])
@@ -80,7 +80,7 @@ def _unit_features(features):
     "The rows of a table of numbers, float32 of length 1."
     other = features.select_dtypes(exclude=['number', 'bool']).columns
     if len(other): raise VocabError(f'features: the column {other[0]!r} is of type {features[other[0]].dtype}; expected numbers: text as vectors, categories as a column of 0 and 1 for each')
-    vecs = torch.from_numpy(features.to_numpy(dtype=np.float32, na_value=np.nan))
+    vecs = torch.tensor(features.to_numpy(dtype=np.float32, na_value=np.nan))
     odd = features.index[~vecs.isfinite().all(1).numpy()]
     if len(odd): raise VocabError(f'features: {len(odd)} rows hold what is no finite number ({_examples(list(odd))}); expected a number in every column: fill them, or leave those ids out')
     return torch.nn.functional.normalize(vecs, dim=1)
