@@ -87,7 +87,7 @@ def implicit(kind, **kwargs):
         return model.user_factors @ model.item_factors.T, time.process_time() - start
     return fit
 
-EPOCHS = {BPR: 8, WARP: 10, Softmax: 7}
+EPOCHS = {BPR: 9, WARP: 10, Softmax: 7}
 
 def ways(validations):
     res = {'popularity': popularity, **{cls.__name__.lower(): ours(cls(LIKED), n, validations) for cls, n in EPOCHS.items()}}

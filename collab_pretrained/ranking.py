@@ -34,8 +34,12 @@ class UnseenItems:
         self.users, self.items = keys//n_items, keys%n_items
         self.counts = torch.bincount(self.users, minlength=n_users)
         self.starts, self.free = self.counts.cumsum(0) - self.counts, n_items - self.counts
-        passed = self.items - (torch.arange(len(keys), device=x.device) - self.starts[self.users])  # unseen items before each seen one
-        self.passed, self.n_items = self.users*(n_items+1) + passed, n_items
+        self.n_items, self.left, self.passed = n_items, None, None
+        if n_users*n_items <= 2**24:  # what each user has not seen, user after user
+            free = torch.ones(n_users*n_items, dtype=torch.bool, device=x.device).index_fill_(0, keys, False)
+            self.left, self.left_starts = (free.nonzero()[:,0]%n_items).int(), self.free.cumsum(0) - self.free
+        else:  # unseen items before each seen one
+            self.passed = self.users*(n_items+1) + self.items - (torch.arange(len(keys), device=x.device) - self.starts[self.users])
 
 # %% ../nbs/06b_ranking.ipynb #016ebad2
 @patch
@@ -62,12 +66,9 @@ def draw(self:UnseenItems,
     generator:torch.Generator, # on the device of `users`
 ) -> Tensor: # int64 (n, k), rows of items, each unseen one as likely as the other, with replacement
     "Items that users haven't seen."
-    place = torch.randint(2**62, (len(users), k), generator=generator, device=users.device)%self.free[users,None]
-    own, of = users.unique(return_inverse=True)
-    if len(own)*self.n_items > 16*place.numel():
-        return place + torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True) - self.starts[users,None]
-    free, left = self.free[own], (~self.mask(own)).flatten().nonzero()[:,0]  # a few users' unseen items, in a row
-    return left[(free.cumsum(0) - free)[of,None] + place]%self.n_items
+    place = torch.randint(2**31, (len(users), k), generator=generator, device=users.device).mul_(self.free[users,None]) >> 31  # a share of them, rounded down
+    if self.left is None: return place + torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True) - self.starts[users,None]
+    return self.left.index_select(0, place.add_(self.left_starts[users,None]).flatten()).view_as(place).long()
 
 # %% ../nbs/06b_ranking.ipynb #f27fdd62
 def bpr_loss(
@@ -85,10 +86,9 @@ def warp_choose(
     margin:float, # by how much a seen item should stand above
 ) -> tuple: # int64 (n,), the first column that comes too near; (n,), its weight, 0 where none does
     "The first unseen item that comes too near, and a weight that grows with the rank which so early a find tells of."
-    near = neg > pos[:,None] - margin
-    col = near.float().argmax(1)
+    found, col = (neg > pos[:,None] - margin).max(1)  # of equals the first
     rank = (n_unseen//(col + 1)).clamp(min=1)
-    return col, (torch.digamma(rank.to(pos.dtype) + 1) + np.euler_gamma)*near.any(1)
+    return col, (torch.digamma(rank.to(pos.dtype) + 1) + np.euler_gamma)*found
 
 # %% ../nbs/06b_ranking.ipynb #dfa2707e
 def softmax_loss(
@@ -129,12 +129,15 @@ class RankingDL(CollabDL):
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
         rng, users = np.random.default_rng((self.seed % 2**64, self.epoch)), self.dataset.tensors[0][:,0].cpu().numpy()[self.liked]
-        return self.liked[(rng.permutation(users.max(initial=-1) + 1)[users] + rng.random(len(users))).argsort()]
+        order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
+        if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
+        return self.liked[order[turn[users[order]].argsort(kind='stable')]]
 
 # %% ../nbs/06b_ranking.ipynb #532f2f2a
 class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
     name, lr, wd, needs_dot, n_neg = 'ranking', .1, .75, False, 1  # lr and wd are those of ten batches an epoch
+    order, pairs = 60, None  # after callbacks that change a batch; a batch's pairs, while the model is asked
     def __init__(self,
         min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the training part; None if every row does
         n_neg:int=None, # unseen items to compare with, 1 or more; None for the loss's own number
@@ -144,7 +147,7 @@ class Ranking(Callback):
         if n_neg is not None and n_neg < 1: raise RatingsError(f'n_neg={n_neg}; expected 1 or more items to compare with')
         self.min_rating, self.n_neg, self.seed, self.unseen, self.generator = min_rating, n_neg or self.n_neg, seed, {}, None
 
-    def __getstate__(self): return {**self.__dict__, 'unseen': {}, 'generator': None}
+    def __getstate__(self): return {**self.__dict__, 'unseen': {}, 'generator': None, 'pairs': None}
     def __repr__(self): return f'{type(self).__name__}(min_rating={self.min_rating!r}, n_neg={self.n_neg})'
     def config(self): return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
 
@@ -187,55 +190,104 @@ def _unseen(self:Ranking):
 
 # %% ../nbs/06b_ranking.ipynb #4fd07d54
 @patch
+def asks_itself(self:Ranking) -> bool: # true for a dot product, whose tables answer for themselves
+    "Whether the loss needs no answers to the pairs of a batch."
+    return hasattr(get_model(self.learn.model), 'i_weight')
+
+@patch
+def before_batch(self:Ranking):
+    "Ask the model for no pairs in vain."
+    if self.learn.training and self.asks_itself(): self.pairs, self.learn.xb = self.learn.xb, (self.learn.xb[0][:0],)
+
+@patch
+def after_pred(self:Ranking):
+    if self.pairs is not None: self.learn.xb, self.pairs = self.pairs, None
+
+@patch
 def loss_func(self:Ranking,
-    pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch
+    pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch; or none, where it `asks_itself`
     y:Tensor, # (n, 1): their ratings
     reduction:str='mean', # or 'none'
 ) -> Tensor: # (); or (n,), with zeros for what wasn't liked
     "The loss of a batch."
     x, pos, (unseen, min_rating) = self.learn.xb[0], pred.flatten(), self._unseen()
     use = _liked(y, min_rating) & (unseen.free[x[:,0]] > 0)
-    if not use.all(): x, pos = x[use], pos[use]
+    if not use.all(): x, pos = x[use], pos[use] if len(pos) else pos
     res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
     return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
+class _ScoresOfAll(torch.autograd.Function):
+    "Some places of a dot product with all items, laid out flat; a user's own bias left out."
+    @staticmethod
+    def forward(ctx, u, i_weight, i_bias, places):
+        ctx.save_for_backward(u, i_weight, places)
+        return torch.addmm(i_bias[:,0], u, i_weight.T).flatten().index_select(0, places)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        u, i_weight, places = ctx.saved_tensors
+        g = grad.new_zeros(len(u)*len(i_weight)).index_add_(0, places, grad).view(len(u), -1)
+        return g @ i_weight, g.T @ u, g.sum(0)[:,None], None
+
 @patch
-def all_scores(self:Ranking,
-    users:Tensor, # int64 (m,), rows
-) -> Tensor: # (m, n_items)
-    "What a dot product answers to each user and all rows of items."
-    model = get_model(self.learn.model)
-    return torch.addmm(model.i_bias.weight[:,0], model.u_weight(users), model.i_weight.weight.T) + model.u_bias(users)
+def _all_items(self:Ranking, users, items):
+    "The tables that give a few users' scores of all items, and where among these each user's begin (n, 1); None where pair by pair is less work."
+    model, (own, of) = get_model(self.learn.model), users.unique(return_inverse=True)
+    width = self._unseen()[0].n_items
+    if not hasattr(model, 'i_weight') or len(own)*width > 16*items.numel(): return None
+    return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
 
 @patch
 def scores(self:Ranking,
     users:Tensor, # int64 (n,), rows
     items:Tensor, # int64 (n, k), rows
-) -> Tensor: # (n, k)
-    "What the model answers to each user and their `k` items: all items at once for a few users, where that is less work."
-    own, of = users.unique(return_inverse=True)
-    width = self._unseen()[0].n_items
-    if not hasattr(get_model(self.learn.model), 'i_weight') or len(own)*width > 16*items.numel():
-        return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
-    return self.all_scores(own).flatten().index_select(0, (of[:,None]*width + items).flatten()).view(items.shape)
+) -> Tensor: # (n, k), up to what is the same for all of a user's items
+    "What the model answers to each user and their `k` items."
+    found = self._all_items(users, items)
+    if found is None: return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
+    tables, starts = found
+    return _ScoresOfAll.apply(*tables, (starts + items).flatten()).view(items.shape)
 
 # %% ../nbs/06b_ranking.ipynb #e236d1bc
 class BPR(Ranking):
     "Each liked item against some unseen ones."
-    n_neg, lr, wd = 10, .15, .7
+    n_neg, lr, wd = 7, .2, .7
     def _losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
         pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
         return bpr_loss(pos[:,0], neg)
 
 # %% ../nbs/06b_ranking.ipynb #f46199c1
+class _WarpOfAll(torch.autograd.Function):
+    "WARP's loss over a dot product with all items, laid out flat."
+    @staticmethod
+    def forward(ctx, u, i_weight, i_bias, pos_places, neg_places, n_unseen, margin):
+        p = torch.addmm(i_bias[:,0], u, i_weight.T).flatten()
+        pos, neg = p.index_select(0, pos_places), p.index_select(0, neg_places.flatten()).view_as(neg_places)
+        col, weight = warp_choose(pos, neg, n_unseen, margin)
+        nearest, places = (o.gather(1, col[:,None])[:,0] for o in (neg, neg_places))
+        ctx.save_for_backward(u, i_weight, pos_places, places, weight)
+        return weight*(margin - pos + nearest)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        u, i_weight, pos_places, neg_places, weight = ctx.saved_tensors
+        pull = grad*weight
+        g = grad.new_zeros(len(u)*len(i_weight)).index_add_(0, neg_places, pull).index_add_(0, pos_places, pull, alpha=-1).view(len(u), -1)
+        return g @ i_weight, g.T @ u, g.sum(0)[:,None], *[None]*4
+
 class WARP(Ranking):
     "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
-    n_neg, lr, wd, margin = 10, .06, 1., 1.
+    n_neg, lr, wd, margin = 8, .08, 1.2, 1.
     def _losses(self, x, pos, unseen):
-        items = unseen.draw(x[:,0], self.n_neg, self.generator)
+        items, free = unseen.draw(x[:,0], self.n_neg, self.generator), unseen.free[x[:,0]]
+        if found := self._all_items(x[:,0], items):
+            tables, starts = found
+            return _WarpOfAll.apply(*tables, starts[:,0] + x[:,1], starts + items, free, self.margin)
         pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
-        col, weight = warp_choose(pos.detach()[:,0], neg.detach(), unseen.free[x[:,0]], self.margin)
+        col, weight = warp_choose(pos.detach()[:,0], neg.detach(), free, self.margin)
         return weight*F.relu(self.margin - pos + neg.gather(1, col[:,None]))[:,0]
 
 # %% ../nbs/06b_ranking.ipynb #653ba081
@@ -266,9 +318,10 @@ class _SoftmaxOfAll(torch.autograd.Function):
 class Softmax(Ranking):
     "Each liked item against all unseen ones, or `n_neg` where there are more."
     n_neg, needs_dot = 8192, True
+    def asks_itself(self): return len(get_model(self.learn.model).i_weight.weight) - 1 <= self.n_neg
     def _losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
-        if unseen.n_items - 1 <= self.n_neg:
+        if self.asks_itself():
             return _SoftmaxOfAll.apply(model.u_weight(users), model.i_weight.weight, model.i_bias.weight, of, x[:,1], unseen.mask(users))
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
