@@ -28,6 +28,7 @@ class UnseenItems:
         x:Tensor, # int64 (n, 2): rows of users and of the items that they have seen, in any order
         n_users:int, # rows of users
         n_items:int, # rows of items; row 0 is '#na#', which nobody is offered
+        max_list:int=2**24, # where all users and items make no more pairs, what is left is kept as a list, of 4 bytes a pair; else it is searched for
     ):
         na = torch.arange(n_users, device=x.device)*n_items
         keys = torch.cat([x[:,0]*n_items + x[:,1], na]).unique()
@@ -35,7 +36,7 @@ class UnseenItems:
         self.counts = torch.bincount(self.users, minlength=n_users)
         self.starts, self.free = self.counts.cumsum(0) - self.counts, n_items - self.counts
         self.n_items, self.left, self.passed = n_items, None, None
-        if n_users*n_items <= 2**24:  # what each user has not seen, user after user
+        if n_users*n_items <= max_list:  # what each user has not seen, user after user
             free = torch.ones(n_users*n_items, dtype=torch.bool, device=x.device).index_fill_(0, keys, False)
             self.left, self.left_starts = (free.nonzero()[:,0]%n_items).int(), self.free.cumsum(0) - self.free
         else:  # unseen items before each seen one
