@@ -232,7 +232,7 @@ _kinds = {'int': 'integers', 'text': 'text'}
 def _rows_of(
     vocab, # `Vocab`
     ids, # distinct ids of a column
-    counts, # (len(ids),), integers, how many ratings each of them has
+    counts, # (len(ids),), integers, how many ratings each of them has; None with `is_expected`
     name, # of the column, for messages
     is_expected=False, # say nothing of ids that `vocab` lacks?
 ): # int64, the row of each of `ids`
@@ -298,7 +298,7 @@ def _split(table, splits, valid_pct, seed):
 def _rows(table, classes, is_own=False):
     "For users and for items, the row of each distinct id; ids that a vocabulary of the table's own lacks were rare, which is no news."
     sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items))
-    return [_rows_of(vocab, ids, np.bincount(codes, minlength=len(ids)), name, is_own) for (name, vocab), ids, codes in sides]
+    return [_rows_of(vocab, ids, None if is_own else np.bincount(codes, minlength=len(ids)), name, is_own) for (name, vocab), ids, codes in sides]
 
 def _dataset(table, idx, rows, classes, id_cast):
     "The rows `idx` of `table` as a `CollabDataset`."

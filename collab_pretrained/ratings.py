@@ -61,11 +61,22 @@ def _column_names(cols, user_name=None, item_name=None, rating_name=None, implic
     return [*names.values(), None][:3]
 
 # %% ../nbs/04b_ratings.ipynb #a562ba2a
+def _look_up(known, ints):
+    "The place of each of `ints` in `known`, -1 where it has none, of 64 bits both: in a table by hash, whose slots remember the last to come, then in pandas' index."
+    bits = len(known).bit_length() + 2
+    known_at, at = ((o.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64) for o in (known, ints))
+    slots = np.full(2**bits, -1, dtype=np.int32)
+    slots[known_at] = np.arange(len(known))
+    codes = slots.take(at)
+    rest = np.flatnonzero(known.take(codes) != ints)
+    codes[rest] = pd.Index(known).get_indexer(ints[rest])
+    return codes
+
 def _factorize(ints):
     "`pd.factorize`, whose table is large enough for as many values as there are rows: here it is of what a sample has, and looked up in."
     if len(ints) < 2**16: return pd.factorize(ints)
     known = pd.unique(ints[::8])
-    codes = pd.Index(known).get_indexer(ints)
+    codes = _look_up(known, ints)
     rest = np.flatnonzero(codes < 0)
     more, new = (_factorize if len(rest) < len(ints)/2 else pd.factorize)(ints[rest])
     codes[rest] = more + len(known)
@@ -88,7 +99,7 @@ def _shared_bytes(texts):
 
 def _text_keys(
     texts, # pyarrow `LargeStringArray`, none missing
-    part=2**13, # texts at a time, so that they stay in the cache
+    part=2**15, # texts at a time, so that they stay in the cache
 ) -> list: # of one or two (n,) uint64 that together tell any two texts apart; None where texts are too long for it
     "Texts as integers: the bytes that they don't share, and in the last one's lowest byte how many there are."
     import pyarrow.compute as pc
@@ -117,9 +128,7 @@ def _distinct_texts(values):
     codes, known = _factorize(keys.pop(0))
     if keys:
         more, tails = _factorize(keys.pop())
-        codes *= len(tails)
-        codes += more
-        codes, known = _number(codes)
+        codes, known = _number(codes.astype(np.int64)*len(tails) + more)
     one_each = np.empty(len(known), dtype=np.int32)
     one_each[codes] = np.arange(len(codes), dtype=np.int32)
     return codes, texts.take(pa.array(one_each)).to_numpy(zero_copy_only=False)
@@ -278,6 +287,25 @@ def _last_of_pairs(pairs, times):
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
 
 # %% ../nbs/04b_ratings.ipynb #551cceec
+def _in_order_again(pairs):
+    "Those of `pairs` that have been there before, ascending."
+    in_order = np.sort(pairs)
+    return in_order[1:][in_order[1:] == in_order[:-1]]
+
+def _n_again(pairs, n_pairs):
+    "How many of `pairs`, integers below `n_pairs`, have been there before: by a bit for each that there may be, or in order where those are many."
+    if n_pairs > 64*len(pairs): return len(_in_order_again(pairs))
+    seen = np.zeros(n_pairs//64 + 1, dtype=np.uint64)
+    for k in range(0, len(pairs), 2**16):  # parts that stay in the cache
+        part = pairs[k:k+2**16]
+        np.bitwise_or.at(seen, (part >> 6).astype(np.intp), np.uint64(1) << (part & 63).astype(np.uint64))
+    return len(pairs) - int(np.bitwise_count(seen).sum())
+
+def _one_again(pairs, n=2**12):
+    "One of `pairs` that has been there before, out of the first `n` if it can be."
+    again = _in_order_again(pairs[:n])
+    return int(again[0]) if len(again) else _one_again(pairs, 4*n)
+
 @patch
 def merge_repeats(self:Ratings,
     how='keep', # 'keep' all rows, make one of each pair by its 'last' or by their 'mean', or 'raise'
@@ -288,11 +316,11 @@ def merge_repeats(self:Ratings,
     pairs = self.users.astype(np.uint32 if len(self.user_ids)*n_items < 2**32 else np.int64)
     pairs *= n_items
     pairs += self.items.astype(pairs.dtype, copy=False)
-    in_order = np.sort(pairs)
-    again = in_order[1:][in_order[1:] == in_order[:-1]]
-    if not len(again): return self
-    pair = _examples([self.user_ids[again[0]//n_items], self.item_ids[again[0]%n_items]])
-    said = f'{len(again)} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, such as ({pair})'
+    n_again = _n_again(pairs, len(self.user_ids)*n_items)
+    if not n_again: return self
+    user, item = divmod(_one_again(pairs), n_items)
+    pair = _examples([self.user_ids[user], self.item_ids[item]])
+    said = f'{n_again} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, such as ({pair})'
     if how == 'raise': raise RatingsError(f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
     _warn(f"{said}: " + ("all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by {how!r}'))
     if how == 'keep': return self
