@@ -297,8 +297,11 @@ def _split(table, splits, valid_pct, seed):
 # %% ../nbs/05_data.ipynb #dbaf07cd
 def _rows(table, classes, is_own=False):
     "For users and for items, the row of each distinct id; ids that a vocabulary of the table's own lacks were rare, which is no news."
-    sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items))
-    return [_rows_of(vocab, ids, None if is_own else np.bincount(codes, minlength=len(ids)), name, is_own) for (name, vocab), ids, codes in sides]
+    res = []
+    for (name, vocab), ids, codes in zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items)):
+        if is_own: res.append(np.arange(1, len(vocab)) if len(vocab) == len(ids) + 1 else _rows_of(vocab, ids, None, name, True))  # after '#na#', where none is rare
+        else: res.append(_rows_of(vocab, ids, np.bincount(codes, minlength=len(ids)), name))
+    return res
 
 def _dataset(table, idx, rows, classes, id_cast):
     "The rows `idx` of `table` as a `CollabDataset`."
@@ -328,17 +331,18 @@ class SplitReport:
 
 def _report(table, train, valid, rows, classes):
     "The `SplitReport` of `table`, whose ids have `rows` in `classes`."
-    n_new, is_new, has_no_row = [], False, np.zeros(len(table), dtype=bool)
-    for codes, of_id, vocab in zip((table.users, table.items), rows, classes.values()):
-        is_trained = np.zeros(len(of_id), dtype=bool)
-        is_trained[codes[train]] = True
+    n_new, is_new, is_na = [], False, [of_id == vocab.na_row for of_id, vocab in zip(rows, classes.values())]
+    for codes, of_id in zip((table.users, table.items), rows):
         of_valid = codes[valid]
-        new = ~is_trained[of_valid]
+        n_valid = np.bincount(of_valid, minlength=len(of_id))
+        of_either = codes if len(train) + len(valid) == len(codes) else np.append(codes[train], of_valid)
+        new = (np.bincount(of_either, minlength=len(of_id)) == n_valid)[of_valid]
         n_new.append(len(np.unique(of_valid[new])))
         is_new = is_new | new
-        is_na = of_id == vocab.na_row
-        if is_na.any(): has_no_row |= is_na[codes]
-    n_na = sum(int(has_no_row[part].sum()) for part in (train, valid))
+    n_na = 0
+    if any(o.any() for o in is_na):
+        has_no_row = is_na[0][table.users] | is_na[1][table.items]
+        n_na = sum(int(has_no_row[part].sum()) for part in (train, valid))
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), n_na)
 
 # %% ../nbs/05_data.ipynb #d075e20d

@@ -65,10 +65,10 @@ def _look_up(known, ints):
     "The place of each of `ints` in `known`, -1 where it has none, of 64 bits both: in a table by hash, whose slots remember the last to come, then in pandas' index."
     bits = len(known).bit_length() + 2
     known_at, at = ((o.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64) for o in (known, ints))
-    slots = np.full(2**bits, -1, dtype=np.int32)
-    slots[known_at] = np.arange(len(known))
-    codes = slots.take(at)
-    rest = np.flatnonzero(known.take(codes) != ints)
+    places, values = np.full(2**bits, -1, dtype=np.int32), np.full(2**bits, known[0])
+    places[known_at] = np.arange(len(known))
+    values[known_at] = known.take(places.take(known_at))
+    codes, rest = places.take(at), np.flatnonzero(values.take(at) != ints)
     codes[rest] = pd.Index(known).get_indexer(ints[rest])
     return codes
 
