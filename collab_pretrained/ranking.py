@@ -217,25 +217,11 @@ def loss_func(self:Ranking,
     res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
     return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
-class _ScoresOfAll(torch.autograd.Function):
-    "Some places of a dot product with all items, laid out flat; a user's own bias left out."
-    @staticmethod
-    def forward(ctx, u, i_weight, i_bias, places):
-        ctx.save_for_backward(u, i_weight, places)
-        return torch.addmm(i_bias[:,0], u, i_weight.T).flatten().index_select(0, places)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        u, i_weight, places = ctx.saved_tensors
-        g = grad.new_zeros(len(u)*len(i_weight)).index_add_(0, places, grad).view(len(u), -1)
-        return g @ i_weight, g.T @ u, g.sum(0)[:,None], None
-
 @patch
 def _all_items(self:Ranking, users, items):
     "The tables that give a few users' scores of all items, and where among these each user's begin (n, 1); None where pair by pair is less work."
-    model, (own, of) = get_model(self.learn.model), users.unique(return_inverse=True)
-    width = self._unseen()[0].n_items
+    model, width = get_model(self.learn.model), self._unseen()[0].n_items
+    own, of = (torch.unique_consecutive if self.learn.training else torch.unique)(users, return_inverse=True)  # training batches have a user's rows together
     if not hasattr(model, 'i_weight') or len(own)*width > 16*items.numel(): return None
     return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
 
@@ -243,25 +229,48 @@ def _all_items(self:Ranking, users, items):
 def scores(self:Ranking,
     users:Tensor, # int64 (n,), rows
     items:Tensor, # int64 (n, k), rows
-) -> Tensor: # (n, k), up to what is the same for all of a user's items
-    "What the model answers to each user and their `k` items."
-    found = self._all_items(users, items)
-    if found is None: return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
-    tables, starts = found
-    return _ScoresOfAll.apply(*tables, (starts + items).flatten()).view(items.shape)
+) -> Tensor: # (n, k)
+    "What the model answers to each user and their `k` items, pair by pair."
+    return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
 
 # %% ../nbs/06b_ranking.ipynb #e236d1bc
+def _slopes(u, i_weight, *pulls):
+    "Gradients of a dot product's tables: `pulls` are places among the scores of all items, laid out flat, and the gradient of the loss there."
+    g = u.new_zeros(len(u)*len(i_weight))
+    for places, pull in pulls: g.index_add_(0, places, pull)
+    g = g.view(len(u), -1)
+    return g @ i_weight, g.T @ u, g.sum(0)[:,None]
+
+class _BprOfAll(torch.autograd.Function):
+    "`bpr_loss` of some scores of a dot product with all items."
+    @staticmethod
+    def forward(ctx, u, i_weight, i_bias, pos_places, neg_places):
+        p = torch.addmm(i_bias[:,0], u, i_weight.T).flatten()
+        gap = p.index_select(0, neg_places.flatten()).view_as(neg_places) - p.index_select(0, pos_places)[:,None]
+        ctx.save_for_backward(u, i_weight, pos_places, neg_places, gap)
+        return F.softplus(gap).mean(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        u, i_weight, pos_places, neg_places, gap = ctx.saved_tensors
+        pull = gap.sigmoid()*(grad[:,None]/gap.shape[1])
+        return *_slopes(u, i_weight, (neg_places.flatten(), pull.flatten()), (pos_places, -pull.sum(1))), None, None
+
 class BPR(Ranking):
     "Each liked item against some unseen ones."
     n_neg, lr, wd = 7, .2, .7
     def _losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
+        if found := self._all_items(x[:,0], items):
+            tables, starts = found
+            return _BprOfAll.apply(*tables, starts[:,0] + x[:,1], starts + items)
         pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
         return bpr_loss(pos[:,0], neg)
 
 # %% ../nbs/06b_ranking.ipynb #f46199c1
 class _WarpOfAll(torch.autograd.Function):
-    "WARP's loss over a dot product with all items, laid out flat."
+    "WARP's loss of some scores of a dot product with all items."
     @staticmethod
     def forward(ctx, u, i_weight, i_bias, pos_places, neg_places, n_unseen, margin):
         p = torch.addmm(i_bias[:,0], u, i_weight.T).flatten()
@@ -276,8 +285,7 @@ class _WarpOfAll(torch.autograd.Function):
     def backward(ctx, grad):
         u, i_weight, pos_places, neg_places, weight = ctx.saved_tensors
         pull = grad*weight
-        g = grad.new_zeros(len(u)*len(i_weight)).index_add_(0, neg_places, pull).index_add_(0, pos_places, pull, alpha=-1).view(len(u), -1)
-        return g @ i_weight, g.T @ u, g.sum(0)[:,None], *[None]*4
+        return *_slopes(u, i_weight, (neg_places, pull), (pos_places, -pull)), *[None]*4
 
 class WARP(Ranking):
     "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
