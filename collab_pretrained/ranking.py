@@ -214,7 +214,8 @@ def loss_func(self:Ranking,
     x, pos, (unseen, min_rating) = self.learn.xb[0], pred.flatten(), self._unseen()
     use = _liked(y, min_rating) & (unseen.free[x[:,0]] > 0)
     if not use.all(): x, pos = x[use], pos[use] if len(pos) else pos
-    res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
+    with torch.autocast(x.device.type, enabled=False):  # scores in single precision: their differences count
+        res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
     return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
 @patch

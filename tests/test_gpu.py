@@ -126,10 +126,11 @@ def test_update_and_forget(trained, ratings):
     quiet(gpu, 'fit', 1)
     gpu.align(cpu)
 
-def test_half_precision(ratings):
-    learn = make(ratings[0], GPU).to_fp16()
+@pytest.mark.parametrize('loss', [None, 'bpr', 'warp', 'softmax'])
+def test_half_precision(ratings, loss):
+    learn = make(ratings[0], GPU, **({} if loss is None else {'loss': loss})).to_fp16()
     quiet(learn, 'fit_one_cycle', 2, 1e-2)
-    assert all(o.dtype == torch.float32 for o in learn.model.parameters()) and learn.recorder.values[-1][1] < learn.recorder.values[0][1]
+    assert all(o.dtype == torch.float32 for o in learn.model.parameters()) and learn.recorder.values[-1][0] < learn.recorder.values[0][0]
 
 def test_larger_than_memory(ratings, tmp_path):
     pytest.importorskip('polars')
