@@ -5,7 +5,8 @@ from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the metho
 from fastai.optimizer import Adam
 from collab_pretrained.all import *
 
-pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'), pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')]
+if not torch.cuda.is_available(): pytest.skip('needs a GPU', allow_module_level=True)
+pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 GPU = 'cuda'
 
 @pytest.fixture(scope='module')
