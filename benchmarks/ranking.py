@@ -115,8 +115,8 @@ def warm(ratings):
     "One line for each loss: from scratch, against a warm start that solves rows and trains no epoch."
     parts = split_user_time(ratings.user, ratings.time)
     train = ratings.iloc[parts[0]]
-    early = loaders(train[train.time <= ratings.time.median()], valid_pct=0, seed=42, bs=4096)
-    dls = loaders(ratings, splits=parts, seed=42, bs=4096, val_bs=2**15)
+    early = loaders(train[train.time <= ratings.time.median()], valid_pct=0, seed=42, bs=4500)
+    dls = loaders(ratings, splits=parts, seed=42, bs=4500, val_bs=2**15)
     for cls, epochs in EPOCHS.items():
         torch.manual_seed(0)
         old = collab_learner(early, loss=cls(LIKED))
@@ -143,6 +143,6 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     warnings.filterwarnings('ignore')
     if args.warm: raise SystemExit(warm(read_ratings()))
-    dls = loaders(read_ratings(), seed=42, bs=4096, val_bs=2**15)
-    if args.validate: dls = loaders(dls.train_ds.items, seed=7, bs=4096, val_bs=2**15)
+    dls = loaders(read_ratings(), seed=42, bs=4500, val_bs=2**15)
+    if args.validate: dls = loaders(dls.train_ds.items, seed=7, bs=4500, val_bs=2**15)
     compare(dls, args.only, args.repeat, args.validations)
