@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .core import NA, RatingsError, VocabError, _examples
 from .vocab import Vocab, match_vocab, _two_vocabs
 from .splits import fresh_seed, split_ratings
-from .ratings import open_parquet, read_ratings, read_csv as _read_csv, _schema_names, _warn
+from .ratings import open_parquet, read_ratings, read_csv as _read_csv, _one_of_each, _schema_names, _warn
 
 # %% ../nbs/05_data.ipynb #5c8365c3
 class CollabDataset:
@@ -305,9 +305,11 @@ def _rows(table, classes, is_own=False):
 
 def _dataset(table, idx, rows, classes, id_cast):
     "The rows `idx` of `table` as a `CollabDataset`."
-    x = np.empty((len(idx), 2), dtype=np.int64)
-    for k in range(0, len(idx), 2**17):  # parts that stay in the cache
-        for col, codes in enumerate((table.users, table.items)): x[k:k+2**17, col] = rows[col].take(codes.take(idx[k:k+2**17]))
+    x, in_turn = np.empty((len(idx), 2), dtype=np.int64), [(np.diff(o) == 1).all() for o in rows]
+    for k in range(0, len(idx), 2**14):  # parts that stay in the cache
+        for col, codes in enumerate((table.users, table.items)):
+            part = codes.take(idx[k:k+2**14])
+            x[k:k+2**14, col] = rows[col][0] + part if in_turn[col] else rows[col].take(part)
     return CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values.take(idx))[:, None]), classes, table.names[2], id_cast)
 
 # %% ../nbs/05_data.ipynb #05388dbb
@@ -333,10 +335,8 @@ def _report(table, train, valid, rows, classes):
     "The `SplitReport` of `table`, whose ids have `rows` in `classes`."
     n_new, is_new, is_na = [], False, [of_id == vocab.na_row for of_id, vocab in zip(rows, classes.values())]
     for codes, of_id in zip((table.users, table.items), rows):
-        of_valid = codes[valid]
-        n_valid = np.bincount(of_valid, minlength=len(of_id))
-        of_either = codes if len(train) + len(valid) == len(codes) else np.append(codes[train], of_valid)
-        new = (np.bincount(of_either, minlength=len(of_id)) == n_valid)[of_valid]
+        of_valid = codes.take(valid)
+        new = (_one_of_each(codes.take(train), len(of_id)) < 0).take(of_valid)
         n_new.append(len(np.unique(of_valid[new])))
         is_new = is_new | new
     n_na = 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .core import CollabWarning, RatingsError, canonical_ids, factorize_ids, _ascending, _examples
+from .core import CollabWarning, RatingsError, canonical_ids, factorize_ids, _ascending, _examples, _take
 from .vocab import id_casts
 from .splits import sortable_times
 
@@ -61,31 +61,43 @@ def _column_names(cols, user_name=None, item_name=None, rating_name=None, implic
     return [*names.values(), None][:3]
 
 # %% ../nbs/04b_ratings.ipynb #a562ba2a
-def _look_up(known, ints):
+def _look_up(known, ints, part=2**14):
     "The place of each of `ints` in `known`, -1 where it has none, of 64 bits both: in a table by hash, whose slots remember the last to come, then in pandas' index."
     bits = len(known).bit_length() + 2
-    known_at, at = ((o.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64) for o in (known, ints))
-    places, values = np.full(2**bits, -1, dtype=np.int32), np.full(2**bits, known[0])
-    places[known_at] = np.arange(len(known))
-    values[known_at] = known.take(places.take(known_at))
-    codes, rest = places.take(at), np.flatnonzero(values.take(at) != ints)
-    codes[rest] = pd.Index(known).get_indexer(ints[rest])
+    def slots(ints): return (ints.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64)
+    places, codes, is_else = np.zeros(2**bits, dtype=np.int32), np.empty(len(ints), dtype=np.int32), np.empty(len(ints), dtype=bool)
+    places[slots(known)] = np.arange(len(known))
+    for k in range(0, len(ints), part):  # so that they stay in the cache
+        some = ints[k:k+part]
+        codes[k:k+part] = found = places.take(slots(some))
+        is_else[k:k+part] = known.take(found) != some
+    rest, forgotten = np.flatnonzero(is_else), np.flatnonzero(places.take(slots(known)) != np.arange(len(known)))
+    codes[rest] = np.append(forgotten, -1)[pd.Index(known[forgotten]).get_indexer(ints[rest])]
     return codes
 
-def _factorize(ints):
-    "`pd.factorize`, whose table is large enough for as many values as there are rows: here it is of what a sample has, and looked up in."
-    if len(ints) < 2**16: return pd.factorize(ints)
-    known = pd.unique(ints[::8])
+def _by_hash(ints):
+    "`pd.factorize` in ascending order, by a table of what a sample has; its own would be for as many values as there are rows."
+    if len(ints) < 2**16: return pd.factorize(ints, sort=True)
+    known = np.sort(pd.unique(ints[::8]))
     codes = _look_up(known, ints)
     rest = np.flatnonzero(codes < 0)
-    more, new = (_factorize if len(rest) < len(ints)/2 else pd.factorize)(ints[rest])
+    if not len(rest): return codes, known
+    more, new = _by_hash(ints[rest]) if len(rest) < len(ints)/2 else pd.factorize(ints[rest])
     codes[rest] = more + len(known)
-    return codes, np.append(known, new)
+    return _ascending(codes, np.append(known, new))
+
+def _one_of_each(codes, n):
+    "Where each of 0 to `n`-1 is in `codes`, at one of its places; -1 where it is not. Most are found in a part of them."
+    res = np.full(n, -1)
+    for k in range(8):
+        res[codes[k::8]] = np.arange(k, len(codes), 8)
+        if (res >= 0).all(): break
+    return res
 
 def _number(ints):
     "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
     low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
-    if size > 4*len(ints) + 1000: return _ascending(*_factorize(ints))
+    if size > 4*len(ints) + 1000: return _by_hash(ints)
     is_there = np.zeros(size, dtype=bool)
     is_there[ints - low] = True
     return (is_there.cumsum(dtype=np.int32) - 1)[ints - low], np.flatnonzero(is_there) + low
@@ -99,9 +111,9 @@ def _shared_bytes(texts):
 
 def _text_keys(
     texts, # pyarrow `LargeStringArray`, none missing
-    part=2**15, # texts at a time, so that they stay in the cache
-) -> list: # of one or two (n,) uint64 that together tell any two texts apart; None where texts are too long for it
-    "Texts as integers: the bytes that they don't share, and in the last one's lowest byte how many there are."
+    part=2**13, # texts at a time, so that they stay in the cache
+) -> list: # of one or two (n,) uint64, the second for where the first are equal; None where texts are too long for it
+    "Texts as integers in the same order: the bytes that they don't share, and in the last one's lowest byte how many there are."
     import pyarrow.compute as pc
     skip, n_bytes = _shared_bytes(texts), pc.binary_length(texts).to_numpy()
     longest = n_bytes.max() - skip
@@ -110,28 +122,28 @@ def _text_keys(
     _, ends, data = texts.buffers()
     ends, data = np.frombuffer(ends, np.int64)[texts.offset:][:len(texts)+1], np.frombuffer(data or b'', np.uint8)
     for k in range(0, len(texts), part):
-        at, n = ends[k:k+part+1], (n_bytes[k:k+part] - skip).astype(np.uint64)
+        at, n = ends[k:k+part+1], n_bytes[k:k+part] - skip
         raw = np.append(data[at[0]:at[-1]], np.zeros(16, np.uint8))
-        eights = np.ndarray(len(raw)-7, '<u8', raw, strides=(1,))  # the eight bytes from each byte on
-        starts = at[:-1] - at[0] + skip
-        for j, key in enumerate(keys): key[k:k+part] = eights.take(starts + 8*j, mode='clip') << 64 - 8*(n.clip(8*j, 8*j+8) - np.uint64(8*j))
-        keys[-1][k:k+part] |= n
+        eights = np.ndarray(len(raw)-7, '>u8', raw, strides=(1,))  # the eight bytes from each byte on
+        starts = at[:-1] - (at[0] - skip)
+        for j, key in enumerate(keys):
+            n_other = np.maximum(64*j + 64 - 8*n, 0).view(np.uint64)  # bits of the eight bytes that are another text's
+            key[k:k+part] = eights[8*j:].take(starts, mode='clip').astype(np.uint64) >> n_other << n_other
+        keys[-1][k:k+part] |= n.view(np.uint64)
     return keys
 
 def _distinct_texts(values):
-    "`pd.factorize` of a Series of texts that are Arrow's."
+    "A Series of texts that are Arrow's as codes and distinct texts, ascending unless they are long."
     import pyarrow as pa
     texts = pa.array(values.array).cast(pa.large_string())
     if isinstance(texts, pa.ChunkedArray): texts = texts.combine_chunks()
     keys = _text_keys(texts)
     if keys is None: return pd.factorize(values)
-    codes, known = _factorize(keys.pop(0))
+    codes, known = _by_hash(keys.pop(0))
     if keys:
-        more, tails = _factorize(keys.pop())
+        more, tails = _by_hash(keys.pop())
         codes, known = _number(codes.astype(np.int64)*len(tails) + more)
-    one_each = np.empty(len(known), dtype=np.int32)
-    one_each[codes] = np.arange(len(codes), dtype=np.int32)
-    return codes, texts.take(pa.array(one_each)).to_numpy(zero_copy_only=False)
+    return codes, texts.take(pa.array(_one_of_each(codes, len(known)))).to_numpy(zero_copy_only=False)
 
 # %% ../nbs/04b_ratings.ipynb #4071d2dd
 def _distinct(values):
@@ -177,7 +189,7 @@ def _encode(
     ids = canonical_ids(ids, f'column {name!r}')
     order, ids = factorize_ids(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
     is_sorted = np.array_equal(order, np.arange(len(order)))
-    return (codes if is_sorted else order.take(codes)).astype(np.int32, copy=False), ids
+    return (codes if is_sorted else _take(order, codes)).astype(np.int32, copy=False), ids
 
 # %% ../nbs/04b_ratings.ipynb #3eb20f31
 def _one_of(value, choices, name):
@@ -287,24 +299,10 @@ def _last_of_pairs(pairs, times):
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
 
 # %% ../nbs/04b_ratings.ipynb #551cceec
-def _in_order_again(pairs):
-    "Those of `pairs` that have been there before, ascending."
+def _seen_before(pairs):
+    "Those of `pairs` that have been there before, ascending, as often as they have been."
     in_order = np.sort(pairs)
     return in_order[1:][in_order[1:] == in_order[:-1]]
-
-def _n_again(pairs, n_pairs):
-    "How many of `pairs`, integers below `n_pairs`, have been there before: by a bit for each that there may be, or in order where those are many."
-    if n_pairs > 64*len(pairs): return len(_in_order_again(pairs))
-    seen = np.zeros(n_pairs//64 + 1, dtype=np.uint64)
-    for k in range(0, len(pairs), 2**16):  # parts that stay in the cache
-        part = pairs[k:k+2**16]
-        np.bitwise_or.at(seen, (part >> 6).astype(np.intp), np.uint64(1) << (part & 63).astype(np.uint64))
-    return len(pairs) - int(np.bitwise_count(seen).sum())
-
-def _one_again(pairs, n=2**12):
-    "One of `pairs` that has been there before, out of the first `n` if it can be."
-    again = _in_order_again(pairs[:n])
-    return int(again[0]) if len(again) else _one_again(pairs, 4*n)
 
 @patch
 def merge_repeats(self:Ratings,
@@ -316,11 +314,11 @@ def merge_repeats(self:Ratings,
     pairs = self.users.astype(np.uint32 if len(self.user_ids)*n_items < 2**32 else np.int64)
     pairs *= n_items
     pairs += self.items.astype(pairs.dtype, copy=False)
-    n_again = _n_again(pairs, len(self.user_ids)*n_items)
-    if not n_again: return self
-    user, item = divmod(_one_again(pairs), n_items)
+    again = _seen_before(pairs)
+    if not len(again): return self
+    user, item = divmod(int(again[0]), n_items)
     pair = _examples([self.user_ids[user], self.item_ids[item]])
-    said = f'{n_again} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, such as ({pair})'
+    said = f'{len(again)} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, such as ({pair})'
     if how == 'raise': raise RatingsError(f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
     _warn(f"{said}: " + ("all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by {how!r}'))
     if how == 'keep': return self
