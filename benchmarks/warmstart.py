@@ -1,6 +1,6 @@
 """When the catalogue has changed: what a warm start, fold-in, adapt, freezing, anchoring and a full retrain give, and what they cost.
 
-Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--out FILE.csv]
+Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--check 2000] [--out FILE.csv]
 MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread. Four ways in which a corpus changes:
   time   sorted by time, the first 80% old; new are the last 20% and the newest tenth of the old; validation is each user's last fifth since then
   point  the same corpora; validation is the last fifth of the new one, by time for all
@@ -9,7 +9,8 @@ MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread
 The old model: 50 factors, sigmoid to (0, 5.5), 8 epochs of one cycle with AdamW, bs=512, lr 5e-3, decoupled weight decay 0.4; all others likewise. The
 number of epochs (of scratch; of warm, frozen and anchored) is chosen on a part that is not reported: that which the same rule holds out of the training part.
 RMSE (of answers clipped to the ratings' range) over all ratings that validate, over those whose user and item the old model knew, and over the others.
-`change` is what happened to old users: the RMSE on 2,000 of their old ratings, which trained no model, less the old model's. Medians over the seeds;
+`change` is what happened to old users: the RMSE on 2,000 of their old ratings, which trained no model, less the old model's (`--check 0` leaves the old
+model these ratings, and the column empty). Medians over the seeds;
 CPU seconds of making and training a learner. Some minutes on a quiet machine; the rows of a set-up are written as soon as it is done."""
 import argparse, os
 os.environ['OMP_NUM_THREADS'] = '1'
@@ -129,13 +130,13 @@ def ways(trial, epochs):
             'fold-in, users': (0, partial(trial.fold_in, 'user')), 'fold-in, items': (0, partial(trial.fold_in, 'item')),
             'adapt': (0, trial.adapt), 'adapt, 1 epoch': (1, trial.adapt), 'full retrain': (8, trial.retrain)}
 
-def split(corpora, seed, tuning=False):
+def split(corpora, seed, n_check, tuning=False):
     "A trial's ratings: old, train, valid, check. Where settings are chosen, the ratings that validate are left out of everything."
     old, new, hold = corpora
     if tuning: new = new[~hold(new)]
     train, valid = new[~hold(new)], new[hold(new)]
     known = old[old.user.isin(new.user) & old['item'].isin(new['item']) & ~old.index.isin(new.index)]
-    check = known.sample(min(2000, len(known)//2), random_state=seed)
+    check = known.sample(min(n_check, len(known)//2), random_state=seed)
     return old.drop(check.index), train, valid, check
 
 def choose(trial, quick):
@@ -143,12 +144,12 @@ def choose(trial, quick):
     def best(way, among): return min(among[:1] if quick else among, key=lambda n: trial.run(partial(way, n))['all'])
     return {'scratch': best(trial.scratch, (5, 8, 12)), 'warm': best(partial(trial.filled, 'mean'), (2, 4, 8))}
 
-def measure(name, df, genres, setup, seeds, quick):
+def measure(name, df, genres, setup, seeds, n_check, quick):
     "A line for each way: medians over the seeds."
     make, runs = setups[setup], []
-    epochs = choose(Trial(*split(make(df, 0), 0, tuning=True), genres, 0), quick)
+    epochs = choose(Trial(*split(make(df, 0), 0, n_check, tuning=True), genres, 0), quick)
     for seed in range(seeds):
-        trial = Trial(*split(make(df, seed), seed), genres, seed)
+        trial = Trial(*split(make(df, seed), seed, n_check), genres, seed)
         runs += [{'way': k, 'epochs': n, **trial.run(partial(way, n))} for k, (n, way) in ways(trial, epochs).items()]
     res = pd.DataFrame(runs).groupby(['way', 'epochs'], sort=False).median().reset_index()
     return pd.concat([pd.DataFrame({'data': name, 'setup': setup}, index=res.index), res], axis=1)
@@ -166,6 +167,7 @@ def main():
     p.add_argument('--data', nargs='+', default=['ml-100k', 'ml-latest-small'], choices=['ml-100k', 'ml-latest-small'], help='which ratings')
     p.add_argument('--setups', nargs='+', default=list(setups), choices=list(setups), help='which ways of changing')
     p.add_argument('--seeds', type=int, default=3, help='runs of each')
+    p.add_argument('--check', type=int, default=2000, help='old ratings that train no model, to tell what happened to old users')
     p.add_argument('--quick', action='store_true', help='one seed, and no settings chosen')
     p.add_argument('--out', type=Path, help='CSV file for the table')
     a = p.parse_args()
@@ -176,7 +178,7 @@ def main():
     for setup, (name, data) in product(a.setups, corpora.items()):
         if data is None: continue
         start = time.process_time()
-        tables.append(measure(name, *data, setup, 1 if a.quick else a.seeds, a.quick))
+        tables.append(measure(name, *data, setup, 1 if a.quick else a.seeds, a.check, a.quick))
         show(tables[-1])
         print(f'{time.process_time()-start:.0f} s', flush=True)
         if a.out: pd.concat(tables).round(4).to_csv(a.out, index=False)

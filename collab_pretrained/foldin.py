@@ -9,7 +9,7 @@ __all__ = ['FoldedIn']
 
 # %% ../nbs/07a_foldin.ipynb #54f0ba6e
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np, pandas as pd, torch
 from fastai.callback.schedule import fit_one_cycle
 from fastai.torch_core import get_model
@@ -85,13 +85,17 @@ class _Prior:
     table: Tensor # (rows, n_factors + 1)
     known: Tensor # (rows,), bool: rows that were trained
     counts: Tensor|None = None # (rows,): ratings that they were trained on; None for not known
+    bias_play: float = 1. # how many times as far as those of trained rows biases may spread
     @property
     def tightness(self): # 25 ratings hold a row as much again as its prior does
         return torch.where(self.known, 1 + (100 if self.counts is None else self.counts)/25, 1.).to(self.table)
     @property
     def mean(self): return self.table[self.known].mean(0)
     @property
-    def spread(self): return self.table[self.known].std(0, correction=0).clamp(min=1e-4)
+    def spread(self):
+        res = self.table[self.known].std(0, correction=0).clamp(min=1e-4)
+        res[-1] *= self.bias_play
+        return res
     @property
     def variance(self): return self.spread**2/self.tightness[:,None]
 
@@ -115,9 +119,13 @@ def _tried(centre, spread, tightness, x, y, others, noise, y_range, hidden):
     return {s: (o, (y[hidden] - _answers(o, others, x[hidden], y_range)).pow(2)) for s, o in zip(_scales, rows)}
 
 def _best(tried, of=slice(None)):
-    "The scale with the least error on some of the hidden ratings; 1 where there are none."
-    errors = {s: misses[of].sum().item() for s, (_, misses) in tried.items()}
-    return min(errors, key=errors.get) if any(errors.values()) else 1.
+    "The scale with the least error on some of the hidden ratings, and where between its neighbours the least should be, by a parabola; 1 where there are none."
+    scales, errors = [*tried], np.array([misses[of].sum().item() for _, misses in tried.values()])
+    if not errors.any(): return 1., 1.
+    k = errors.argmin()
+    if k in (0, len(scales)-1): return scales[k], scales[k]
+    curve, slope, _ = np.polyfit(np.log(scales[k-1:k+2]), errors[k-1:k+2], 2)
+    return scales[k], float(np.exp(-slope/(2*curve)))
 
 # %% ../nbs/07a_foldin.ipynb #bfd91d9b
 def _free(rows, frozen):
@@ -131,7 +139,7 @@ def _order(priors, x):
 
 def _adapted(priors, x, y, y_range, seed, frozen):
     "Both tables given the ratings, but for the rows of `frozen`, users' and items': a row without ratings stays as it is."
-    noise, hidden = _noise(*priors, x, y, y_range), _some_hidden(x, seed)
+    noise, hidden, priors = _noise(*priors, x, y, y_range), _some_hidden(x, seed), (replace(priors[0], bias_play=1.5), priors[1])
     tables, trial, doubt = [o.table for o in priors], [o.table for o in priors], [o.variance for o in priors]
     for k in _order(priors, x):
         prior, others, free = priors[k], tables[1-k], _free(x[:,k], frozen[k])
@@ -139,9 +147,9 @@ def _adapted(priors, x, y, y_range, seed, frozen):
         def doubting(x, others, scale): return doubted(prior.table, x, others, doubt[1-k], prior.spread, noise, scale, y_range)
         tried = _tried(*doubting(own[~hide], trial[1-k], .3*prior.tightness), prior.tightness, own, stars, trial[1-k], noise, y_range, hide)
         known = prior.known[own[hide,0]]
-        old, new = (_best(tried, of) for of in (known, ~known))
+        (old, best_old), (new, best_new) = (_best(tried, of) for of in (known, ~known))
         trial[k] = torch.where(prior.known[:,None], tried[old][0], tried[new][0])
-        scale = torch.where(prior.known, old, new)*prior.tightness
+        scale = torch.where(prior.known, best_old, best_new)*prior.tightness
         centre, spread = doubting(own, others, scale)
         tables[k], doubt[k] = solve_rows(centre, own, stars, others, spread, noise, scale, y_range, 2, variance=True)
     return tables
@@ -221,7 +229,7 @@ class FoldedIn:
     def vectors(self): return self.rows[:,:-1]
     @property
     def biases(self): return self.rows[:,-1]
-    def __repr__(self): return f'FoldedIn({len(self.ids)} rows of {self.rows.shape[1]-1} factors: {_examples(self.ids)}; scale={self.scale})'
+    def __repr__(self): return f'FoldedIn({len(self.ids)} rows of {self.rows.shape[1]-1} factors: {_examples(self.ids)}; scale={self.scale:.2g})'
 
 # %% ../nbs/07a_foldin.ipynb #8c257084
 def _sides(side):
@@ -246,7 +254,7 @@ def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
     means = [o.mean.expand_as(o.table).contiguous() for o in (prior, others)]
     of = solve_rows(means[1], x[~out].flip(1), y[~out], prior.table, others.spread, noise, .3, y_range, 3)[0]
     x, y = x[out], y[out]
-    return _best(_tried(means[0], prior.spread, torch.ones_like(means[0][:,0]), x, y, of, noise, y_range, _some_hidden(x, seed)))
+    return _best(_tried(means[0], prior.spread, torch.ones_like(means[0][:,0]), x, y, of, noise, y_range, _some_hidden(x, seed)))[1]
 
 # %% ../nbs/07a_foldin.ipynb #b7fab0e8
 def _rows_to_solve(learn, ratings, side, ids):
