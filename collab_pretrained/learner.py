@@ -207,10 +207,12 @@ def _interactions(dls):
     return counts and {side: n[Vocab.of(names).id_rows].tolist() for side, n, names in zip(('users', 'items'), counts, dls.classes.values())}
 
 def _last_metrics(learn):
-    "The names and values of the last epoch's losses and metrics."
+    "The losses and metrics of the last epoch, by name, or of `learn.validate()` if it came later; none where the recorder knows of other ratings only."
     rec = getattr(learn, 'recorder', None)
     if rec is None or not len(getattr(rec, 'values', [])): return {}
-    return {k: float(v) for k, v in zip(rec.metric_names[1:-1], rec.values[-1]) if v is not None}
+    names, values = [o.lstrip('_') for o in rec.metric_names[1:-1]], rec.values[-1]  # fastai's own are called '_rmse' and the like
+    if len(values) < len(names) and learn.dl is not learn.dls.valid: return {}  # `get_preds` of other ratings
+    return {k: float(v) for k, v in zip(names[len(names)-len(values):], values) if v is not None}
 
 @patch
 def save_pretrained(self:CollabLearner,

@@ -170,6 +170,7 @@ def _curve(learn, metric):
     rec = getattr(learn, 'recorder', None)
     if not getattr(rec, 'values', None): raise RatingsError('a learner without an epoch; expected one that has been trained: a recorder that has values')
     names = [o.lstrip('_') for o in rec.metric_names[1:-1]]  # fastai's own are called '_rmse' and the like
+    if len(rec.values[-1]) < len(names): raise RatingsError('no epoch is on record since `validate` or `get_preds`, which begin the record anew; expected to draw right after training')
     if metric is not None and metric not in names: raise RatingsError(f'metric={metric!r}; expected one of {names}')
     at = len(names) - 1 if metric is None else names.index(metric)
     return names[at], [float(o[at]) for o in rec.values]
