@@ -171,6 +171,7 @@ def cli_train(
 ):
     "Train a model on a ratings table, from scratch or from another model, and save it."
     _check_folder(out)
+    if min_overlap and not pretrained: raise RatingsError(f'--min-overlap {min_overlap:g} without --pretrained; expected a model whose ids are to match')
     source = read_pretrained(pretrained) if pretrained else None
     df = read_table(ratings, text=[user or 0, item or 1] if text_ids else _text_columns(source, user, item))
     roles = {'user': user, 'item': item, **({} if implicit else {'rating': rating}), **({'time': time} if time else {})}

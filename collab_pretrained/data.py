@@ -400,6 +400,12 @@ class CollabDataLoaders(DataLoaders):
         res.report = report
         return res
 
+    def new_empty(self): # `CollabDataLoaders`, as fastai exports a learner with
+        "The same loaders without their ratings; how often each id was trained on is kept."
+        res, counts = super().new_empty(), row_counts(self)
+        if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(map(Vocab.of, self.classes.values()), counts)]
+        return res
+
 # %% ../nbs/05_data.ipynb #13b08030
 @patch
 def test_dl(self:CollabDataLoaders,

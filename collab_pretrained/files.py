@@ -8,12 +8,12 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/files.html.md"""
 __all__ = ['read_table', 'read_ids', 'pick_columns', 'ratings_by_time', 'write_table']
 
 # %% ../nbs/14b_files.ipynb #d1e7aaaa
-import os, uuid
+import os, re, uuid
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import CollabError, RatingsError
 from .splits import sortable_times
-from .ratings import open_parquet, read_csv
+from .ratings import open_parquet, read_csv, _check_guess
 
 # %% ../nbs/14b_files.ipynb #a360f212
 _separators = {'.csv': ',', '.txt': ',', '.tsv': '\t', '.data': '\t'}
@@ -52,8 +52,10 @@ def read_ids(
 ) -> pd.Series: # the first column, under its name
     "The ids in the first column of a file."
     if not Path(path).exists() or _kind_of(path) == '.parquet': return read_table(path).iloc[:,0]
-    try: return pd.read_csv(path, sep=_separators[_kind_of(path)], usecols=[0], dtype=str if text else None).iloc[:,0]
+    try: ids = pd.read_csv(path, sep=_separators[_kind_of(path)], usecols=[0], dtype=str if text else None, low_memory=False).iloc[:,0]
     except ValueError as e: raise RatingsError(f'{path}: {str(e).strip()}; expected a column of ids under its name') from None
+    if re.fullmatch(r'[\d.]+', ids.name): raise RatingsError(f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there: put one above the ids')
+    return ids
 
 # %% ../nbs/14b_files.ipynb #c9a86734
 def pick_columns(
@@ -61,15 +63,16 @@ def pick_columns(
     path, # where it is from, for messages
     **roles, # 'user', 'item', 'rating', 'time' -> the column's name; None for the first, second, third and fourth column
 ) -> list: # their names, all different
-    "The columns of a ratings table."
-    names = []
+    "The columns of a ratings table; one that looks like another role's is refused, or warned of, unless it is named."
+    names, options = [], ', '.join(f'`--{o}`' for o in roles)
     for role, name in roles.items():
-        k = ['user', 'item', 'rating', 'time'].index(role)
-        if name is None and k < df.shape[1]: name = df.columns[k]
+        k, is_guess = ['user', 'item', 'rating', 'time'].index(role), name is None
+        if is_guess and k < df.shape[1]: name = df.columns[k]
         if name not in df: raise RatingsError(f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {list(df)}: name it with `--{role}`')
+        if is_guess and role != 'time': _check_guess(name, role, options)
         names.append(name)
     if len(set(names)) < len(names): raise RatingsError(f'{path}: the columns {names} for {", ".join(roles)}; expected different ones: '
-                                                        f'name them with {", ".join(f"`--{o}`" for o in roles)}')
+                                                        f'name them with {options}')
     return names
 
 # %% ../nbs/14b_files.ipynb #bef6b8e6

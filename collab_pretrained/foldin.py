@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import CollabWarning, RatingsError, VocabError, WeightsError, _examples
 from .vocab import Vocab
 from .roles import find_roles, _tensor
-from .ratings import read_ratings
+from .ratings import read_ratings, _cast_of
 from .models import y_range_of
 from .rows import doubted, first_steps, solve_rows
 from .ranking import liking_offset, solve_liking, _liked
@@ -180,7 +180,10 @@ def _fold_liking(learn, prior, others, centre, x, y, side, scale):
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
     ds, (user, item) = learn.dls.train.dataset, learn.vocab
-    table = read_ratings(ratings, user, item, ds.rating_name, implicit=ds.rating_name is None)
+    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.rating_name is None)
+    for (col, known), ids in zip(learn.vocab.items(), (table.user_ids, table.item_ids)):
+        if len(known.ids) and known.ids.dtype != ids.dtype: raise VocabError(f'column {col!r}: {_examples(ids)}, and the learner has {_examples(known.ids)}; '
+                                                                             'expected ids of one kind, integers or text: cast the column')
     return table, [v.rows(ids) for v, ids in zip(learn.vocab.values(), (table.user_ids, table.item_ids))]
 
 def _of_known(learn, ratings):
@@ -236,13 +239,15 @@ def _sides(side):
     if side not in ('user', 'item'): raise RatingsError(f"side={side!r}; expected 'user' or 'item'")
     return (side + 's', 'items') if side == 'user' else ('items', 'users')
 
-def _asked(own, rows, ids):
-    "Positions of the ids to fold in among `own`, the distinct ids of a table, whose rows are `rows`."
+def _asked(own, rows, ids, cast=None):
+    "Positions of the ids to fold in among `own`, the distinct ids of a table after `cast`, whose rows are `rows`."
     if isinstance(ids, str) and ids not in ('new', 'all'): raise RatingsError(f"ids={ids!r}; expected 'new', 'all' or a list of ids")
     if isinstance(ids, str): return np.flatnonzero(rows < 0) if ids == 'new' else np.arange(len(own))
-    lost = [o for o in ids if o not in set(own.tolist())]
+    there = set(own.tolist())
+    ids = [cast(o) if cast and o not in there else o for o in (ids if hasattr(ids, '__iter__') else [ids])]
+    lost = [o for o in ids if o not in there]
     if lost: raise RatingsError(f'{_examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
-    return np.flatnonzero(np.isin(own, np.asarray(list(ids), dtype=own.dtype)))
+    return np.flatnonzero(np.isin(own, np.asarray(ids, dtype=own.dtype)))
 
 # %% ../nbs/07a_foldin.ipynb #863b580b
 def _scale_for_new(prior, others, x, y, noise, y_range, seed, n=2000):
@@ -261,7 +266,7 @@ def _rows_to_solve(learn, ratings, side, ids):
     "Ids of one side, the row of each or -1, and their ratings: (own position, row of the other side) and value."
     k, (table, rows) = side == 'item', _read(learn, ratings)
     codes, names = (table.users, table.items), (table.user_ids, table.item_ids)
-    some = _asked(names[k], rows[k], ids)
+    some = _asked(names[k], rows[k], ids, _cast_of(learn.dls.train.dataset.id_cast, list(learn.vocab)[k]))
     place = np.full(len(names[k]), -1)
     place[some] = np.arange(len(some))
     x = np.stack([place[codes[k]], rows[not k][codes[not k]]], 1)
@@ -282,6 +287,7 @@ def fold_in(self:CollabLearner,
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: new ids from the mean row, known ones from their own."
     y_range, sides = y_range_of(get_model(self.model)), _sides(side)
+    if scale is not None and not 0 < scale < np.inf: raise RatingsError(f'scale={scale!r}; expected a number above 0, or None to choose one')
     names, rows, x, y = _rows_to_solve(self, ratings, side, ids)
     seen, values = _train_ratings(self)
     prior, others = (_prior(self, o, seen) for o in sides)
@@ -312,8 +318,8 @@ def _commit(learn, side, folded, rows):
                                     '`learn.unfreeze_rows()` first')
     rows = np.where(new, len(vocab) + new.cumsum() - 1, rows)
     if new.any():
-        for role in ('weight', 'bias'): setattr(model, f'{side[0]}_{role}', _grown(getattr(model, f'{side[0]}_{role}'), int(new.sum())))
         classes = {**learn.vocab, name: Vocab([*vocab, *folded.ids[new].tolist()], name)}
+        for role in ('weight', 'bias'): setattr(model, f'{side[0]}_{role}', _grown(getattr(model, f'{side[0]}_{role}'), int(new.sum())))
         for dl in learn.dls.loaders: dl.dataset.classes = classes
         model.classes = classes
     table = _table(model, side)

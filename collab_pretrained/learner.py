@@ -207,11 +207,12 @@ def _interactions(dls):
     return counts and {side: n[Vocab.of(names).id_rows].tolist() for side, n, names in zip(('users', 'items'), counts, dls.classes.values())}
 
 def _last_metrics(learn):
-    "The losses and metrics of the last epoch, by name, or of `learn.validate()` if it came later; none where the recorder knows of other ratings only."
+    "The losses and metrics of the last epoch, by name, or of `learn.validate()` if it came later; none where they are of other ratings, or of rows that were replaced."
     rec = getattr(learn, 'recorder', None)
     if rec is None or not len(getattr(rec, 'values', [])): return {}
-    names, values = [o.lstrip('_') for o in rec.metric_names[1:-1]], rec.values[-1]  # fastai's own are called '_rmse' and the like
-    if len(values) < len(names) and learn.dl is not learn.dls.valid: return {}  # `get_preds` of other ratings
+    names, values = [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]], rec.values[-1]  # fastai's own are called '_rmse' and the like
+    is_epoch = len(values) == len(names)  # else of `validate`, or of `get_preds`
+    if is_epoch and learn.opt is None or not is_epoch and learn.dl is not learn.dls.valid: return {}
     return {k: float(v) for k, v in zip(names[len(names)-len(values):], values) if v is not None}
 
 @patch

@@ -15,6 +15,7 @@ from fastai.collab import EmbeddingNN
 from fastai.layers import Embedding, SigmoidRange
 from fastai.tabular.model import emb_sz_rule
 from torch import Tensor, nn
+from torch.nn.modules import activation
 from .core import VocabError, WeightsError, _examples
 from .vocab import Vocab
 from .roles import find_roles, flat_weights, roles
@@ -144,16 +145,29 @@ def _by_column(emb_szs, rows):
     return {col: width for col, (_, width) in zip(rows, sizes)}
 
 # %% ../nbs/06_models.ipynb #ffba1085
+def _activation(name):
+    "An activation of `torch.nn`, with its defaults; None where there is none of that name."
+    try: return getattr(nn, name)() if name in activation.__all__ else None
+    except TypeError: return None
+
+def _act_name(model):
+    "The name in `torch.nn` of a network's activation; what it is in full where that isn't enough to make it again; 'ReLU' for no hidden layer."
+    others = nn.Linear, nn.BatchNorm1d, nn.Dropout, SigmoidRange
+    act = next((o for o in model.layers.modules() if not (isinstance(o, others) or list(o.children()))), nn.ReLU())
+    name = type(act).__name__
+    return name if name == 'ReLU' or repr(_activation(name)) == repr(act) else repr(act)
+
 def describe(
     model:nn.Module, # any model; `EmbeddingDotBias` and `EmbeddingNN` can be made again
-) -> dict: # 'kind' and 'y_range'; 'n_factors' of a dot product; 'widths' of its two embeddings, 'layers' and 'use_bn' of a network
+) -> dict: # 'kind' and 'y_range'; 'n_factors' of a dot product; 'widths' of its two embeddings, 'layers', 'use_bn', 'bn_final' and 'act' of a network
     "What a model is, in words and numbers that JSON can hold."
     res = {'kind': type(model).__name__, 'y_range': y_range_of(model)}
     if isinstance(model, collab.EmbeddingDotBias): return {**res, 'n_factors': model.u_weight.embedding_dim}
     if not isinstance(model, EmbeddingNN): return res
     linear = [o.out_features for o in model.layers.modules() if isinstance(o, nn.Linear)]
+    n_norms = sum(isinstance(o, nn.BatchNorm1d) for o in model.layers.modules())
     return {**res, 'widths': [o.embedding_dim for o in model.embeds], 'layers': linear[:-1],
-            'use_bn': any(isinstance(o, nn.BatchNorm1d) for o in model.layers.modules())}
+            'use_bn': n_norms > 0, 'bn_final': n_norms == len(linear), 'act': _act_name(model)}
 
 def make_described(
     config:Mapping, # as `describe` gives it
@@ -164,4 +178,8 @@ def make_described(
     if config.get('kind') == 'EmbeddingDotBias': return EmbeddingDotBias.from_classes(config['n_factors'], classes, y_range=y_range)
     if config.get('kind') != 'EmbeddingNN': raise WeightsError(f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make "
                                                                'another model yourself and start it with `load_pretrained_keys`')
-    return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], use_bn=config['use_bn'], y_range=y_range)
+    act = _activation(config.get('act', 'ReLU'))
+    if act is None: raise WeightsError(f"a network whose activation is {config['act']}; expected one of `torch.nn` with its defaults: make the model yourself and start it "
+                                       'with `load_pretrained_keys`')
+    return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], use_bn=config['use_bn'], y_range=y_range,
+                       bn_final=config.get('bn_final', False), act_cls=act)

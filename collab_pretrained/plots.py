@@ -169,10 +169,11 @@ def _curve(learn, metric):
     "The values of `metric` in the last fit, one an epoch; None for the last metric."
     rec = getattr(learn, 'recorder', None)
     if not getattr(rec, 'values', None): raise RatingsError('a learner without an epoch; expected one that has been trained: a recorder that has values')
-    names = [o.lstrip('_') for o in rec.metric_names[1:-1]]  # fastai's own are called '_rmse' and the like
+    names = [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]]  # fastai's own are called '_rmse' and the like
     if len(rec.values[-1]) < len(names): raise RatingsError('no epoch is on record since `validate` or `get_preds`, which begin the record anew; expected to draw right after training')
     if metric is not None and metric not in names: raise RatingsError(f'metric={metric!r}; expected one of {names}')
     at = len(names) - 1 if metric is None else names.index(metric)
+    if any(o[at] is None for o in rec.values): raise RatingsError(f'{names[at]} was not measured; expected a validation part: see `valid_pct` and `splits`')
     return names[at], [float(o[at]) for o in rec.values]
 
 # %% ../nbs/12_plots.ipynb #0e3957b5

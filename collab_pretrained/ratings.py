@@ -35,13 +35,13 @@ def _one_column(cols, name, role):
                            + (f', perhaps {near[0]!r}' if near else ''))
     if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
-def _check_guess(name, role):
-    "Raise or warn where the column `name`, taken for `role` by its position, looks like another."
+def _check_guess(name, role, options='`user_name=`, `item_name=`, `rating_name=`'):
+    "Raise or warn where the column `name`, taken for `role` by its position, looks like another; `options` name the columns."
     if re.fullmatch(r'Unnamed: \d+|', str(name)): raise RatingsError(
         f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: leave it out '
-        '(`index_col=0` of `from_csv`), or name all columns: `user_name=`, `item_name=`, `rating_name=`')
+        f'(`index_col=0` of `from_csv`), or name all columns: {options}')
     if role not in (_roles_of(name) or {role}): _warn(
-        f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: `user_name=`, `item_name=`, `rating_name=`')
+        f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
 # %% ../nbs/04b_ratings.ipynb #78686568
 def _column_names(cols, user_name=None, item_name=None, rating_name=None, implicit=False):
@@ -341,6 +341,11 @@ def _check_csv(df, said, **kwargs):
         f'{said}the columns are called {_examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
 
 # %% ../nbs/04b_ratings.ipynb #ca27c89d
+def _whole_columns(kwargs):
+    "What makes pandas find the type of a column from all its lines, where its engine can: else ids that are text far down are integers above."
+    sep = kwargs.get('sep', kwargs.get('delimiter', ','))
+    return {'low_memory': False} if 'engine' not in kwargs and 'skipfooter' not in kwargs and isinstance(sep, str) and len(sep) == 1 else {}
+
 def read_csv(
     csv, # path, URL or open file
     **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header` and the rest
@@ -350,7 +355,7 @@ def read_csv(
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.filterwarnings('always', 'Length of header', pd.errors.ParserWarning)
-            df = pd.read_csv(csv, **{'index_col': False, **kwargs})
+            df = pd.read_csv(csv, **{'index_col': False, **_whole_columns(kwargs), **kwargs})
     except pd.errors.EmptyDataError: raise RatingsError(f'{said}empty; expected a line for each rating') from None
     except UnicodeDecodeError as e: raise RatingsError(
         f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
@@ -369,7 +374,11 @@ def open_parquet(
     parquet, # path of a Parquet file or of a folder of them, or a list of files
 ): # pyarrow `Dataset`
     "Open Parquet files as one table, without reading them yet."
-    try: from pyarrow import ArrowInvalid, dataset
+    try: from pyarrow import ArrowInvalid, ArrowTypeError, dataset, unify_schemas
     except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
-    try: return dataset.dataset(str(parquet) if isinstance(parquet, Path) else parquet, format='parquet', partitioning='hive')
+    try:
+        how = dict(source=str(parquet) if isinstance(parquet, Path) else parquet, format='parquet', partitioning='hive')
+        res = dataset.dataset(**how)  # with the types of the first file
+        return dataset.dataset(**how, schema=unify_schemas([res.schema, *(o.physical_schema for o in res.get_fragments())], promote_options='permissive'))
+    except ArrowTypeError as e: raise RatingsError(f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
     except ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None

@@ -59,7 +59,7 @@ def sortable_times(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
-            return pd.to_datetime(times, utc=True).to_numpy('datetime64[ns]').astype(np.int64)
+            return pd.to_datetime(times, utc=True).dt.tz_localize(None).to_numpy().astype(np.int64)  # in the unit that holds them all
     except (ValueError, TypeError, UserWarning) as e: raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format '
                                                             f'({str(e).splitlines()[0]}); expected numbers, timestamps or dates as text') from None
 

@@ -27,7 +27,7 @@ from .data import CollabDataLoaders, CollabDataset
 from .models import y_range_of
 from .learner import CollabLearner
 from . import foldin as _foldin  # for `learn.adapt`
-from .factory import read_pretrained
+from .factory import read_pretrained, _check_y_range
 from .finetune import AnchorCallback, FrozenRowsCallback, _known_ids
 
 # %% ../nbs/09b_update.ipynb #bc958e25
@@ -124,10 +124,19 @@ def _grown(learn, ratings, valid_pct, seed):
     "The learner's vocabulary with the ids of a table behind it, and the table's datasets over that."
     rating_name, id_cast = (getattr(learn.dls.train.dataset, o) for o in ('rating_name', 'id_cast'))
     given = CollabDataLoaders.from_df(ratings, valid_pct, *learn.vocab, rating_name, seed=seed, id_cast=id_cast, implicit=rating_name is None, device='cpu')
+    _check_y_range(y_range_of(get_model(learn.model)), given)
     new = match_classes(learn.vocab, given.classes)
     classes = {col: Vocab([*vocab, *match.new.tolist()], f'the vocabulary of {col}') for (col, vocab), match in zip(learn.vocab.items(), (new.users, new.items))}
     report = match_classes(given.classes, classes)
     return classes, [_moved(dl.dataset, report, classes) for dl in given.loaders]
+
+def _warn_of_repeats(old, new):
+    "Say how many of the new ratings are of a pair that has been rated before."
+    held, come = (torch.cat([o.tensors[0].cpu() for o in both]) for both in (old, new))
+    n = max(int(o[:,1].max()) for o in (held, come) if len(o)) + 1
+    again = int(np.isin(*((o[:,0]*n + o[:,1]).numpy() for o in (come, held))).sum())
+    if again: warnings.warn(f'{again} of {len(come)} new ratings are of a (user, item) pair that the learner holds a rating of: it keeps both; expected what is new '
+                            'only: leave out what it was given before', CollabWarning, stacklevel=4)
 
 @patch
 def update(self:CollabLearner,
@@ -144,6 +153,7 @@ def update(self:CollabLearner,
     seed = fresh_seed() if seed is None else seed
     if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
     if hasattr(self, 'ranking'): replay = 1.
+    if adapt and not _is_dot(self.model): raise WeightsError(f'adapt=True, and no row of {type(get_model(self.model)).__name__} to solve; expected a dot product with biases, or `adapt=False`')
     if adapt is None: adapt = _is_dot(self.model)
     if not (adapt or epochs): raise RatingsError(f'epochs=0, and no row of {type(get_model(self.model)).__name__} to solve; expected `epochs=1` or more')
     old = _our_ratings(self)
@@ -154,6 +164,7 @@ def update(self:CollabLearner,
     whole = [_joined(*o) for o in zip(old, new)]
     part, everything = [_with_ratings(self.dls, o) for o in ((_joined(new[0], replayed), whole[1]), whole)]
     self.dls, self.match_report = everything, report
+    _warn_of_repeats(old, new)
     new_before, old_before = _error(self, _joined(*new)), _error(self, check)
     try:
         self.dls = part
