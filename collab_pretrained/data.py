@@ -73,7 +73,7 @@ def row_counts(
         for counts, rows in zip(res, x.cpu().numpy().T): counts += np.bincount(rows, minlength=len(counts))
     for counts, names, (ids, n) in zip(res, dls.classes.values(), getattr(dls, 'past', None) or ()):
         rows = Vocab.of(names).rows(ids)
-        counts[rows[rows >= 0]] += np.asarray(n)[rows >= 0]
+        counts[rows[rows >= 0]] += np.asarray(n, dtype=np.int64)[rows >= 0]
     return None if blocks is None else res
 
 # %% ../nbs/05_data.ipynb #61b44200

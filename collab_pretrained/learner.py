@@ -185,6 +185,7 @@ def load(self:CollabLearner,
     if strict and (lost or more): raise WeightsError(f'{path}: nothing for {_examples(lost) or None}, and {_examples(more) or None} that the model lacks; '
                                                      'expected a model of the same layers (`strict=False` loads what is there)')
     model.load_state_dict(wgts, strict=strict)
+    if hasattr(self, 'recorder'): self.recorder.outdated = getattr(self.recorder, 'values', None)  # they are of the weights before
     if with_opt: _give_opt(self, Pretrained(wgts, vocab, meta, path), lambda opt, names: load_opt(self.opt, model, to_device(opt, device or next(model.parameters()).device), names))
     if with_opt: self._flag_biases()  # whatever the file's did
     return self
@@ -209,7 +210,7 @@ def _interactions(dls):
 def _last_metrics(learn):
     "The losses and metrics of the last epoch, by name, or of `learn.validate()` if it came later; none where they are of other ratings, or of rows that were replaced."
     rec = getattr(learn, 'recorder', None)
-    if rec is None or not len(getattr(rec, 'values', [])): return {}
+    if rec is None or not len(getattr(rec, 'values', [])) or getattr(rec, 'outdated', None) is rec.values: return {}
     names, values = [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]], rec.values[-1]  # fastai's own are called '_rmse' and the like
     is_epoch = len(values) == len(names)  # else of `validate`, or of `get_preds`
     if is_epoch and learn.opt is None or not is_epoch and learn.dl is not learn.dls.valid: return {}

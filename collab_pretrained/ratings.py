@@ -259,10 +259,11 @@ def _as_frame(table, names):
     "The columns `names` of a table as a DataFrame; integers beside missing values stay integers."
     if isinstance(table, pd.DataFrame): return table
     if hasattr(table, 'to_table'): table = table.to_table(columns=names)  # pyarrow's Dataset
+    if hasattr(table, 'read_all'): table = table.read_all()  # and its reader of batches
     table = table.select(names)
     if hasattr(table, 'collect'): table = table.collect()  # polars' LazyFrame
     if hasattr(table, 'to_arrow'): table = table.to_arrow()
-    return table.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') else pd.ArrowDtype(t), ignore_metadata=True)
+    return table.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t), ignore_metadata=True)
 
 # %% ../nbs/04b_ratings.ipynb #61984b87
 def read_ratings(
@@ -360,6 +361,8 @@ def read_csv(
     except UnicodeDecodeError as e: raise RatingsError(
         f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
     except pd.errors.ParserError as e: raise RatingsError(f"{said}{str(e).strip()}; expected columns: see `sep`, `quotechar` and `engine` of pandas' `read_csv`") from None
+    if not isinstance(df, pd.DataFrame): raise RatingsError(
+        f'{said}`chunksize` and `iterator` read in pieces; expected a whole table: one that is too large for memory as Parquet, with `from_stream`')
     df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) if isinstance(o, str) else o for o in df.columns]
     _check_csv(df, said, **kwargs)
     for o in seen:
