@@ -46,12 +46,16 @@ def _answers(users, items, x, y_range):
     return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*z.sigmoid()
 
 # %% ../nbs/07a_foldin.ipynb #2068f554
-def _train_ratings(learn):
-    "The rows and the ratings of the training part, on the model's device."
+def _train_set(learn):
+    "The dataset of the training part."
     ds = learn.dls.train.dataset
     if not hasattr(ds, 'tensors'): raise RatingsError(f'loaders of {type(learn.dls).__name__} from fastai; expected our own `CollabDataLoaders`, whose ratings can be read')
+    return ds
+
+def _train_ratings(learn):
+    "The rows and the ratings of the training part, on the model's device."
     device = next(get_model(learn.model).parameters()).device
-    x, y = ds.tensors
+    x, y = _train_set(learn).tensors
     return x.to(device), y[:,0].to(device)
 
 def _known(learn, side, x):
@@ -179,7 +183,7 @@ def _fold_liking(learn, prior, others, centre, x, y, side, scale):
 # %% ../nbs/07a_foldin.ipynb #19c25d35
 def _read(learn, ratings):
     "A table of ratings, and the row of each of its distinct users and items, -1 where there is none."
-    ds, (user, item) = learn.dls.train.dataset, learn.vocab
+    ds, (user, item) = _train_set(learn), learn.vocab
     table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.rating_name is None)
     for (col, known), ids in zip(learn.vocab.items(), (table.user_ids, table.item_ids)):
         if len(known.ids) and known.ids.dtype != ids.dtype: raise VocabError(f'column {col!r}: {_examples(ids)}, and the learner has {_examples(known.ids)}; '
@@ -266,7 +270,7 @@ def _rows_to_solve(learn, ratings, side, ids):
     "Ids of one side, the row of each or -1, and their ratings: (own position, row of the other side) and value."
     k, (table, rows) = side == 'item', _read(learn, ratings)
     codes, names = (table.users, table.items), (table.user_ids, table.item_ids)
-    some = _asked(names[k], rows[k], ids, _cast_of(learn.dls.train.dataset.id_cast, list(learn.vocab)[k]))
+    some = _asked(names[k], rows[k], ids, _cast_of(_train_set(learn).id_cast, list(learn.vocab)[k]))
     place = np.full(len(names[k]), -1)
     place[some] = np.arange(len(some))
     x = np.stack([place[codes[k]], rows[not k][codes[not k]]], 1)
