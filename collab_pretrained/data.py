@@ -407,6 +407,12 @@ class CollabDataLoaders(DataLoaders):
         return res
 
 # %% ../nbs/05_data.ipynb #13b08030
+def _with_datasets(dls, datasets):
+    "The same loaders over other datasets."
+    res = type(dls)(*[dl.new(ds) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
+    res.past = getattr(dls, 'past', None)
+    return res
+
 @patch
 def test_dl(self:CollabDataLoaders,
     test_items, # table with the user and item columns under the names they had in training, or one row of it; its order is kept

@@ -163,6 +163,7 @@ class RankMetric(Metric):
         self.what, self.k, self.min_rating = what, k, min_rating
 
     def reset(self): self.learn, self.parts = None, []
+    def __getstate__(self): return {**vars(self), 'learn': None, 'parts': []}  # an exported learner holds no ratings
     def accumulate(self,
         learn, # the learner, just after a batch of the validation part
     ):
@@ -213,7 +214,7 @@ class Benchmark:
     @property
     def reached(self): return (self.curves <= self.curves['from scratch'].iloc[-1]).apply(lambda o: o.idxmax() if o.any() else np.nan)  # the epoch, by start
     @property
-    def pays(self): return self._better().any() or self._sooner().any()
+    def pays(self): return (self._better() | self._sooner()).drop('from scratch').any()
 
     def _better(self): return self.gain > self.margin
     def _sooner(self): return (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)

@@ -9,6 +9,7 @@ __all__ = ['FoldedIn']
 
 # %% ../nbs/07a_foldin.ipynb #54f0ba6e
 import warnings
+from copy import copy
 from dataclasses import dataclass, replace
 import numpy as np, pandas as pd, torch
 from fastai.callback.schedule import fit_one_cycle
@@ -22,7 +23,8 @@ from .ratings import read_ratings, _cast_of
 from .models import y_range_of
 from .rows import doubted, first_steps, solve_rows
 from .ranking import liking_offset, solve_liking, _liked
-from .learner import CollabLearner
+from .data import _with_datasets
+from .learner import CollabLearner, NaDropout
 
 # %% ../nbs/07a_foldin.ipynb #e9fbf5e4
 def _table(model, side):
@@ -216,8 +218,9 @@ def adapt(self:CollabLearner,
     frozen = [_frozen_rows(self, side) for side in sides]
     if hasattr(self, 'ranking'): tables = _adapted_liking(*priors, x, _which_liked(self, y), frozen)
     else: tables = _adapted(priors, x, y, y_range_of(get_model(self.model)), seed, frozen)
-    for side, prior, table, vocab in zip(sides, priors, tables, self.vocab.values()):
-        if vocab.na_row is not None: table[vocab.na_row] = prior.mean
+    for side, prior, table, vocab, rows in zip(sides, priors, tables, self.vocab.values(), x.T):
+        is_trained = any(isinstance(o, NaDropout) for o in self.cbs) or vocab.na_row is not None and (rows == vocab.na_row).any()
+        if vocab.na_row is not None and not is_trained: table[vocab.na_row] = prior.mean
         _set_table(self.model, side, table)
     self.opt = None
     if epochs: self.fit_one_cycle(epochs, lr)
@@ -312,7 +315,7 @@ def fold_in(self:CollabLearner,
 def _grown(layer, n):
     "`layer` with `n` more rows of zeros."
     wgt = layer.weight.detach()
-    return nn.Embedding.from_pretrained(torch.cat([wgt, wgt.new_zeros(n, layer.embedding_dim)]), freeze=False).train(layer.training)
+    return nn.Embedding.from_pretrained(torch.cat([wgt, wgt.new_zeros(n, layer.embedding_dim)]), freeze=not layer.weight.requires_grad, sparse=layer.sparse).train(layer.training)
 
 def _commit(learn, side, folded, rows):
     "Put folded rows into model and vocabulary."
@@ -324,8 +327,9 @@ def _commit(learn, side, folded, rows):
     if new.any():
         classes = {**learn.vocab, name: Vocab([*vocab, *folded.ids[new].tolist()], name)}
         for role in ('weight', 'bias'): setattr(model, f'{side[0]}_{role}', _grown(getattr(model, f'{side[0]}_{role}'), int(new.sum())))
-        for dl in learn.dls.loaders: dl.dataset.classes = classes
-        model.classes = classes
+        datasets = [copy(dl.dataset) for dl in learn.dls.loaders]  # another learner may be over the same
+        for o in datasets: o.classes = classes
+        learn.dls, model.classes = _with_datasets(learn.dls, datasets), classes
     table = _table(model, side)
     table[torch.from_numpy(rows).to(table.device)] = folded.rows
     _set_table(model, side, table)

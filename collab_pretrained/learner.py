@@ -162,6 +162,14 @@ def _differs(saved, current):
     return f'its vocabulary of {col!r} names other rows ({_examples(old[:4], 4)} of {len(old)}, and here {_examples(new[:4], 4)} of {len(new)})'
 
 @patch
+def _check_range(self:CollabLearner, name, meta, model=None):
+    "Raise where the pretrained model answers in another range than `model`."
+    saved, current = meta.get('y_range'), y_range_of(get_model(self.model if model is None else model))
+    if 'y_range' in meta and (saved and tuple(map(float, saved))) != current: raise WeightsError(
+        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, since vectors mean another rating '
+        'in another range: make the learner with that of the pretrained model')
+
+@patch
 def load(self:CollabLearner,
     file, # str or Path under `path/model_dir`, as given to `save`
     device=None, # where the optimizer's state goes; None means where the model is, which `with_opt` takes to the loaders' device
@@ -176,6 +184,7 @@ def load(self:CollabLearner,
     differs = _differs(vocab, self.vocab)
     if differs: raise VocabError(f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: start from it instead, with '
                                  f'`collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
+    self._check_range(path, meta)
     model = get_model(self.model)
     now = model.state_dict()
     odd = [k for k, v in now.items() if k in wgts and (wgts[k].shape != v.shape or wgts[k].is_floating_point() != v.is_floating_point())]
@@ -229,14 +238,6 @@ def save_pretrained(self:CollabLearner,
     return folder
 
 # %% ../nbs/07_learner.ipynb #914c4c63
-@patch
-def _check_range(self:CollabLearner, name, meta, model=None):
-    "Raise where the pretrained model answers in another range than `model`."
-    saved, current = meta.get('y_range'), y_range_of(get_model(self.model if model is None else model))
-    if 'y_range' in meta and (saved and tuple(map(float, saved))) != current: raise WeightsError(
-        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, since vectors mean another rating '
-        'in another range: make the learner with that of the pretrained model')
-
 @patch
 def _check_overlap(self:CollabLearner, name, report, min_overlap):
     "Raise where a smaller share than `min_overlap` of a side's ids has a pretrained row."
@@ -314,4 +315,4 @@ def predict(self:CollabLearner,
     lost = [col for col in self.dls.classes if col not in frame]
     if lost: raise RatingsError(f'no {lost} among {list(frame)}; expected a user and an item, in the columns {list(self.dls.classes)}')
     pred = self.get_preds(dl=self.dls.test_dl(frame[list(self.dls.classes)]))[0].flatten()[0]
-    return frame.assign(**{str(getattr(self.dls, 'rating_name', 'rating')): pred.item()}), pred, pred
+    return frame.assign(**{str(getattr(self.dls, 'rating_name', None) or 'rating'): pred.item()}), pred, pred

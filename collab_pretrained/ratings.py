@@ -40,6 +40,9 @@ def _check_guess(name, role, options='`user_name=`, `item_name=`, `rating_name=`
     if re.fullmatch(r'Unnamed: \d+|', str(name)): raise RatingsError(
         f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: leave it out '
         f'(`index_col=0` of `from_csv`), or name all columns: {options}')
+    if role == 'rating' and isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?', name): raise RatingsError(
+        f'column {name!r} would be taken for the {role}s, and its name is a number; expected names: where the first line is a rating already, `header=None` '
+        f'(`from_csv`), or name all columns: {options}')
     if role not in (_roles_of(name) or {role}): _warn(
         f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 

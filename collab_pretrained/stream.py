@@ -137,8 +137,9 @@ def _complete(lf, names, on_missing):
     _one_of(on_missing, ('raise', 'drop'), 'on_missing')
     schema, lf = lf.collect_schema(), lf.with_row_index(_row)
     is_gap = {o: pl.col(o).is_null() | (pl.col(o).is_nan() if schema[o].is_float() else False) for o in names}
-    n, *seen = lf.select(pl.len(), *[f.alias(f'{k}{kind}') for k, gap in enumerate(is_gap.values()) for kind, f in (('n', gap.sum()), ('first', gap.arg_max()))]
-                         ).collect(engine='streaming').row(0)
+    counts = lf.select(pl.len(), *[f.alias(f'{k}{kind}') for k, gap in enumerate(is_gap.values()) for kind, f in (('n', gap.sum()), ('first', gap.arg_max()))])
+    try: n, *seen = counts.collect(engine='streaming').row(0)
+    except pl.exceptions.SchemaError as e: raise RatingsError(f'{e}; expected each column to be of one type in all files: write them anew with one') from None
     if not n: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
     gaps = {o: (k, first) for o, k, first in zip(names, seen[::2], seen[1::2]) if k}
     if not gaps: return lf

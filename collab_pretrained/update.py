@@ -11,7 +11,7 @@ __all__ = ['UpdateReport', 'Dropped']
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.schedule import fit_one_cycle
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -23,7 +23,7 @@ from .match import _match_wgts
 from .elsewhere import Pretrained
 from .splits import fresh_seed
 from .moments import carry_moments, param_names
-from .data import CollabDataLoaders, CollabDataset
+from .data import CollabDataLoaders, CollabDataset, _with_datasets
 from .models import y_range_of
 from .learner import CollabLearner
 from . import foldin as _foldin  # for `learn.adapt`
@@ -85,12 +85,6 @@ def _some(ds, n, seed):
     "`n` ratings at random; all where there are no more."
     if n >= len(ds): return ds
     return ds.new(ds[torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed))[:n].to(ds.tensors[0].device)])
-
-def _with_ratings(dls, datasets, **kwargs):
-    "The same loaders over other ratings."
-    res = type(dls)(*[dl.new(ds, **kwargs) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
-    res.past = getattr(dls, 'past', None)
-    return res
 
 # %% ../nbs/09b_update.ipynb #fd6fdaae
 @dataclass(frozen=True, repr=False)
@@ -162,7 +156,7 @@ def update(self:CollabLearner,
     old = [_moved(o, report, classes) for o in old]
     check, replayed = _some(old[1] if len(old[1]) else old[0], 10_000, seed), _some(old[0], round(replay*len(old[0])), seed)
     whole = [_joined(*o) for o in zip(old, new)]
-    part, everything = [_with_ratings(self.dls, o) for o in ((_joined(new[0], replayed), whole[1]), whole)]
+    part, everything = [_with_datasets(self.dls, o) for o in ((_joined(new[0], replayed), whole[1]), whole)]
     self.dls, self.match_report = everything, report
     _warn_of_repeats(old, new)
     new_before, old_before = _error(self, _joined(*new)), _error(self, check)
@@ -193,7 +187,8 @@ def drop_ids(self:CollabLearner,
     datasets, past = _our_ratings(self), self.match_report
     classes = {col: _without(vocab, ids) for (col, vocab), ids in zip(self.vocab.items(), gone)}
     report = _renumber(self, classes)
-    self.dls = _with_ratings(self.dls, [_moved(o, report, classes) for o in datasets])
+    self.dls = _with_datasets(self.dls, [_moved(o, report, classes) for o in datasets])
+    self.dls.past = self.dls.past and [(ids[keep], np.asarray(n)[keep]) for (ids, n), no in zip(self.dls.past, gone) for keep in [~pd.Index(ids).isin(no)]]
     if past: self.match_report = match_classes([_without(o.old_vocab, ids) for o, ids in zip((past.users, past.items), gone)], classes)
     for cb in self._grab_cbs(FrozenRowsCallback): cb.ids = {side: [o for o in ids if o not in set(no.tolist())] for (side, ids), no in zip(cb.ids.items(), gone)}
     return Dropped(*map(len, gone), sum(map(len, datasets)) - sum(len(dl.dataset) for dl in self.dls.loaders[:2]))
@@ -230,8 +225,7 @@ def align(self:CollabLearner,
     pre = read_pretrained(other, self.path, self.model_dir)
     theirs, own = flat_weights(pre.wgts), flat_weights(get_model(self.model).state_dict())
     (keys, own_keys), report = (_vectors(theirs, pre.name), _vectors(own, 'this learner')), match_classes(pre.vocab, self.vocab)
-    if 'y_range' in pre.meta and pre.meta['y_range'] is not None and tuple(pre.meta['y_range']) != y_range_of(get_model(self.model)): raise WeightsError(
-        f'{pre.name}: y_range={tuple(pre.meta["y_range"])}, and {y_range_of(get_model(self.model))} here; expected the same, since vectors mean another rating in another range')
+    self._check_range(pre.name, pre.meta)
     vectors, targets = [theirs[o[0]].double().cpu() for o in keys], [own[o[0]].double().cpu() for o in own_keys]
     k, width = vectors[0].shape[1], targets[0].shape[1]
     if k != width and not project: raise WeightsError(f'{pre.name}: {k} factors, and {width} here; expected the same, or `project=True` to bring them to {width}')
