@@ -24,8 +24,9 @@ _role_words = {'user': 'user customer reviewer account', 'item': 'item movie boo
                'rating': 'rating score stars overall', 'other': 'time date'}
 
 def _roles_of(name):
-    "The roles that the name of a column speaks of."
-    return {role for role, words in _role_words.items() if any(o in str(name).lower() for o in words.split())}
+    "The roles that the name of a column speaks of, by how its words begin."
+    begin = [o.lower() for o in re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', str(name))]
+    return {role for role, words in _role_words.items() if any(o.startswith(tuple(words.split())) for o in begin)}
 
 def _one_column(cols, name, role):
     "Raise unless `cols` has the column `name` once."
