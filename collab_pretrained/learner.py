@@ -216,11 +216,15 @@ def _interactions(dls):
     counts = row_counts(dls)
     return counts and {side: n[Vocab.of(names).id_rows].tolist() for side, n, names in zip(('users', 'items'), counts, dls.classes.values())}
 
+def _metric_names(rec):
+    "What a recorder's losses and metrics are called; fastai's own are '_rmse' and the like."
+    return [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]]
+
 def _last_metrics(learn):
     "The losses and metrics of the last epoch, by name, or of `learn.validate()` if it came later; none where they are of other ratings, or of rows that were replaced."
     rec = getattr(learn, 'recorder', None)
     if rec is None or not len(getattr(rec, 'values', [])) or getattr(rec, 'outdated', None) is rec.values: return {}
-    names, values = [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]], rec.values[-1]  # fastai's own are called '_rmse' and the like
+    names, values = _metric_names(rec), rec.values[-1]
     is_epoch = len(values) == len(names)  # else of `validate`, or of `get_preds`
     if is_epoch and learn.opt is None or not is_epoch and learn.dl is not learn.dls.valid: return {}
     return {k: float(v) for k, v in zip(names[len(names)-len(values):], values) if v is not None}

@@ -16,7 +16,7 @@ from .core import RatingsError, VocabError, WeightsError, _examples
 from .roles import find_roles, flat_weights
 from .data import row_counts, _titles_of
 from .models import y_range_of
-from .learner import CollabLearner
+from .learner import CollabLearner, _metric_names
 from .foldin import _sides
 from .evaluate import _answers, _errors, _groups, _rated
 from .recommend import _asked, _check_known
@@ -169,7 +169,7 @@ def _curve(learn, metric):
     "The values of `metric` in the last fit, one an epoch; None for the last metric."
     rec = getattr(learn, 'recorder', None)
     if not getattr(rec, 'values', None): raise RatingsError('a learner without an epoch; expected one that has been trained: a recorder that has values')
-    names = [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]]  # fastai's own are called '_rmse' and the like
+    names = _metric_names(rec)
     if len(rec.values[-1]) < len(names): raise RatingsError('no epoch is on record since `validate` or `get_preds`, which begin the record anew; expected to draw right after training')
     if metric is not None and metric not in names: raise RatingsError(f'metric={metric!r}; expected one of {names}')
     at = len(names) - 1 if metric is None else names.index(metric)

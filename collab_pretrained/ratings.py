@@ -65,17 +65,21 @@ def _column_names(cols, user_name=None, item_name=None, rating_name=None, implic
     return [*names.values(), None][:3]
 
 # %% ../nbs/04b_ratings.ipynb #a562ba2a
+def _slots(ints, bits):
+    "Where integers of 64 bits go in a table of 2**`bits` slots."
+    return (ints.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64)
+
 def _look_up(known, ints, part=2**14):
     "The place of each of `ints` in `known`, -1 where it has none, of 64 bits both: in a table by hash, whose slots remember the last to come, then in pandas' index."
     bits = len(known).bit_length() + 2
-    def slots(ints): return (ints.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64)
     places, codes, is_else = np.zeros(2**bits, dtype=np.int32), np.empty(len(ints), dtype=np.int32), np.empty(len(ints), dtype=bool)
-    places[slots(known)] = np.arange(len(known))
+    known_at = _slots(known, bits)
+    places[known_at] = np.arange(len(known))
     for k in range(0, len(ints), part):  # so that they stay in the cache
         some = ints[k:k+part]
-        codes[k:k+part] = found = places.take(slots(some))
+        codes[k:k+part] = found = places.take(_slots(some, bits))
         is_else[k:k+part] = known.take(found) != some
-    rest, forgotten = np.flatnonzero(is_else), np.flatnonzero(places.take(slots(known)) != np.arange(len(known)))
+    rest, forgotten = np.flatnonzero(is_else), np.flatnonzero(places.take(known_at) != np.arange(len(known)))
     codes[rest] = np.append(forgotten, -1)[pd.Index(known[forgotten]).get_indexer(ints[rest])]
     return codes
 
