@@ -11,8 +11,8 @@ import pandas as pd, torch
 from fastai import collab
 from fastai.data.external import URLs, untar_data
 from fastai.metrics import rmse
-from collab_pretrained.data import CollabDataLoaders
-from collab_pretrained.factory import collab_learner
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.factory import collab_learner
 
 MODEL = dict(n_factors=50, y_range=(0, 5.5))
 

@@ -13,8 +13,8 @@ from statistics import median
 import numpy as np, pandas as pd, torch
 from fastai.collab import CollabDataLoaders as FastaiDataLoaders, collab_learner
 from fastai.tabular.core import TabDataLoader
-from collab_pretrained.data import CollabDataLoaders
-from collab_pretrained.factory import collab_learner as our_learner
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.factory import collab_learner as our_learner
 
 KINDS = {'fastai': FastaiDataLoaders.from_df,
          'TabDataLoader': lambda df, **kw: FastaiDataLoaders.from_df(df, dl_type=TabDataLoader, **kw),

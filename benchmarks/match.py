@@ -11,8 +11,8 @@ import time
 from statistics import median
 import numpy as np, torch
 from collab_pretrained.core import NA
-from collab_pretrained.match import match_embeds
-from collab_pretrained.vocab import Vocab
+from collab_pretrained.weights.match import match_embeds
+from collab_pretrained.ids.vocab import Vocab
 
 def two_vocabs(n, text, seed):
     "The names of `n` rows, old and new, each as read from a file: '#na#', then ids in a random order of which nine in ten are on both sides."

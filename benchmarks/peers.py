@@ -128,7 +128,7 @@ def split():
     "The ratings that train and those that test: arrays of user, item, rating."
     import pandas as pd
     from fastai.data.external import URLs, untar_data
-    from collab_pretrained.data import CollabDataLoaders
+    from collab_pretrained.data.loaders import CollabDataLoaders
     df = pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', header=None, names=['user', 'item', 'rating', 'time'])
     dls = CollabDataLoaders.from_df(df, seed=42)
     return [o.items.to_numpy(dtype=np.float64) for o in (dls.train_ds, dls.valid_ds)]

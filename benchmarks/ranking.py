@@ -15,11 +15,11 @@ from collections import defaultdict
 from statistics import mean, median
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the method on the learner
 from fastai.data.external import URLs, untar_data
-from collab_pretrained.data import CollabDataLoaders
-from collab_pretrained.evaluate import rank_scores
-from collab_pretrained.factory import collab_learner
-from collab_pretrained.ranking import BPR, Softmax, WARP
-from collab_pretrained.splits import split_user_time
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.serve.evaluate import rank_scores
+from collab_pretrained.learner.factory import collab_learner
+from collab_pretrained.models.ranking import BPR, Softmax, WARP
+from collab_pretrained.data.splits import split_user_time
 
 LIKED, K = 4, 10
 

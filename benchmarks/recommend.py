@@ -12,9 +12,9 @@ import numpy as np, pandas as pd, torch
 from pathlib import Path
 from statistics import median
 from collab_pretrained.core import NA
-from collab_pretrained.data import CollabDataLoaders
-from collab_pretrained.factory import collab_learner
-from collab_pretrained.recommend import recommend  # noqa: F401, puts the methods on the learner
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.factory import collab_learner
+from collab_pretrained.serve.recommend import recommend# noqa: F401, puts the methods on the learner
 
 def make_learner(args):
     "A learner with random vectors, and `--rated` random ratings of each user."

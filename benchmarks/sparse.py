@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 import numpy as np, pandas as pd, torch
 from fastai import collab
-from collab_pretrained.data import CollabDataLoaders
-from collab_pretrained.factory import collab_learner
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.factory import collab_learner
 
 MODEL = dict(n_factors=50, y_range=(0, 5.5))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import gettempdir
 import numpy as np, pandas as pd, torch.distributed as dist
 from fastai.callback.core import Callback
-from collab_pretrained.all import *
+from collab_pretrained.all import CollabDataLoaders, collab_learner
+from collab_pretrained.scale import shard_embeddings
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 for name, n in dict(users=90_000, items=10_000, bs=4096, steps=6).items(): parser.add_argument(f'--{name}', type=int, default=n)

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.external import URLs, untar_data
 from fastai.optimizer import OptimWrapper
-from collab_pretrained.all import *
-from collab_pretrained.factory import read_pretrained
+from collab_pretrained.all import AnchorCallback, CollabDataLoaders, CollabWarning, Pretrained, collab_learner, nearest
+from collab_pretrained.learner.factory import read_pretrained
 
 adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
 fills = 'mean', 'popular', 'normal', 'random', 'nearest'

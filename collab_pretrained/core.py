@@ -1,4 +1,4 @@
-"""What the other modules stand on: one kind of error for each kind of mistake, one form for every id, and a ratings table whose truth is known.
+"""One kind of error for each kind of mistake, and a ratings table whose truth is known.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 
@@ -6,11 +6,11 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 
 # %% auto #0
 __all__ = ['NA', 'CollabError', 'RatingsError', 'VocabError', 'WeightsError', 'CheckpointError', 'CheckpointNotFoundError',
-           'SaveError', 'CollabWarning', 'canonical_ids', 'factorize_ids', 'planted_ratings']
+           'SaveError', 'CollabWarning', 'examples', 'planted_ratings']
 
-# %% ../nbs/00_core.ipynb #bf2ffa89
-import uuid
-import numpy as np, pandas as pd
+# %% ../nbs/00_core.ipynb #d21db6aa
+import numpy as np
+import pandas as pd
 
 # %% ../nbs/00_core.ipynb #a8af2e7a
 class CollabError(Exception): "The base of this library's errors."
@@ -25,106 +25,10 @@ class CollabWarning(UserWarning): "Something a user should know, and that doesn'
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"
 
-def _examples(values, n=3):
+def examples(values, n=3):
     "The first `n` of `values`, for a message."
     more = f' and {len(values)-n} more' if len(values) > n else ''
     return ', '.join(repr(getattr(o, 'item', lambda: o)()) for o in values[:n]) + more
-
-# %% ../nbs/00_core.ipynb #fe1e5a77
-def _as_array(values):
-    "`values` as a one-dimensional array that keeps each value as it is, a category column by its values."
-    if hasattr(values, 'to_pandas'): values = values.to_pandas()  # pyarrow, polars
-    if isinstance(getattr(values, 'dtype', None), pd.CategoricalDtype): return np.asarray(values)
-    if hasattr(values, 'dtype'): return values
-    values = list(values)
-    res = np.empty(len(values), dtype=object)
-    res[:] = values
-    return res
-
-def _text_ids(values, name):
-    res = np.asarray(values, dtype=object)
-    if set(map(type, res.tolist())) - {str}: res = np.array([str(o) for o in res] + [None], dtype=object)[:-1]  # np.str_ and the like
-    if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown ids; "
-                                             "expected any other text: rename that id, or drop its rows")
-    return res
-
-# %% ../nbs/00_core.ipynb #e2ed3040
-def _int_ids(values, name):
-    res = np.asarray(values)
-    info = np.iinfo(np.int64)
-    if res.dtype != np.int64 and len(res) and (res.max() > info.max or res.min() < info.min):
-        big = [o for o in res if not info.min <= o <= info.max]
-        raise RatingsError(f'{name}: {_examples(big)} do not fit 64 bits; expected integers up to {info.max}: make the ids text, e.g. `id_cast=str`')
-    return res.astype(np.int64, copy=False)
-
-def _float_ids(values, name):
-    res = np.asarray(values)
-    if res.dtype == object: res = res.astype(np.float64)
-    limit = 2.**(np.finfo(res.dtype).nmant + 1)
-    fractions = res[res != np.floor(res)]
-    if len(fractions): raise RatingsError(f'{name}: {_examples(fractions)} are not whole numbers; expected integers or text as ids')
-    rounded = res[np.abs(res) >= limit]
-    if len(rounded): raise RatingsError(
-        f'{name}: {_examples(rounded)} may have been rounded, since {res.dtype} holds whole numbers up to {limit:.0f} only and different ids may '
-        "already be one; expected integers: read the column as 'int64', or 'Int64' if values are missing")
-    return res.astype(np.int64)
-
-# %% ../nbs/00_core.ipynb #060ebd58
-def _time_ids(values, name):
-    times = pd.DatetimeIndex(values) if not pd.api.types.infer_dtype(values) == 'date' else values
-    if getattr(times, 'tz', None) is not None: times = times.tz_convert('UTC')
-    return np.array([o.isoformat() for o in times] + [None], dtype=object)[:-1]
-
-def _other_ids(values, name):
-    kinds = {type(o) for o in values}
-    if kinds == {uuid.UUID}: return np.array([str(o) for o in values] + [None], dtype=object)[:-1]
-    names = ' and '.join(sorted(o.__name__ for o in kinds))
-    one_each = [next(o for o in values if type(o) is k) for k in sorted(kinds, key=lambda k: k.__name__)]
-    raise RatingsError(f'{name}: ids of type {names} ({_examples(one_each)}); expected integers only or text only, so that an id is '
-                       'the same id everywhere: cast them yourself, e.g. `id_cast=str`')
-
-_to_canonical = {'string': _text_ids, 'integer': _int_ids, 'floating': _float_ids, 'mixed-integer-float': _float_ids,
-                 'datetime64': _time_ids, 'datetime': _time_ids, 'date': _time_ids}
-
-# %% ../nbs/00_core.ipynb #65d6c1d9
-def canonical_ids(
-    values, # one-dimensional: a list, a numpy array, a pandas, polars or pyarrow column; of any dtype in the table above
-    name='ids', # what messages call these ids, e.g. "column 'userId'"
-) -> np.ndarray: # of the same length: `int64`, or `object` that holds `str` only; a view of `values` where nothing had to change
-    "Bring ids to their one form, or raise `RatingsError`."
-    values = _as_array(values)
-    if values.ndim != 1: raise RatingsError(f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
-    missing = np.flatnonzero(pd.isna(values))
-    if len(missing): raise RatingsError(f"{name}: {len(missing)} missing of {len(values)}, at positions {_examples(missing)}; expected an id in "
-                                        "every row: fill them, or drop these rows, e.g. `on_missing='drop'`")
-    if not len(values): return np.empty(0, dtype=values.dtype if values.dtype in (np.int64, object) else object)
-    return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
-
-# %% ../nbs/00_core.ipynb #f1c0a1d3
-def _take(values, places, part=2**14):
-    "`values.take(places)`, in parts that stay in the cache with the integers of 64 bits that numpy makes of `places`."
-    res = np.empty(len(places), dtype=values.dtype)
-    for k in range(0, len(places), part): res[k:k+part] = values.take(places[k:k+part])
-    return res
-
-def _ascending(codes, ids):
-    "Codes into the distinct `ids`, and these, for ids in ascending order; Python sorts its texts in a third of numpy's time."
-    order = np.argsort(ids) if ids.dtype != object else np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)
-    rank = np.empty(len(ids), dtype=np.int32)
-    rank[order] = np.arange(len(ids))
-    return _take(rank, codes), ids[order]
-
-def factorize_ids(
-    ids:np.ndarray, # (n,): int64, or object of str, as `canonical_ids` returns them
-    sort:bool=False, # whether the distinct ids come in ascending order; else as they first appear
-) -> tuple: # (n,) integers into the distinct ids; the distinct ids
-    "Number ids."
-    codes, distinct = pd.factorize(ids)
-    if ids.dtype == object and not (distinct[codes] == ids).all():
-        place = {}
-        codes = np.fromiter((place.setdefault(o, len(place)) for o in ids.tolist()), np.int64, len(ids))
-        distinct = np.array([*place], dtype=object)
-    return _ascending(codes, distinct) if sort else (codes, distinct)
 
 # %% ../nbs/00_core.ipynb #677fbd1f
 def planted_ratings(

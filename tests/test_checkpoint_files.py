@@ -1,10 +1,12 @@
-"""What only processes can show of `collab_pretrained.checkpoint`: kills, savers at the same time, full and read-only folders, damaged files."""
+"""What only processes can show of `collab_pretrained.weights`: kills, savers at the same time, full and read-only folders, damaged files."""
 import json, os, pickle, random, re, resource, shutil, signal, time, tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pytest, torch
-from collab_pretrained import checkpoint
-from collab_pretrained.checkpoint import read_folder, read_opt, read_pair, read_vocab, read_weights, save_folder, save_pair
+from collab_pretrained.weights import folders, pairs, reading
+from collab_pretrained.weights.folders import read_folder, save_folder
+from collab_pretrained.weights.reading import read_opt, read_vocab, read_weights
+from collab_pretrained.weights.pairs import read_pair, save_pair
 from collab_pretrained.core import CheckpointError, CheckpointNotFoundError, CollabError, SaveError
 
 SIZES = {'user': 40, 'item': 30}
@@ -116,18 +118,18 @@ def test_two_savers_and_a_reader(tmp_path, form):
 def test_a_rename_between_two_looks(tmp_path, form, monkeypatch):
     "A saver renames the pending file just when a reader that found it wants to open it."
     def dies_before_the_last_renames():
-        checkpoint._rename = lambda old, new: os._exit(7) if old.name.endswith('.pending') else os.replace(old, new)
+        pairs._rename = lambda old, new: os._exit(7) if old.name.endswith('.pending') else os.replace(old, new)
         form.save(tmp_path, 2)
     form.save(tmp_path, 1)
     with child(dies_before_the_last_renames) as pid: assert status(pid) == 7
     assert any(o.name.endswith('.pending') for o in tmp_path.iterdir())
-    real, renamed = checkpoint._content, []
+    real, renamed = reading.file_content, []
     def content(path, *args):
         if str(path).endswith('.pending') and Path(path).exists():
             renamed.append(path)
             os.replace(path, re.sub(r'\.[0-9a-f]+\.pending$', '', str(path)))
         return real(path, *args)
-    monkeypatch.setattr(checkpoint, '_content', content)
+    for module in (reading, folders): monkeypatch.setattr(module, 'file_content', content)
     assert form.which(tmp_path) == 2 and renamed
 
 def contents(folder): return {o.name: o.read_bytes() for o in folder.iterdir()}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from collab_pretrained.checkpoint import read_folder
+from collab_pretrained.weights.folders import read_folder
 from collab_pretrained.core import planted_ratings
 
 COMMAND = Path(sys.executable).with_name('collab-pretrained')

@@ -2,10 +2,10 @@
 import random, warnings
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import assume, given, strategies as st
-from collab_pretrained import data
+from collab_pretrained.data import loaders as data
 from collab_pretrained.core import NA, CollabWarning, RatingsError
-from collab_pretrained.data import CollabDataLoaders, CollabDataset, CollabDL
-from collab_pretrained.stream import StreamDataset, StreamDL
+from collab_pretrained.data.loaders import CollabDataLoaders, CollabDataset, CollabDL
+from collab_pretrained.data.stream import StreamDataset, StreamDL
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
@@ -146,7 +146,7 @@ def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, sh
     orders = [[[int(o) for x in batches for o in x[:,0]] for batches in epoch] for epoch in epochs]
     assert orders[0] == orders[1]
     for batches, order in zip(epochs[0], orders[0]):
-        assert [len(x) for x in batches] == data._batch_sizes(n, bs, drop_last) and len(batches) == len(loaders[0])
+        assert [len(x) for x in batches] == data.batch_sizes(n, bs, drop_last) and len(batches) == len(loaders[0])
         assert len(set(order)) == len(order) and set(order) <= set(range(n))
         if not shuffle: assert order == list(range(len(order)))
         place = {row: at for at, row in enumerate(order)}  # neighbours of one piece stay less than a window apart

@@ -9,7 +9,9 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.metrics import mae, rmse
 from fastai.tabular.model import tabular_config
 
-from collab_pretrained.all import *
+from collab_pretrained.all import CollabDataLoaders, CollabLearner, EmbeddingDotBias, RatingsError, WeightsError, collab_learner, planted_ratings
+from collab_pretrained.models.embeddings import collab_splitter
+from collab_pretrained.scale import from_torchrec, load_sharded, save_sharded, shard_embeddings, to_torchrec
 
 pytestmark = pytest.mark.dist
 RATINGS = planted_ratings(n_users=80, n_items=50, n_ratings=1202)[['user', 'item', 'rating']]
@@ -165,7 +167,7 @@ def save_of_pieces(path):
 
 def rows_read(path):
     "How many rows of which kind a process reads for a start in pieces."
-    from collab_pretrained.sharded import Pieces
+    from collab_pretrained.scale.sharded import Pieces
     learn, read, take = learner(path), [], Pieces.take
     Pieces.take = lambda self, rows: (read.append((self.shape, len(rows))), take(self, rows))[1]
     try:

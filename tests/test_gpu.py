@@ -3,7 +3,8 @@ import copy, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the method on the learner
 from fastai.optimizer import Adam
-from collab_pretrained.all import *
+from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner, nearest, planted_ratings
+from collab_pretrained.scale import load_sharded, save_sharded, shard_embeddings
 
 if not torch.cuda.is_available(): pytest.skip('needs a GPU', allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')

@@ -5,8 +5,9 @@ import os, time
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # as implicit asks for
 
 import fastai.collab, numpy as np, pandas as pd, pytest, torch
-from collab_pretrained.all import *
-from collab_pretrained.elsewhere import Pretrained, from_arrays, from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
+from collab_pretrained.all import CheckpointError, CollabDataLoaders, CollabError, CollabWarning, WeightsError, collab_learner, planted_ratings
+from collab_pretrained.weights.pretrained import Pretrained, from_arrays
+from collab_pretrained.weights.importers import from_cmfrec, from_gensim, from_implicit, from_lightfm, from_surprise, load_export, read_vectors
 
 N_FACTORS = 6
 

@@ -4,9 +4,12 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 from fastai.optimizer import Adam, OptimWrapper, RMSProp, SGD, ranger
 from hypothesis import Phase, assume, given, settings, strategies as st
-from collab_pretrained.all import *
-from collab_pretrained.core import NA, canonical_ids
-from collab_pretrained.roles import layouts, roles
+from collab_pretrained.all import CheckpointNotFoundError, CollabDataLoaders, CollabError, RatingsError, VocabError, WeightsError, collab_learner, match_embeds, match_vocab
+from collab_pretrained.ids.matching import match_classes
+from collab_pretrained.ids.vocab import Vocab
+from collab_pretrained.core import NA
+from collab_pretrained.ids.canonical import canonical_ids
+from collab_pretrained.weights.roles import layouts, roles
 
 def given_some(*args, n=40): return lambda f: settings(max_examples=n, deadline=None, phases=[o for o in Phase if n >= 30 or o != Phase.shrink])(given(*args)(f))
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')

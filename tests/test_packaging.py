@@ -31,7 +31,7 @@ def wheel(tmp_path_factory):
 
 
 def test_wheel_holds_every_module(wheel):
-    modules = {f'collab_pretrained/{p.name}' for p in (ROOT/'collab_pretrained').glob('*.py')}
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT/'collab_pretrained').rglob('*.py')}
     assert modules == {o for o in wheel.namelist() if o.endswith('.py')}
 
 
@@ -52,7 +52,7 @@ def test_every_requirement_is_pinned():
     assert RUNTIME | EXTRAS <= names('\n'.join(o for o in (ROOT/'constraints.txt').read_text().split('\n') if '==' in o))
 
 
-@pytest.mark.parametrize('module', sorted((ROOT/'collab_pretrained').glob('*.py')), ids=lambda o: o.name)
+@pytest.mark.parametrize('module', sorted((ROOT/'collab_pretrained').rglob('*.py')), ids=lambda o: str(o.relative_to(ROOT)))
 def test_every_import_is_required(module):
     tree = ast.parse(module.read_text())
     def roots(nodes):

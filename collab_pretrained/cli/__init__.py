@@ -1,0 +1,4 @@
+"The command `collab-pretrained`."
+from .commands import main
+
+__all__ = ['main']
