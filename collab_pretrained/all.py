@@ -2,8 +2,8 @@
 
 It has the names of `fastai.collab` as well, so that a notebook written for fastai runs with this one import changed.
 """
-from fastai.tabular.all import *  # noqa: F403
-from fastai.collab import *  # noqa: F403, I001  ours come after fastai's, since some have the same names
+from fastai.tabular.all import *
+from fastai.collab import *  # ours come after, since some have the same names
 
 from .core import (
     CheckpointError,

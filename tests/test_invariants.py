@@ -41,10 +41,10 @@ def models(draw, dtype=st.sampled_from(DTYPES)):
     (old_u, new_u), (old_i, new_i) = draw(sides()), draw(sides())
     prefix, wgts, by_role = draw(st.sampled_from(['', 'module.'])), {'other.weight': torch.ones(3, 3)}, {}
     for key, role in layouts[layout].items():
-        names, width = (old_u, 3) if roles[role] == 'users' else (old_i, 3)
+        names, width = (old_u, 3) if roles[role] == 'user' else (old_i, 3)
         if role not in by_role: by_role[role] = table(names, 1 if role.endswith('bias') else width, dtype, seed + len(by_role))
         wgts[prefix + key] = by_role[role].clone()
-    return wgts, [old_u, old_i], {'user': new_u, 'item': new_i}, {prefix + k: int(roles[r] == 'items') for k, r in layouts[layout].items()}
+    return wgts, [old_u, old_i], {'user': new_u, 'item': new_i}, {prefix + k: int(roles[r] == 'item') for k, r in layouts[layout].items()}
 
 def snapshot(x):
     "A copy that shares nothing; learners and modules by their state and the place of their memory."

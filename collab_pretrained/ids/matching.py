@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import CollabWarning, VocabError, examples
+from ..core import CollabWarning, VocabError, examples, side_index
 from .vocab import Vocab
 
 # %% ../../nbs/13_ids.matching.ipynb #26406fd2
@@ -150,6 +150,12 @@ class MatchReport:
     note: str = '' # what else there is to say, e.g. of the optimizer
     def __repr__(self): return f'users: {self.users}\nitems: {self.items}' + (f'\n{self.note}' if self.note else '')
     def _repr_html_(self): return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}' + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
+    def side(self,
+        name:str, # 'user' or 'item'
+    ) -> VocabMatch:
+        "What matched on one side."
+        return (self.users, self.items)[side_index(name)]
+
     def plot(self):
         "A picture of both sides; returns matplotlib axes."
         import matplotlib.pyplot as plt

@@ -29,7 +29,7 @@ class FrozenRowsCallback(Callback):
 
     def before_fit(self):
         params, rows = dict(get_model(self.learn.model).named_parameters()), {side: frozen_rows_of(self.learn, side) for side in self.ids}
-        self.kept = [(params[o], r := rows[roles[role]].to(params[o].device), params[o].detach()[r]) for role, names in find_roles(params).items() for o in names]
+        self.kept = [(params[o], r := rows[f'{roles[role]}s'].to(params[o].device), params[o].detach()[r]) for role, names in find_roles(params).items() for o in names]
 
     def after_backward(self):
         for param, rows, _ in self.kept:
@@ -112,7 +112,7 @@ class AnchorCallback(Callback):
         if self.since is report: return  # a second fit holds rows to where the first began
         self.since, params = report, dict(get_model(self.learn.model).named_parameters())
         for role, names in find_roles(params).items():
-            pull = value_of_side(self.strength, roles[role], 'strength', 0.)*torch.from_numpy((getattr(report, roles[role]).rows >= 0) | (self.which == 'all'))
+            pull = value_of_side(self.strength, roles[role], 'strength', 0.)*torch.from_numpy((report.side(roles[role]).rows >= 0) | (self.which == 'all'))
             for o in names: self.anchors[o] = params[o].detach().clone(), pull.to(params[o]).reshape(-1, *[1]*(params[o].dim()-1))
 
     @torch.no_grad()

@@ -201,7 +201,7 @@ def start_table(learn, source, min_overlap):
     targets = {role: [params[k] for k in names] for role, names in find_roles(params).items() if role in found}
     lost = [k for role, (k, *_) in find_roles(params).items() if role not in found or pieces[found[role][0]].shape[1:] != params[k].shape[1:]]
     if lost: raise WeightsError(f'{name}: nothing of the right width for {examples(lost)}; expected tables of the same roles and widths')
-    matches = {role: getattr(report, roles[role]) for role in targets}
+    matches = {role: report.side(roles[role]) for role in targets}
     means = _means([(pieces[found[role][0]], matches[role].old_vocab.id_rows) for role in targets])
     for (role, tables), mean in zip(targets.items(), means):
         for table in tables: _set_piece(table, pieces[found[role][0]], matches[role].rows, mean)

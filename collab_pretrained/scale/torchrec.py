@@ -55,7 +55,7 @@ def _their_names(names):
 def _by_side(learn):
     "Side -> the names of its tables in the model, the vectors first; name -> parameter."
     params, found = dict(get_model(learn.model).named_parameters()), {}
-    for role, (k, *_) in sorted(find_roles(params).items(), reverse=True): found.setdefault(roles[role], []).append(k)
+    for role, (k, *_) in sorted(find_roles(params).items(), reverse=True): found.setdefault(f'{roles[role]}s', []).append(k)
     for o in params.values(): check_together(o)
     return found, params
 

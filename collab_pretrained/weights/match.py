@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import VocabError, WeightsError, examples
+from ..core import SIDES, VocabError, WeightsError, examples
 from ..ids.matching import match_classes
 from ..ids.vocab import Vocab
 from .roles import find_roles, flat_weights, roles
@@ -123,10 +123,10 @@ def _match_table(key, old, match, fill, counts, min_count, generator):
 
 # %% ../../nbs/21_weights.match.ipynb #d59f5802
 def value_of_side(value, side, param, default=None):
-    "What `value` says for one side: itself, or its entry where it is a dictionary of 'users' and 'items'."
+    "What `value` says for 'user' or 'item': itself, or its entry where it is a dictionary of 'users' and 'items'."
     if not isinstance(value, Mapping): return value
-    if set(value) - {'users', 'items'}: raise VocabError(f"{param}: the keys {list(value)}; expected 'users' and 'items'")
-    return value.get(side, default)
+    if set(value) - {f'{o}s' for o in SIDES}: raise VocabError(f"{param}: the keys {list(value)}; expected 'users' and 'items'")
+    return value.get(f'{side}s', default)
 
 def _fill_of(unseen, side):
     fill = value_of_side(unseen, side, 'unseen', 'mean')
@@ -136,7 +136,7 @@ def _fill_of(unseen, side):
 
 def _counts_of(match, side, min_count):
     if match.old_counts is not None: return torch.from_numpy(match.old_counts)
-    if min_count: raise VocabError(f"min_count={min_count} needs the interactions of each old id; expected `counts=` with {side!r}")
+    if min_count: raise VocabError(f"min_count={min_count} needs the interactions of each old id; expected `counts=` with '{side}s'")
 
 # %% ../../nbs/21_weights.match.ipynb #bca78c95
 def match_wgts(wgts, report, keys=None, unseen='mean', min_count=0, seed=None):
@@ -148,7 +148,7 @@ def match_wgts(wgts, report, keys=None, unseen='mean', min_count=0, seed=None):
     generator.manual_seed(seed) if seed is not None else generator.seed()
     for role, (key, *copies) in found.items():
         side = roles[role]
-        match = getattr(report, side)
+        match = report.side(side)
         res[key] = _match_table(key, wgts[key], match, _fill_of(unseen, side), _counts_of(match, side, min_count), min_count, generator)
         for copy in copies:
             if not torch.equal(wgts[copy], wgts[key]): raise WeightsError(f'{copy} differs from {key}, whose copy it should be; expected one of them: delete the other')

@@ -87,7 +87,7 @@ def match_moments(
 ) -> Moments: # over the new vocabulary; those of other weights as they were
     "Convert the moments of every vocabulary-indexed weight from the old vocabulary to the new one; nothing passed in is changed."
     side = {name: roles[role] for role, names in find_roles(moments.of, keys and {r: k for r, k in keys.items() if k in moments.of}).items() for name in names}
-    return moments._replace(of={name: {k: _match_rows(v, getattr(report, side[name])) if name in side else v for k, v in state.items()}
+    return moments._replace(of={name: {k: _match_rows(v, report.side(side[name])) if name in side else v for k, v in state.items()}
                                 for name, state in moments.of.items()})
 
 # %% ../../nbs/28_weights.moments.ipynb #0960379a

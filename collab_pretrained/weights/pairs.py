@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ..core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError
+from ..core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, side_index
 from ..ids.matching import two_vocabs
 from .reading import check_weight, load_torch, plain_opt, read_vocab, split_saved, to_builtin
 from .roles import find_roles, flat_weights, roles
@@ -95,7 +95,7 @@ def check_lengths(wgts, vocabs, wgts_path, vocab_path):
     "Raise where a table that is known by its name has another number of rows than its vocabulary."
     try: by_role = find_roles(wgts)
     except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later
-    for side, n, k in ((roles[role], len(vocabs[roles[role] == 'items']), k) for role, keys in by_role.items() for k in keys):
+    for side, n, k in ((f'{roles[role]}s', len(vocabs[side_index(roles[role])]), k) for role, keys in by_role.items() for k in keys):
         if wgts[k].shape[:1] != (n,): raise CheckpointError(
             f"{wgts_path}: {k} has {(*wgts[k].shape, 0)[0]} rows, and the vocabulary of {side} in {vocab_path} has {n}; expected the same length: "
             "a name for each row, '#na#' included where the table has such a row")

@@ -18,7 +18,7 @@ from torch import nn
 from ..core import WeightsError, examples
 
 # %% ../../nbs/20_weights.roles.ipynb #0024de2b
-roles = {'u_weight': 'users', 'u_bias': 'users', 'i_weight': 'items', 'i_bias': 'items'}  # a role, and the side that it belongs to
+roles = {'u_weight': 'user', 'u_bias': 'user', 'i_weight': 'item', 'i_bias': 'item'}  # a role, and the side that it belongs to
 
 layouts = {
     'EmbeddingDotBias': {'u_weight.weight': 'u_weight', 'i_weight.weight': 'i_weight', 'u_bias.weight': 'u_bias', 'i_bias.weight': 'i_bias'},
