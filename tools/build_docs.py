@@ -20,7 +20,7 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
-IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'models', '_proc', '_docs')
+IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_proc', '_docs')
 
 
 def plain(o) -> str: # an annotation or a default, as one would write it
