@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import NA, SIDES, CollabWarning, RatingsError, VocabError, WeightsError, examples, side_index
+from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples, side_index
 from ..data.loaders import row_counts
 from ..data.splits import fresh_seed
 from ..ids.matching import MatchReport, match_classes

@@ -196,7 +196,7 @@ def export_vectors(self:CollabLearner,
     path, # str or Path of a folder, which is made if need be; files of these names in it are replaced
 ) -> tuple: # Paths of the users' and of the items' file
     "Write `users.parquet` and `items.parquet`, each of ids and vectors whose inner product orders items as `recommend` does."
-    try: import pyarrow
+    try: import pyarrow  # noqa: F401
     except ImportError as e: raise ImportError('`export_vectors` writes Parquet with pyarrow; install it with `pip install collab_pretrained[data]`') from e
     model = get_model(self.model)
     if not isinstance(scores_of(model, np.arange(0)), DotScores): raise WeightsError(

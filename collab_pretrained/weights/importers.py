@@ -62,7 +62,7 @@ def _frame_vectors(frame, id_name, vector_name, label):
 
 # %% ../../nbs/23_weights.importers.ipynb #9ffaa629
 def _read_parquet(path, id_name, vector_name, id_type):
-    try: import pyarrow
+    try: import pyarrow  # noqa: F401
     except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
     try: frame = pd.read_parquet(path, engine='pyarrow')
     except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
