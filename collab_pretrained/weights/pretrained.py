@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import RatingsError, VocabError, WeightsError, examples
+from ..core import RatingsError, UnknownIdError, VocabError, WeightsError, examples
 from ..ids.canonical import canonical_ids
 from ..ids.matching import two_vocabs
 from ..ids.vocab import Vocab
@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
 
 def _known_rows(vocab, ids, side):
     rows = vocab.rows(ids)
-    if (rows < 0).any(): raise VocabError(f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
+    if (rows < 0).any(): raise UnknownIdError(f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
     return rows
 
 # %% ../../nbs/22_weights.pretrained.ipynb #15a36626

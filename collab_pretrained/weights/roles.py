@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..core import WeightsError, examples
+from ..core import ShapeError, WeightsError, examples
 
 # %% ../../nbs/20_weights.roles.ipynb #0024de2b
 roles = {'u_weight': 'user', 'u_bias': 'user', 'i_weight': 'item', 'i_bias': 'item'}  # a role, and the side that it belongs to
@@ -86,15 +86,21 @@ class LoadedKeys(NamedTuple):
     unexpected_keys: list # names in the weights that the model had no use for
 
 # %% ../../nbs/20_weights.roles.ipynb #e2f3ccbe
+def _width_remedy(wgt, target_key, target):
+    "What to do where a pretrained table has another width than the model's."
+    width = wgt.shape[-1] if wgt.dim() > 1 else 1
+    if bare_name(target_key) in layouts['EmbeddingNN']:
+        return f'make the network with the pretrained widths, here emb_szs with ({len(target)}, {width}) for {target_key}'
+    return f"make the model with the pretrained one's, n_factors={width}" + (' (a bias has width 1)' if target.shape[-1] == 1 else '')
+
 def _check_fits(key, wgt, target_key, target):
     "Raise unless `wgt` can become the table `target`."
     if not wgt.is_floating_point(): raise WeightsError(f'{key}: {wgt.dtype}; expected a floating-point table')
     if wgt.shape == target.shape: return
     seen = f'{key}: shape {tuple(wgt.shape)}, and {target_key} of the model {tuple(target.shape)}'
-    if wgt.dim() != target.dim() or wgt.dim() > 1 and wgt.shape[1:] != target.shape[1:]: raise WeightsError(
-        f'{seen}; expected rows of the same width: make the model with the pretrained one\'s, '
-        f'n_factors={wgt.shape[-1] if wgt.dim() > 1 else 1}' + (' (a bias has width 1)' if target.shape[-1] == 1 else ''))
-    raise WeightsError(f'{seen}; expected a row for each id of the current vocabulary: convert the weights with `match_embeds` first')
+    if wgt.dim() != target.dim() or wgt.shape[1:] != target.shape[1:]: raise ShapeError(
+        f'{seen}; expected rows of the same width: {_width_remedy(wgt, target_key, target)}')
+    raise ShapeError(f'{seen}; expected a row for each id of the current vocabulary: convert the weights with `match_embeds` first')
 
 def _tables(found, targets):
     "The model's tables that get a pretrained one: name in the model -> name in the weights."
