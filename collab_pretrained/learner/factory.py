@@ -28,7 +28,6 @@ from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, rating_bl
 from ..ids.vocab import Vocab
 from collab_pretrained.models.embeddings import (
     EmbeddingDotBias,
-    collab_splitter,
     describe,
     embedding_sizes,
     make_described,
@@ -128,7 +127,6 @@ def collab_learner(
     loss=None, # to learn a ranking instead of ratings: 'bpr', 'warp', 'softmax', or a `Ranking`; None means what the pretrained model learned
     adapt:bool=False, # with `pretrained`: solve the rows of users and items from the training part (see `CollabLearner.adapt`)
     with_opt:bool=False, # with `pretrained`: the optimizer's moments come along, each to its row's new place; False starts it anew
-    splitter=collab_splitter, # the parameter groups: items, users, and layers
     sparse:bool=None, # step only the rows that a batch touches, see `sparse_rows`; None decides by the size of the tables
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
@@ -142,7 +140,7 @@ def collab_learner(
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range)
     ranking = as_ranking(loss, loss_func, source)
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, splitter=splitter, **kwargs)
+    learn = CollabLearner(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
     _set_sparse(learn, sparse, 'opt_func' in kwargs)
     if not source: return learn
     learn._start_from(source, unseen=unseen, keys=keys, min_overlap=min_overlap, seed=seed)
@@ -172,8 +170,10 @@ def from_pretrained(cls:CollabLearner,
     if dls is None: dls = _no_ratings(saved)
     model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    learn = cls(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **{'splitter': collab_splitter, **kwargs})
-    return learn._start_from(saved, unseen=unseen, min_overlap=min_overlap, seed=seed)
+    learn = cls(dls, model, loss_func=MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    learn._start_from(saved, unseen=unseen, min_overlap=min_overlap, seed=seed)
+    learn.model.eval()  # until it is trained: normalization layers keep what they counted
+    return learn
 
 def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
