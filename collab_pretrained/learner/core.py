@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'MeanRowCallback', 'NaDropout', 'CollabLearner', 'Side', '
 
 # %% ../../nbs/51_learner.core.ipynb #8901b8ec
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +19,8 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_device
+from fastai.learner import Learner, defaults
+from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_device, trainable_params
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from ..data.loaders import row_counts
 from ..data.splits import fresh_seed
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
-from ..models.embeddings import describe, y_range_of
+from ..models.embeddings import collab_splitter, describe, y_range_of
 from ..models.optim import FusedAdam
 from ..weights.folders import save_folder
 from ..weights.match import match_wgts
@@ -105,21 +106,32 @@ METHODS = {  # method -> the module of a higher room that adds it, imported at i
 # %% ../../nbs/51_learner.core.ipynb #5ad8c51e
 class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
-    match_report:MatchReport = None  # what matched at the last warm start; None before one
+    match_report:MatchReport|None = None  # what matched at the last warm start; None before one
+    own_groups:bool = True  # whether parameter groups are as the caller said, and not up to a warm start
 
-    @delegates(Learner.__init__)
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
         model:nn.Module, # `EmbeddingDotBias`, `EmbeddingNN`, or a model with their names
-        loss_func=None, # loss of predictions and ratings; None takes that of the training data, as fastai does
-        opt_func=FusedAdam, # what makes the optimizer, from parameters and `lr`; `FusedAdam` computes what fastai's `Adam` does
+        loss_func:Callable|None=None, # loss of predictions and ratings; None takes that of the training data
+        opt_func:Callable=FusedAdam, # makes the optimizer; `FusedAdam` computes what fastai's `Adam` does
+        lr:float|slice=defaults.lr, # learning rate of a fit that names none
+        splitter:Callable|None=None, # parameter groups; None for a single one, and `collab_splitter` after a warm start
+        cbs:Callback|Sequence|None=None, # callbacks to add
+        metrics:Callable|Sequence|None=None, # what to compute on the validation part
+        path:str|Path|None=None, # folder of what is saved; None for that of `dls`
+        model_dir:str|Path='models', # folder of models, under `path`
+        wd:float|None=None, # weight decay; None for the optimizer's own
+        wd_bn_bias:bool=False, # whether normalization layers, and biases of layers, decay
+        train_bn:bool=True, # whether normalization layers of frozen groups train
+        moms:tuple=(.95, .85, .95), # momentum over a schedule
         default_cbs:bool=True, # whether to add fastai's usual callbacks, and `MeanRowCallback`
-        na_dropout:float=0., # share of the ids of a training batch that `'#na#'` stands in for, 0 to below 1; 0 means none, and `'#na#'` is the mean of the others
+        *,
+        na_dropout:float=0., # share of a training batch's ids to replace by `'#na#'`; 0 makes `'#na#'` the mean row
         wd_bias:bool=True, # whether the biases of users and items decay as vectors do, as fastai's do
-        **kwargs
     ):
-        self.wd_bias = wd_bias
-        super().__init__(dls, model, loss_func, opt_func, default_cbs=default_cbs, **kwargs)
+        self.wd_bias, self.own_groups = wd_bias, splitter is not None
+        super().__init__(dls, model, loss_func, opt_func, lr, splitter or trainable_params, cbs, metrics, path, model_dir,
+                         wd, wd_bn_bias, train_bn, moms, default_cbs)
         if default_cbs: self.add_cb(MeanRowCallback())
         if na_dropout: self.add_cb(NaDropout(na_dropout))
 
@@ -145,6 +157,17 @@ class CollabLearner(LeanLearner):
             for o in names if role.endswith('bias') else ():
                 self.opt.state[params[o]].pop('do_wd', None)
                 if not self.wd_bias: self.opt.state[params[o]]['do_wd'] = False
+
+    def saved_tables(self) -> dict: # name -> {key: tensor}
+        "What a save keeps beside the weights."
+        return {}
+
+    def restore_tables(self,
+        tables:dict, # as `saved_tables` gave them, of the model that the weights came from
+        report:MatchReport, # which row of that model each row here came from
+    ):
+        "Take over what was saved beside the weights; called once these are loaded."
+
 
 # %% ../../nbs/51_learner.core.ipynb #ceb9a023
 @dataclass(frozen=True)
@@ -309,6 +332,9 @@ def _start_from(self:CollabLearner, pretrained:Pretrained, model=None, *, keys=N
     if lost: warnings.warn(f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
     note = '' if 'opt_names' not in pre.meta else "The optimizer starts anew (with_opt=True would take its moments along)."
     self.opt, self.match_report = None, replace(report, note=note)
+    if model is not get_model(self.model): return self
+    self.restore_tables(pre.meta.get('tables', {}), report)
+    if not self.own_groups and find_roles(dict(model.named_parameters())): self.splitter = collab_splitter
     return self
 
 @patch
