@@ -223,12 +223,17 @@ def complete_rows(frame, names, on_missing):
 def read_numbers(
     values, # Series, none missing, whose index says which row of the table each is from
     name, # of its column, for messages
+    above:float=-np.inf, # what all of them must be above
 ): # float32, all of them finite
-    "Read a column of ratings."
+    "Read a column of numbers, of ratings or of weights."
     if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
     numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(object), errors='coerce')
     with np.errstate(over='ignore'): res = numbers.to_numpy(dtype=np.float32)
     bad = values[~np.isfinite(res)]
+    if not len(bad) and not (res > above).all():
+        low = values[~(res > above)]
+        raise RatingsError(f'column {name!r}: {low.tolist()[0]!r} in row {low.index[0]} (counted from 0) is not above {above} (nor are {len(low)-1} more); '
+                           f'expected numbers above {above}: correct them, or drop those rows')
     if not len(bad): return res
     first = bad.tolist()[0]
     comma = isinstance(first, str) and re.fullmatch(r'\s*-?\d+,\d+\s*', first)

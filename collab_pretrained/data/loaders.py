@@ -20,6 +20,7 @@ import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
+from torch import Tensor
 
 from ..core import NA, RatingsError, VocabError, examples
 from ..ids.matching import match_vocab, two_vocabs
@@ -30,16 +31,20 @@ from .ratings import read_ratings, schema_names
 from .splits import fresh_seed, split_ratings
 
 # %% ../../nbs/34_data.loaders.ipynb #5c8365c3
+@dataclass(eq=False, repr=False)
 class CollabDataset:
     "Ratings as tensors, with the vocabularies of their ids."
+    tensors: tuple  # x, int64 (n, 2), the user and item row of each rating, and y, float32 (n, 1), unless the ratings are unknown
+    classes: dict  # the name of the user column and its `Vocab`, then of the item column
+    rating_name: str|int|None = None  # name of the rating column; None where each row counts as a 1
+    id_cast: object = None  # what new ids go through first, as in `read_ratings`; None for nothing
+    time_name: str|int|None = None  # name of the time column; None where there is none
+    times: Tensor|None = None  # (n,), int64 or float64, as `sortable_times` gives them; None where they are unknown
+    weights: Tensor|None = None  # (n,), float32, above 0: a weight of 2 is the same as the row twice; None where all are 1
     n_inp = 1  # of a batch's tensors, those that go into the model
-    def __init__(self,
-        tensors, # tuple of x, int64 (n, 2), the user and item row of each rating, and y, float32 (n, 1), unless the ratings are unknown
-        classes, # dict: the name of the user column and its `Vocab`, then of the item column
-        rating_name=None, # name of the rating column; None where there is none
-        id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
-    ): self.tensors, self.classes, self.rating_name, self.id_cast = tensors, classes, rating_name, id_cast
 
+    @property
+    def implicit(self) -> bool: return self.rating_name is None  # clicks or the like: there is nothing to predict, only to rank
     @property
     def cat_names(self): return list(self.classes)  # fastai's `get_emb_sz` asks for it
     @property
@@ -49,19 +54,31 @@ class CollabDataset:
     def new_empty(self): return self.new(tuple(o.new_empty(0, *o.shape[1:]) for o in self.tensors))
     def blocks(self): return [self.tensors]
 
-    def new(self,
-        tensors, # other ratings of the same vocabularies, as in `__init__`
-    ): # `CollabDataset`
-        "The same with other ratings."
-        return type(self)(tensors, self.classes, self.rating_name, self.id_cast)
+# %% ../../nbs/34_data.loaders.ipynb #942a84b6
+@patch
+def new(self:CollabDataset,
+    tensors:tuple, # other ratings of the same vocabularies, as in `CollabDataset`
+    times:Tensor=None, # their times; None for unknown
+    weights:Tensor=None, # their weights; None for 1
+) -> CollabDataset: # in memory
+    "The same with other ratings."
+    return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast, self.time_name, times, weights)
 
-    def decode(self,
-        b, # a batch, (x, y) or (x,), on any device
-    ) -> pd.DataFrame: # the user, item and rating columns, in the caller's ids
-        "A batch as the table that it came from."
-        x, *y = (o.detach().cpu().numpy() for o in b)
-        res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in zip(self.classes.items(), x.T)}
-        return pd.DataFrame({**res, **({self.rating_name or 'rating': y[0].reshape(len(x))} if y else {})})
+@patch
+def take(self:CollabDataset,
+    idx, # positions, or a mask, of ratings
+) -> CollabDataset: # with their times and weights
+    "Some of the ratings."
+    return self.new(self[idx], *(o if o is None else o[idx] for o in (self.times, self.weights)))
+
+@patch
+def decode(self:CollabDataset,
+    b:tuple, # a batch, (x, y) or (x,), on any device
+) -> pd.DataFrame: # the user, item and rating columns, in the caller's ids
+    "A batch as the table that it came from."
+    x, *y = (o.detach().cpu().numpy() for o in b)
+    res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in zip(self.classes.items(), x.T, strict=True)}
+    return pd.DataFrame({**res, **({self.rating_name or 'rating': y[0].reshape(len(x))} if y else {})})
 
 # %% ../../nbs/34_data.loaders.ipynb #f9d0f2f4
 def rating_blocks(
@@ -125,6 +142,7 @@ class CollabDL(TfmdDL):
 
     def __len__(self): return len(batch_sizes(self.n, self.bs, self.drop_last))
     def randomize(self): self.epoch += 1
+    def decode(self, b): return self.dataset.decode(b)
     def get_idxs(self):
         return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n) if self.shuffle else np.arange(self.n)
 
@@ -179,14 +197,6 @@ def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1
     epoch = self.epoch
     try: return next(iter(self))
     finally: self.epoch = epoch
-
-# %% ../../nbs/34_data.loaders.ipynb #989ff2ff
-@patch
-def decode(self:CollabDL,
-    b, # a batch, (x, y) or (x,)
-) -> pd.DataFrame: # the user, item and rating columns, in the caller's ids
-    "A batch as the table that it came from."
-    return self.dataset.decode(b)
 
 # %% ../../nbs/34_data.loaders.ipynb #491fb7f1
 def titles_of(
@@ -312,14 +322,16 @@ def _rows(table, classes, is_own=False):
         else: res.append(rows_or_na(vocab, ids, np.bincount(codes, minlength=len(ids)), name))
     return res
 
-def _dataset(table, idx, rows, classes, id_cast):
+def _dataset(table, idx, rows, classes, id_cast, time_name=None):
     "The rows `idx` of `table` as a `CollabDataset`."
     x, in_turn = np.empty((len(idx), 2), dtype=np.int64), [(np.diff(o) == 1).all() for o in rows]
     for k in range(0, len(idx), 2**14):  # parts that stay in the cache
         for col, codes in enumerate((table.users, table.items)):
             part = codes.take(idx[k:k+2**14])
             x[k:k+2**14, col] = rows[col][0] + part if in_turn[col] else rows[col].take(part)
-    return CollabDataset((torch.from_numpy(x), torch.from_numpy(table.values.take(idx))[:, None]), classes, table.names[2], id_cast)
+    times, weights = (None if o is None else torch.from_numpy(o.take(idx)) for o in (table.times, table.weights))
+    tensors = torch.from_numpy(x), torch.from_numpy(table.values.take(idx))[:, None]
+    return CollabDataset(tensors, classes, table.names[2], id_cast, time_name, times, weights)
 
 # %% ../../nbs/34_data.loaders.ipynb #05388dbb
 @dataclass
@@ -372,7 +384,8 @@ class CollabDataLoaders(DataLoaders):
         shuffle=True, # another order of the training part each epoch?
         device=None, # where batches are; None for fastai's default
         splits=None, # 'random', 'time', 'user_time', 'last_n', 'by_user', 'by_item', or (train, valid) positions; None for 'random'
-        time_name=None, # name of the time column, for splits by time and `duplicates='last'`; None for none
+        time_name=None, # name of the time column, for splits by time and `duplicates='last'`, and for models to whom the age of a rating matters; None for none
+        weight_name=None, # name of a column of weights, numbers above 0, of which 2 is the same as the row twice; None for none
         vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids of `ratings`
         id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either
         min_count=0, # ids with fewer training ratings share the row of '#na#'
@@ -392,7 +405,8 @@ class CollabDataLoaders(DataLoaders):
         "Read a ratings table into loaders for training and validation."
         if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
         seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
-        table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, id_cast=id_cast, on_missing=on_missing, implicit=implicit)
+        table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name, id_cast=id_cast,
+                             on_missing=on_missing, implicit=implicit)
         table = table.merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)
         if not len(train): raise RatingsError(f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and `valid_pct`')
@@ -400,7 +414,7 @@ class CollabDataLoaders(DataLoaders):
         classes = _own_classes(table, names, train, min_count) if vocab is None else given_classes(vocab, names)
         rows = _rows(table, classes, is_own=vocab is None)
         report = _report(table, train, valid, rows, classes)
-        dss = [_dataset(table, idx, rows, classes, id_cast) for idx in (train, valid)]
+        dss = [_dataset(table, idx, rows, classes, id_cast, time_name) for idx in (train, valid)]
         kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
                dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
         dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]

@@ -38,9 +38,10 @@ class Ratings:
     user_ids: np.ndarray  # distinct, in vocabulary order, int64 or object (of str)
     item_ids: np.ndarray  # likewise
     values: np.ndarray  # (n,), float32, what was rated
-    times: np.ndarray  # (n,), numbers that sort as the times do; None where no time column was named
-    rows: np.ndarray  # (n,), int64, where each rating is in the caller's table; None where all rows are here, in order
+    times: np.ndarray|None  # (n,), int64 or float64, as `sortable_times` gives them; None where no time column was named
+    rows: np.ndarray|None  # (n,), int64, where each rating is in the caller's table; None where all rows are here, in order
     n_given: int  # rows of the caller's table
+    weights: np.ndarray|None = None  # (n,), float32, above 0: a weight of 2 is the same as the row twice; None where all are 1
 
     def __len__(self): return len(self.users)
 
@@ -48,8 +49,9 @@ class Ratings:
         idx, # (m,), positions among these ratings, in any order
     ): # `Ratings` of m rows
         "Some of the rows; the ids stay as they are."
-        rows = idx if self.rows is None else self.rows[idx]
-        return replace(self, users=self.users[idx], items=self.items[idx], values=self.values[idx], rows=rows, times=None if self.times is None else self.times[idx])
+        columns = {k: getattr(self, k) for k in ('users', 'items', 'values', 'times', 'weights', 'rows')}
+        if self.rows is None: columns['rows'] = np.arange(len(self))
+        return replace(self, **{k: o[idx] for k, o in columns.items() if o is not None})
 
 # %% ../../nbs/32_data.ratings.ipynb #7c057336
 def schema_names(table):
@@ -77,6 +79,7 @@ def read_ratings(
     rating_name=None, # name of the rating column; None for the third
     *,
     time_name=None, # name of the time column: numbers, timestamps, or text that holds dates; None for none
+    weight_name=None, # name of a column of weights, numbers above 0, of which 2 is the same as the row twice; None for none
     id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either; None for nothing
     on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
     implicit=False, # count every row as a rating of 1 and read no rating column?
@@ -84,9 +87,10 @@ def read_ratings(
     "Read a ratings table, or raise `RatingsError`."
     cols = schema_names(ratings)
     names = user_name, _, rating_name = column_names(cols, user_name, item_name, rating_name, implicit)
-    if time_name is not None: check_column(cols, time_name, 'time')
+    for name, role in ((time_name, 'time'), (weight_name, 'weight')):
+        if name is not None: check_column(cols, name, role)
     check_casts(id_cast, names[:2])
-    used = [o for o in dict.fromkeys([*names, time_name]) if o is not None]
+    used = [o for o in dict.fromkeys([*names, time_name, weight_name]) if o is not None]
     frame = as_frame(ratings, used)
     rows = complete_rows(frame, used, on_missing)
     series = {o: pd.Series(frame[o].array, copy=False) for o in used}  # without the caller's index
@@ -95,13 +99,29 @@ def read_ratings(
     (users, user_ids), (items, item_ids) = (encode_ids(series[o], o, cast_of(id_cast, o)) for o in names[:2])
     values = np.ones(len(users), dtype=np.float32) if rating_name is None else read_numbers(series[rating_name], rating_name)
     times = None if time_name is None else sortable_times(series[time_name], f'column {time_name!r}')
-    return Ratings(names, users, items, user_ids, item_ids, values, times, rows, len(frame))
+    weights = None if weight_name is None else read_numbers(series[weight_name], weight_name, above=0)
+    return Ratings(names, users, items, user_ids, item_ids, values, times, rows, len(frame), weights)
 
 # %% ../../nbs/32_data.ratings.ipynb #c7ea3ec3
 def _last_of_pairs(pairs, times):
     "The order that brings equal `pairs` together, the last in time at the end, and which in it are the last of their pair."
     order = np.argsort(pairs, kind='stable') if times is None else np.lexsort((times, pairs))
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
+
+# %% ../../nbs/32_data.ratings.ipynb #99712eeb
+@patch
+def _means(self:Ratings,
+    order, # positions of all ratings, those of a pair side by side
+    starts, # where in `order` each pair begins
+    last, # the position of each pair's last rating
+) -> dict: # 'values' and 'weights', of which those at `last` count
+    "The mean rating of each pair, in which a weight of 2 counts twice, and the mean of its weights."
+    def summed(o): return np.add.reduceat(o[order], starts, dtype=np.float64)
+    weights = np.ones(len(self), dtype=np.float32) if self.weights is None else self.weights
+    values, means = self.values.copy(), weights.copy()
+    values[last] = summed(self.values.astype(np.float64)*weights)/summed(weights)
+    means[last] = summed(weights)/np.diff(starts, append=len(self))
+    return {'values': values, 'weights': self.weights if self.weights is None else means}
 
 # %% ../../nbs/32_data.ratings.ipynb #551cceec
 def _seen_before(pairs):
@@ -129,6 +149,4 @@ def merge_repeats(self:Ratings,
     if how == 'keep': return self
     order, is_last = _last_of_pairs(pairs, self.times)
     last, starts = order[is_last], np.append(0, np.flatnonzero(is_last)[:-1] + 1)
-    values = self.values.copy()
-    if how == 'mean': values[last] = np.add.reduceat(self.values[order], starts, dtype=np.float64)/np.diff(starts, append=len(self))
-    return replace(self, values=values).take(np.sort(last))
+    return (replace(self, **self._means(order, starts, last)) if how == 'mean' else self).take(np.sort(last))

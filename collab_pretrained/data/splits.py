@@ -45,28 +45,48 @@ def split_random(
     valid[_shuffled(n, seed)[:int(valid_pct*n)]] = True
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
+# %% ../../nbs/30_data.splits.ipynb #af3fb530
+def _numbers_in(times, name):
+    "The numbers that a Series of text holds, or itself where most of it is something else."
+    numbers = pd.to_numeric(times, errors='coerce')
+    wrong = np.flatnonzero(numbers.isna())
+    if not len(wrong): return numbers
+    if len(wrong) >= len(times)/2: return times
+    raise RatingsError(f'{name}: {examples(times[wrong])} among numbers, at position {examples(wrong)}; expected a number for each rating: '
+                       'correct these rows, or leave them out')
+
+def _has_zone(times):
+    "Which of the times, text or objects, say how far from UTC they are."
+    if pd.api.types.infer_dtype(times) == 'string': return times.str.contains(r':\d\d\S*\s*(?:Z|UTC|GMT|[+-]\d\d:?\d*)$', regex=True).to_numpy(bool)
+    return np.array([getattr(o, 'tzinfo', None) is not None for o in times]) if times.dtype == object else np.zeros(1, dtype=bool)
+
+def _seconds(times, name):
+    "Timestamps, or text that holds them, as float64 seconds since 1970, in UTC."
+    zoned = _has_zone(times)
+    if zoned.any() and not zoned.all(): raise RatingsError(
+        f'{name}: {times[np.flatnonzero(~zoned)[0]]!r} has no time zone and {times[np.flatnonzero(zoned)[0]]!r} has one; expected a zone for all times, or for none')
+    for how in ('ISO8601', None):  # with and without fractions of a second, then in the one format that the first text has
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
+                moments = pd.to_datetime(times, utc=True, format=how).dt.tz_localize(None).to_numpy()
+            return (moments - np.datetime64(0, 's'))/np.timedelta64(1, 's')
+        except (ValueError, TypeError, UserWarning) as e: why = str(e).splitlines()[0]
+    raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format ({why}); expected numbers, timestamps or dates as text')
+
 # %% ../../nbs/30_data.splits.ipynb #f8c634fd
 def sortable_times(
     times, # one-dimensional: numbers, timestamps with or without a zone, or text that holds either of these; none missing
-    name='times', # what messages call it
-) -> np.ndarray: # int64 or float64, in the same order
-    "Times as numbers that sort as the times do."
+    name:str='times', # what messages call it
+) -> np.ndarray: # int64 or float64 that sort as the times do: numbers as they are given, timestamps in seconds since 1970 (UTC)
+    "Times as numbers."
     times = pd.Series(times, copy=False).reset_index(drop=True)
     missing = np.flatnonzero(times.isna())
     if len(missing): raise RatingsError(f'{name}: {len(missing)} missing of {len(times)}, the first at position {missing[0]}; expected a time for each rating')
-    if pd.api.types.is_numeric_dtype(times): return times.to_numpy()
-    if pd.api.types.infer_dtype(times) == 'string':
-        numbers = pd.to_numeric(times, errors='coerce')
-        wrong = np.flatnonzero(numbers.isna())
-        if not len(wrong): return numbers.to_numpy()
-        if len(wrong) < len(times)/2: raise RatingsError(f'{name}: {examples(times[wrong])} among numbers, at position {examples(wrong)}; expected a number for each rating: '
-                                                         'correct these rows, or leave them out')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
-            return pd.to_datetime(times, utc=True).dt.tz_localize(None).to_numpy().astype(np.int64)  # in the unit that holds them all
-    except (ValueError, TypeError, UserWarning) as e: raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format '
-                                                            f'({str(e).splitlines()[0]}); expected numbers, timestamps or dates as text') from None
+    if isinstance(times.dtype, pd.CategoricalDtype): times = times.astype(times.cat.categories.dtype)
+    if pd.api.types.infer_dtype(times) == 'string': times = _numbers_in(times, name)
+    if not pd.api.types.is_numeric_dtype(times): return _seconds(times, name)
+    return times.to_numpy(np.int64 if times.dtype.kind == 'i' or times.dtype.kind == 'u' and times.max() < 2**63 else np.float64)
 
 # %% ../../nbs/30_data.splits.ipynb #1a913b87
 def split_time(

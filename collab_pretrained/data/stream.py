@@ -55,12 +55,6 @@ class StreamDataset(CollabDataset):
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
 
-    def new(self,
-        tensors, # other ratings of the same vocabularies, as `CollabDataset` takes them
-    ): # `CollabDataset`
-        "The same with other ratings, in memory."
-        return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast)
-
     def raw(self,
         start, # the first rating, 0 or more
         stop, # the one behind the last; what lies beyond the file is left out
