@@ -8,6 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.ranking.html.
 __all__ = ['rankings', 'is_positive', 'RankingDL', 'Ranking', 'BPR', 'WARP', 'Softmax', 'as_ranking']
 
 # %% ../../nbs/45_models.ranking.ipynb #eeb1cca7
+import warnings
 from collections.abc import Mapping
 from copy import copy
 
@@ -20,7 +21,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import listify, patch
 from torch import Tensor, nn
 
-from ..core import RatingsError, WeightsError
+from ..core import CollabWarning, RatingsError, WeightsError
 from ..data.loaders import CollabDataLoaders, CollabDL, batch_sizes
 from .embeddings import y_range_of
 from .losses import BprOfAll, SoftmaxOfAll, WarpOfAll, bpr_loss, softmax_loss, warp_choose
@@ -63,13 +64,16 @@ class Ranking(Callback):
     "What ranking losses share: which ratings count as liked, and unseen items to compare with."
     name, lr, wd, needs_dot, n_neg = 'ranking', .1, .75, False, 1  # lr and wd are those of ten batches an epoch
     order, pairs = 60, None  # after callbacks that change a batch; a batch's pairs, while the model is asked
+    from_old_save = False  # made from a save that doesn't say what counts as liked?
     def __init__(self,
-        min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the training part; None if every row does
+        min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the first ratings it is trained on; None if every row does
         n_neg:int=None, # unseen items to compare with, 1 or more; None for the loss's own number
         seed:int=None, # of what is drawn; None for that of the loaders
     ):
-        if isinstance(min_rating, str) and min_rating != 'mean': raise RatingsError(f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
-        if n_neg is not None and n_neg < 1: raise RatingsError(f'n_neg={n_neg}; expected 1 or more items to compare with')
+        is_number = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool) and np.isfinite(min_rating)
+        if not (is_number or min_rating in ('mean', None)): raise RatingsError(f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
+        if n_neg is not None and (isinstance(n_neg, bool) or not isinstance(n_neg, (int, np.integer)) or not 1 <= n_neg <= 2**20):
+            raise RatingsError(f'n_neg={n_neg!r}; expected 1 or more items to compare with, a million at most')
         self.min_rating, self.n_neg, self.seed, self.unseen, self.generator = min_rating, n_neg or self.n_neg, seed, {}, None
 
     def __getstate__(self): return {**self.__dict__, 'unseen': {}, 'generator': None, 'pairs': None}
@@ -79,11 +83,19 @@ class Ranking(Callback):
 # %% ../../nbs/45_models.ranking.ipynb #ed40d655
 @patch
 def threshold(self:Ranking,
-    y:Tensor, # ratings of the training part, of any shape
-) -> float: # None if every row counts
-    "The rating from which on an item counts as liked."
+    y:Tensor, # ratings to train on, of any shape
+    weights:Tensor|None=None, # their weights, as many; None for 1
+) -> float|None: # None if every row counts, or if there are no ratings to say
+    "The rating from which on an item counts as liked: a number, which the first ratings settle for good."
     if self.min_rating != 'mean': return self.min_rating
-    return min(y.double().mean().item(), y.max().item()) if len(y) else None
+    if not len(y): return None
+    w = torch.ones(len(y)) if weights is None else weights
+    mean = (y.double().flatten()*w.to(y.device)).sum()/w.double().sum()
+    self.min_rating = min(mean.item(), y.max().item())
+    if self.from_old_save: warnings.warn(
+        f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean that was; taken is that of the {len(y)} ratings '
+        f'at hand, {self.min_rating:g}, from now on: if it was another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
+    return self.min_rating
 
 # %% ../../nbs/45_models.ranking.ipynb #efb4ae15
 @patch
@@ -110,7 +122,7 @@ def _unseen(self:Ranking):
     if had is None or had[-1] != sizes or any(a is not b for a, b in zip(had[-2], parts)):
         device = next(self.learn.model.parameters()).device
         x = torch.cat([o[0].to(device) for o in parts])
-        self.unseen[len(parts)] = had = UnseenItems(x, *sizes), self.threshold(parts[0][1]), parts, sizes
+        self.unseen[len(parts)] = had = UnseenItems(x, *sizes), self.threshold(parts[0][1], data[0].weights), parts, sizes
     return had[:2]
 
 # %% ../../nbs/45_models.ranking.ipynb #4fd07d54
@@ -139,7 +151,7 @@ def loss_func(self:Ranking,
     use = is_positive(y, min_rating) & (unseen.free[x[:,0]] > 0)
     if not use.all(): x, pos = x[use], pos[use] if len(pos) else pos
     with torch.autocast(x.device.type, enabled=False):  # scores in single precision: their differences count
-        res = self._losses(x, pos, unseen)  # (n,), one for each liked pair: what makes a loss another, in the classes below
+        res = self._losses(x, pos, unseen) if len(x) else pos[:0]  # (n,), one for each liked pair: what makes a loss another, in the classes below
     return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
 @patch
@@ -227,24 +239,37 @@ def prepare(self:Ranking,
     if y_range_of(model) is not None: raise WeightsError(f'{self} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
     if self.needs_dot and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
         f'{self} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
-    datasets = [dl.dataset.new(dl.dataset.tensors) for dl in dls.loaders]  # in memory, where they were streams: what was seen is looked up in every batch
-    train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1]), n=dls.train.n)
+    datasets = [o.new(o.tensors, o.times, o.weights) for o in (dl.dataset for dl in dls.loaders)]  # in memory, where they were streams: what was seen is looked up in every batch
+    train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1], datasets[0].weights), n=dls.train.n)
     res = CollabDataLoaders(train, *[dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:])], path=dls.path, device=dls.device)
     res.report, res.past = getattr(dls, 'report', None), getattr(dls, 'past', None)
     kwargs = {**self.pace(len(train)), **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
 
+# %% ../../nbs/45_models.ranking.ipynb #210af1a4
 rankings = {o.__name__.lower(): o for o in (BPR, WARP, Softmax)}
 
+def _saved_ranking(config):
+    "The `Ranking` that a saved model tells of; None for none."
+    if not config: return None
+    kind, rest = (config.get('kind'), {k: o for k, o in config.items() if k != 'kind'}) if isinstance(config, Mapping) else (None, {})
+    if not isinstance(kind, str) or kind not in rankings or set(rest) - {'min_rating', 'n_neg'}: raise WeightsError(
+        f"the saved 'loss' is {config!r}; expected a 'kind' ({', '.join(map(repr, rankings))}), 'min_rating' and 'n_neg'")
+    res = rankings[kind](**rest)
+    res.from_old_save = res.min_rating == 'mean'
+    return res
+
 def as_ranking(
-    loss=None, # 'bpr', 'warp', 'softmax', a `Ranking` (of which a copy is made), or None for the pretrained model's
+    loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking` (of which a copy is made), or None for the pretrained model's
     loss_func=None, # the loss of a rating model, instead; None for none
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
-) -> Ranking: # None where ratings are to be predicted
+) -> Ranking|None: # with the pretrained model's number for what counts as liked, unless `loss` has one; None where ratings are to be predicted
     "The ranking that a learner's arguments ask for."
     if loss is not None and loss_func is not None: raise RatingsError(f'loss={loss!r} and a `loss_func`; expected one of them')
-    if isinstance(loss, Ranking): return copy(loss)
-    if loss is not None and loss not in rankings: raise RatingsError(f'loss={loss!r}; expected {", ".join(map(repr, rankings))}, or a `Ranking`')
-    saved = getattr(pretrained, 'meta', {}).get('loss') if loss_func is None else None
-    config = {'kind': loss} if loss else dict(saved or {})
-    return rankings[config.pop('kind')](**config) if config else None
+    if loss is not None and not isinstance(loss, Ranking) and loss not in rankings: raise RatingsError(
+        f'loss={loss!r}; expected {", ".join(map(repr, rankings))}, or a `Ranking`')
+    saved = None if pretrained is None or loss_func is not None else _saved_ranking(pretrained.meta.get('loss'))
+    if loss is None: return saved
+    res = copy(loss) if isinstance(loss, Ranking) else rankings[loss]()
+    if saved is not None and res.min_rating == 'mean': res.min_rating, res.from_old_save = saved.min_rating, saved.from_old_save
+    return res
