@@ -27,17 +27,23 @@ def number(wgts, vocab):
         assert (t == torch.tensor([k*1000., *vocab[col].ids])[:, None]).all()
     return k
 
+def tables(k): return {'seen': {'user.n': torch.full((SIZES['user'],), k, dtype=torch.int32)}}
+
 class Pair:
     "Both formats look alike to the tests: `save` and `which` take the path of the folder that holds the files."
     files = ['x.pth', 'x_vocab.pkl']
-    def save(folder, k): save_pair(folder/'x', *model(k))
-    def which(folder): return number(*read_pair(folder/'x.pth')[:2])
+    def save(folder, k): save_pair(folder/'x', *model(k), tables=tables(k))
+    def which(folder):
+        wgts, vocab, facts = read_pair(folder/'x.pth')
+        assert facts['tables']['seen']['user.n'].tolist() == [k := number(wgts, vocab)]*SIZES['user']
+        return k
 
 class Folder:
-    files = ['config.json', 'model.safetensors', 'vocab.json']
-    def save(folder, k): save_folder(folder, *model(k), {'k': k, 'counts': {'users': list(range(SIZES['user'] - 1))}})
+    files = ['config.json', 'model.safetensors', 'seen.safetensors', 'vocab.json']
+    def save(folder, k): save_folder(folder, *model(k), {'k': k, 'counts': {'users': list(range(SIZES['user'] - 1))}}, tables(k))
     def which(folder):
         *saved, config = read_folder(folder)
+        assert config['tables']['seen']['user.n'].tolist() == [config['k']]*SIZES['user']
         assert config['k'] == number(*saved) and config['counts'] == {'users': list(range(SIZES['user'] - 1))}
         return config['k']
 

@@ -16,7 +16,8 @@ from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 
 from ..core import CheckpointError, SaveError
-from ..weights.hub import HUB_FILES, hub_client, is_hub_id
+from ..weights.folders import checkpoint_files
+from ..weights.hub import hub_client, is_hub_id
 from .core import CollabLearner
 
 # %% ../../nbs/56_learner.hub.ipynb #0c7f7266
@@ -77,11 +78,11 @@ Written by {', '.join(f'{k} {v}' for k, v in (config.get('versions') or {}).item
 """
 
 # %% ../../nbs/56_learner.hub.ipynb #4f494092
-def _commit_folder(folder, repo_id, private, message, revision, token):
-    "Put the files in `folder` into a repository, in one commit; returns its address."
+def _commit_folder(folder, names, repo_id, private, message, revision, token):
+    "Put the files `names` of `folder` into a repository, in one commit; returns its address."
     hub = hub_client(repo_id)
     api = hub.HfApi(token=token)
-    files = [hub.CommitOperationAdd(o, folder/o) for o in (*HUB_FILES, 'README.md')]
+    files = [hub.CommitOperationAdd(o, folder/o) for o in names]
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.create_commit(repo.repo_id, files, commit_message=message, revision=revision).commit_url)
@@ -106,4 +107,5 @@ def push_to_hub(self:CollabLearner,
         folder = self.save_pretrained(Path(tmp).resolve()/'model')
         config = json.loads((folder/'config.json').read_text())
         (folder/'README.md').write_text(model_card(config, repo_id, data, license), encoding='utf-8')
-        return _commit_folder(folder, repo_id, private, message, revision, token)
+        names = ['config.json', *checkpoint_files(config), 'README.md']
+        return _commit_folder(folder, names, repo_id, private, message, revision, token)
