@@ -19,7 +19,7 @@ from ..core import RatingsError
 from ..data.loaders import rating_blocks
 from ..data.ratings import read_ratings
 from ..learner.core import CollabLearner
-from ..models.topk import best, evaluating, scores_of, seen_pairs
+from ..models.topk import best, in_eval_mode, scores_of, seen_pairs
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1d7bb30d
 def rank_scores(
@@ -49,9 +49,9 @@ def rated_pairs(learn, ratings):
 @torch.no_grad()
 def predictions_for(model, x):
     "What `model` answers for the pairs `x`."
-    model = get_model(model)
+    model = in_eval_mode(get_model(model))
     device = next(model.parameters()).device
-    with evaluating(model): return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
+    return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
