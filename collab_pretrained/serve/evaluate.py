@@ -15,9 +15,9 @@ from fastai.learner import Metric
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import RatingsError
+from ..core import RatingsError, VocabError, examples
 from ..data.loaders import rating_blocks
-from ..data.ratings import read_ratings
+from ..data.ratings import as_frame, read_ratings, schema_names
 from ..learner.core import CollabLearner
 from ..models.topk import best, in_eval_mode, scores_of, seen_pairs
 
@@ -53,6 +53,36 @@ def predictions_for(model, x):
     device = next(model.parameters()).device
     return torch.cat([model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]).numpy()
 
+# %% ../../nbs/60_serve.evaluate.ipynb #4fb9ff19
+def check_columns(learn, table):
+    "Raise unless a table has the user and the item column of training."
+    names = schema_names(table)
+    lost = [o for o in learn.vocab if o not in names]
+    if lost: raise RatingsError(f'no column {lost[0]!r}; the columns are {examples(names, 12)}, and expected are '
+                                f'those of training, {list(learn.vocab)}: rename them')
+
+def _check_kind(col, vocab, ids):
+    if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
+        f'column {col!r}: {examples(ids)}, and the learner has {examples(vocab.ids)}; expected ids of one kind, '
+        'integers or text: cast the column')
+
+def pairs_in(learn, table, new=()):
+    "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
+    check_columns(learn, table)
+    frame = as_frame(table, list(learn.vocab))
+    if not len(frame): return np.zeros((0, 2), dtype=np.int64)
+    id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's have none
+    read = read_ratings(frame, *learn.vocab, implicit=True, id_cast=id_cast)
+    res = []
+    for (col, vocab), ids, codes in zip(learn.vocab.items(), (read.user_ids, read.item_ids), (read.users, read.items), strict=True):
+        _check_kind(col, vocab, ids)
+        res.append(vocab.rows(ids)[codes])
+    if len(new):
+        at = pd.Index(new).get_indexer(read.user_ids)[read.users]
+        res[0] = np.where(at >= 0, len(learn.side('user').vocab) + at, res[0])
+    return np.stack(res, 1)
+
+
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
@@ -66,18 +96,11 @@ def relevant_pairs(learn, x, y, min_rating):
     first = np.unique(_keys(x[~lost], len(items)), return_index=True)[1]
     return np.concatenate([x[~lost][first], x[lost]])
 
-def _seen_in(learn, table):
-    "The pairs of a table whose user and item have a row, int64 (n, 2)."
-    sides = learn.vocab.values()
-    res = read_ratings(table, *learn.vocab, implicit=True, id_cast=getattr(learn.dls.train_ds, 'id_cast', None))
-    x = np.stack([v.rows(ids)[codes] for v, ids, codes in zip(sides, (res.user_ids, res.item_ids), (res.users, res.items))], 1)
-    return x[(x >= 0).all(1)]
-
 def top_lists(learn, x, relevant, k, seen=None):
     "The users who have a row and a relevant item, ascending, and the `k` best items of each, leaving out those rated, or in the table `seen`, and not in `x`."
     users, items = learn.vocab.values()
     asked = np.intersect1d(relevant[:,0], users.id_rows)
-    measured, more = _keys(x, len(items)), x[:0] if seen is None else _seen_in(learn, seen)
+    measured, more = _keys(x, len(items)), x[:0] if seen is None else pairs_in(learn, seen)
     def _elsewhere(rows):
         pairs = np.concatenate([seen_pairs(learn.dls, rows), more])
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]

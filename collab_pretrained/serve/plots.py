@@ -80,8 +80,8 @@ def _shown(learn, side, ids, n):
         counts = _popularity(learn, side)
         if not counts.any(): raise RatingsError('the learner has no ratings to tell which ids are best known; expected `ids=`, a list of those to show')
         ids = list(learn.vocab.values())[side == 'item'].ids[np.argsort(-counts, kind='stable')[:n]]
-    ids, rows = asked_ids(learn, f'{side}s', ids)
-    check_known(learn, f'{side}s', ids, rows, 'leave the others out')
+    ids, rows = asked_ids(learn, side, ids)
+    check_known(learn, side, ids, rows, 'leave the others out')
     return ids, rows
 
 def _weight(learn, role):

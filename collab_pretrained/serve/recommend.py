@@ -10,6 +10,8 @@ __all__ = []
 # %% ../../nbs/62_serve.recommend.ipynb #8fa37c0b
 import copy
 import os
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,146 +21,221 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import NA, RatingsError, VocabError, WeightsError, examples
-from ..data.columns import cast_of, check_choice, check_column, encode_ids
+from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples
+from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import row_counts
+from ..data.ratings import as_frame
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
 from ..models.topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors
+from .evaluate import check_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
-    "`values`, ids of `side` ('users' or 'items'), as codes into distinct ids, those ids, and their rows, -1 where they have none."
-    name, vocab = list(learn.vocab.items())[side == 'items']
+    "`values`, ids of `side`, as codes into distinct ids, those ids, and their rows, -1 where they have none."
+    of = learn.side(side)
     values = pd.Series(as_array(values.ids if isinstance(values, Vocab) else values))
-    if values.isna().any(): canonical_ids(values, side)  # which raises
-    codes, ids = encode_ids(values, side, cast_of(getattr(learn.dls.train_ds, 'id_cast', None), name))
-    return codes, ids, vocab.rows(ids)
+    if values.isna().any(): canonical_ids(values, f'{side}s')  # which raises
+    id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's loaders have none
+    codes, ids = encode_ids(values, f'{side}s', cast_of(id_cast, of.column))
+    return codes, ids, of.vocab.rows(ids)
 
 def asked_ids(learn, side, ids):
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
-    vocab = list(learn.vocab.values())[side == 'items']
+    vocab = learn.side(side).vocab
     if ids is None: return vocab.ids, vocab.id_rows
-    if hasattr(ids, 'columns'): raise RatingsError(f'{side}: a table with the columns {examples(list(ids.columns))}; expected ids, such as one of its columns')
-    codes, ids, rows = _encoded(learn, side, [ids] if isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__') else ids)
+    if hasattr(ids, 'columns'): raise RatingsError(f'{side}s: a table with the columns {examples(list(ids.columns))}; '
+                                                   'expected ids, such as one of its columns')
+    is_one = isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__')
+    codes, ids, rows = _encoded(learn, side, [ids] if is_one else ids)
     first = pd.unique(codes)
     return ids[first], rows[first]
 
 def check_known(learn, side, ids, rows, remedy):
     "Raise if any of `ids` has no row."
-    lost, known = ids[rows < 0], list(learn.vocab.values())[side == 'items'].ids
-    if len(lost): raise VocabError(f'{side}: {len(lost)} of {len(ids)} have no row ({examples(lost)}); expected ids among the {len(known)} that the '
-                                   f'learner was made with ({examples(known)}): {remedy}')
+    lost, known = ids[rows < 0], learn.side(side).vocab.ids
+    if len(lost): raise VocabError(
+        f'{side}s: {len(lost)} of {len(ids)} have no row ({examples(lost)}); expected ids among the {len(known)} that '
+        f'the learner was made with ({examples(known)}): {remedy}')
 
 # %% ../../nbs/62_serve.recommend.ipynb #656e024b
 def _check_k(k):
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise RatingsError(f'k={k!r}; expected how many to name, 1 or more')
-
-def _by_id(vocab, rows): return vocab.ids[np.searchsorted(vocab.id_rows, rows)]
+    is_count = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    if not is_count or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
 
 def _table(name, ids, other, vocab, vals, rows):
     "Lines of `name` (from `ids`), rank, `other` (from `rows` of `vocab`, where they are not -1) and score."
     who, rank = np.nonzero(rows >= 0)
-    return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: _by_id(vocab, rows[who,rank]), 'score': vals[who,rank]})
+    others = vocab.ids[np.searchsorted(vocab.id_rows, rows[who,rank])]
+    return pd.DataFrame({name: ids[who], 'rank': rank + 1, other: others, 'score': vals[who,rank]})
 
 # %% ../../nbs/62_serve.recommend.ipynb #a75c8839
-def _pairs_in(learn, table, new=()):
-    "Who has rated what in a table, by row; users of `new` are behind the last row. -1 where there is no row."
-    sides = []
-    for side, (name, vocab), more in zip(('users', 'items'), learn.vocab.items(), (new, ())):
-        check_column(list(table.columns), name, side[:-1])
-        codes, ids, rows = _encoded(learn, side, table[name])
-        at = pd.Index(more).get_indexer(ids) if len(more) else np.full(len(ids), -1)
-        sides.append(np.where(at >= 0, len(vocab) + at, rows)[codes])
-    return np.stack(sides, 1)
+@dataclass(frozen=True)
+class _Asked:
+    "Users to answer for, each once."
+    ids: np.ndarray # (n,)
+    rows: np.ndarray # int64 (n,): theirs; n_users and more for those without one, ascending
+    n_users: int # rows of the users' table
+    has_ratings: np.ndarray # bool (n,): without a row, but with later ratings to get one from
 
-def _seen(learn, exclude_seen, ratings=None, new=()):
-    "A function from user rows to the pairs that they must not be given; None for no such pairs."
+    @property
+    def known(self): return self.rows < self.n_users
+    @property
+    def unknown(self): return ~self.known & ~self.has_ratings
+    @property
+    def new_ids(self): return self.ids[~self.known]
+
+def _asked_users(learn, users, ratings, on_unknown):
+    "Who is asked for: `users`, else those of `ratings`, else all; `on_unknown` says what becomes of the unknown."
+    check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
+    of, rated = learn.side('user'), []
+    if ratings is not None:
+        check_columns(learn, ratings)
+        rated = asked_ids(learn, 'user', as_frame(ratings, [of.column])[of.column])[0]
+    ids, rows = asked_ids(learn, 'user', rated if users is None and ratings is not None else users)
+    has_ratings = (rows < 0) & pd.Index(ids).isin(rated)
+    unknown = (rows < 0) & ~has_ratings
+    if on_unknown == 'skip': ids, rows, has_ratings = (o[~unknown] for o in (ids, rows, has_ratings))
+    if on_unknown == 'raise': check_known(learn, 'user', ids, np.where(has_ratings, 0, rows), 'leave them out, or say '
+                                          "what they get with `on_unknown='popular'`, 'mean' or 'skip'")
+    numbered = np.where(rows < 0, len(of.vocab) + (rows < 0).cumsum() - 1, rows)
+    return _Asked(ids, numbered, len(of.vocab), has_ratings)
+
+# %% ../../nbs/62_serve.recommend.ipynb #9f3ebb6e
+def _rated_before(learn):
+    "For each user row, how many ratings it was trained on that are not at hand, int64 (n_users,)."
+    vocab, past = learn.side('user').vocab, getattr(learn.dls, 'past', None)  # fastai's loaders have none
+    res = np.zeros(len(vocab), dtype=np.int64)
+    ids, n = past[0] if past else (vocab.ids[:0], [])
+    rows = vocab.rows(ids)
+    res[rows[rows >= 0]] = np.asarray(n, dtype=np.int64)[rows >= 0]
+    return res
+
+def _check_history(learn, asked, pairs, is_told):
+    "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
+    n_own, is_recorded = len(learn.dls.train_ds), getattr(learn, 'seen', None) is not None
+    if not (n_own or is_recorded or is_told or len(pairs)): raise RatingsError(
+        'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
+        'what they have rated: give a table of them as `seen=`, or say `exclude_seen=False`')
+    if is_recorded or is_told: return
+    past = _rated_before(learn)
+    n_known = np.bincount(np.unique(pairs, axis=0)[:,0], minlength=len(past))[:len(past)]
+    rows = asked.rows[asked.known]
+    n = (past > n_known)[rows].sum()
+    if n: warnings.warn(
+        f'what {n} of {len(asked.ids)} users have seen is not all known: the model was trained on ratings that it does '
+        'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
+
+def _seen_by(learn, asked, exclude_seen, seen, ratings):
+    "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given; None for none."
     if exclude_seen is False: return None
-    is_table = hasattr(exclude_seen, 'columns')
-    if exclude_seen is not True and not is_table: raise RatingsError(f'exclude_seen={exclude_seen!r}; expected True, False, or a table of ratings')
-    own, table = not is_table and len(learn.dls.train_ds), exclude_seen if is_table else ratings
-    if not own and table is None: raise RatingsError('the learner has no ratings to tell what users have seen, as after `load_learner`; expected '
-                                                     'some: give `exclude_seen=` or `ratings=` a table of ratings, or False')
-    pairs = np.zeros((0, 2), dtype=np.int64) if table is None else _pairs_in(learn, table, new)
-    return lambda rows: np.concatenate([pairs, seen_pairs(learn.dls, rows)]) if own else pairs
-
-def _popular(learn, item_rows, k):
-    "The `k` of `item_rows` with most ratings in the training part, of equal ones the first, and how many each has."
-    counts = row_counts(learn.dls)[1][item_rows]
-    order = np.argsort(-counts, kind='stable')[:k]
-    return counts[order], item_rows[order]
+    told = [o for o in (None if exclude_seen is True else exclude_seen, seen) if o is not None]
+    tables = [pairs_in(learn, o, asked.new_ids) for o in [*told, *([] if ratings is None else [ratings])]]
+    pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *tables])
+    pairs = pairs[(pairs >= 0).all(1)]
+    _check_history(learn, asked, pairs, bool(told))
+    record = getattr(learn, 'seen', None)
+    def seen_by(rows):
+        own = rows[rows < asked.n_users]
+        recorded = [] if record is None else [record.pairs(own)]
+        return np.concatenate([pairs[np.isin(pairs[:,0], rows)], seen_pairs(learn.dls, own), *recorded])
+    return seen_by
 
 # %% ../../nbs/62_serve.recommend.ipynb #bff66701
-def _rows_to_ask(learn, users, rows, on_unknown):
-    "`users` and `rows` after `on_unknown`; rows of -1 are left for 'popular'."
-    check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
-    na_row, known = list(learn.vocab.values())[0].na_row, rows >= 0
-    if on_unknown == 'raise': check_known(learn, 'users', users, rows, "leave them out, or say what they get with `on_unknown='popular'`, 'mean' or 'skip'")
-    if on_unknown == 'skip': return users[known], rows[known]
-    if on_unknown == 'mean' and na_row is None and not known.all(): raise VocabError(
-        f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected one: choose 'popular' or 'skip'")
-    return users, np.where(known, rows, na_row) if on_unknown == 'mean' else rows
+def _popular(learn, item_rows):
+    "`item_rows` by their ratings in the training part, of equal ones the first, and how many each has."
+    counts = row_counts(learn.dls)[1][item_rows]
+    order = np.argsort(-counts, kind='stable')
+    return counts[order], item_rows[order]
+
+def _as_average(learn, item_rows):
+    "`item_rows` as the average user would rate them, best first, and these ratings."
+    na_row = learn.side('user').vocab.na_row
+    if na_row is None: raise VocabError(f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected "
+                                        "one: choose 'popular' or 'skip'")
+    vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), len(item_rows))
+    return vals[0], items[0]
+
+def _first_unseen(vals, items, users, seen, k):
+    "The first `k` of ranked `items`, one list for all `users`, that each has not seen."
+    pairs = np.zeros((0, 2), dtype=np.int64) if seen is None else seen(users)
+    shape = len(users), min(k, len(items))
+    top_vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
+    top_vals[:], top[:] = vals[:k], items[:k]
+    for u in np.unique(pairs[:,0]):
+        line, unseen = np.searchsorted(users, u), ~np.isin(items, pairs[pairs[:,0] == u,1])
+        own = items[unseen][:k]
+        top[line], top_vals[line,:len(own)] = np.pad(own, (0, shape[1] - len(own)), constant_values=-1), vals[unseen][:k]
+    return top_vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #0334bf9e
 def _with_users(model, rows):
-    "A model of other users, whose rows (n, n_factors + 1) are a vector and a bias each; everything else is shared with `model`."
+    "A model of other users, whose rows (n, n_factors + 1) are a vector and a bias each; all else is shared."
     res = copy.copy(model)
     res._modules = dict(model._modules)
     res.u_weight, res.u_bias = (nn.Embedding.from_pretrained(o) for o in (rows[:,:-1], rows[:,-1:]))
     return res
 
-def _best_of_new(learn, ratings, new, item_rows, k, seen):
-    "`best` for the users `new`, who have no row, by rows from their `ratings`; `seen` is as `_seen` gives it."
-    n, folded = len(list(learn.vocab.values())[0]), learn.fold_in(ratings, ids=new)
-    at = pd.Index(folded.ids).get_indexer(new)
-    pairs = None if seen is None else seen(np.arange(0)) - (n, 0)
-    hidden = None if pairs is None else lambda rows: pairs[pairs[:,0] >= 0]
+def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
+    "`best` for the users `ids`, numbered `users` (ascending), by rows from their `ratings`."
+    folded = learn.fold_in(ratings, ids=ids)
+    at = pd.Index(folded.ids).get_indexer(ids)
     model = _with_users(get_model(learn.model), folded.rows[torch.from_numpy(at).to(folded.rows.device)])
-    return best(scores_of(model, item_rows), np.arange(len(new)), k, hidden, show=hasattr(learn, 'progress'))
+    def hidden(rows):
+        pairs = seen(users[rows])
+        return np.stack([np.searchsorted(users, pairs[:,0]), pairs[:,1]], 1)
+    return best(scores_of(model, item_rows), np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #2cd2d799
+def _candidate_rows(learn, candidates):
+    "The rows of the items to choose from, ascending."
+    items, rows = asked_ids(learn, 'item', candidates)
+    check_known(learn, 'item', items, rows, 'leave the others out of `candidates`')
+    return np.unique(rows)
+
 @patch
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, or else all that have a row
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
-    exclude_seen=True, # leave out what the user has rated? True by the learner's ratings, training and validation, and by `ratings`; or by a DataFrame of ratings; or False
+    exclude_seen=True, # leave out what users have seen? a table of ratings means True, and is the same as `seen`
     candidates=None, # ids of the items to choose from; None for all that have a row
     on_unknown:str='raise', # a user without a row: 'raise', 'mean' (as the average user), 'popular' (what has most training ratings), or 'skip'
-    ratings:pd.DataFrame=None, # later ratings, with the columns of training: users of it without a row get one from them for this answer; None for none
+    ratings=None, # table of later ratings, with the columns of training: users of it without a row get one from them for this answer; None for none
+    seen=None, # table of what users rated before, with the columns of training, beyond what the learner knows; None for no more
 ) -> pd.DataFrame: # user, rank (int, from 1), item, score (float32): the rating the model predicts, or for 'popular' how many ratings the item has
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
-    (name, vocab), (_, item_vocab) = self.vocab.items()
-    if ratings is not None: check_column(list(ratings.columns), name, 'user')
-    users, rows = asked_ids(self, 'users', ratings[name] if users is None and ratings is not None else users)
-    folded = (rows < 0) & pd.Index(users).isin([] if ratings is None else _encoded(self, 'users', ratings[name])[1])
-    new, rows = users[folded], np.where(folded, len(vocab) + folded.cumsum() - 1, rows)
-    users, rows = _rows_to_ask(self, users, rows, on_unknown)
-    items, item_rows = asked_ids(self, 'items', candidates)
-    check_known(self, 'items', items, item_rows, 'leave the others out of `candidates`')
-    item_rows, folded, known = np.unique(item_rows), rows >= len(vocab), (rows >= 0) & (rows < len(vocab))
-    shape, seen = (len(rows), min(k, len(item_rows))), _seen(self, exclude_seen, ratings, new)
+    asked = _asked_users(self, users, ratings, on_unknown)
+    item_rows = _candidate_rows(self, candidates)
+    hidden = _seen_by(self, asked, exclude_seen, seen, ratings)
+    def by_row(rows): return best(scores_of(self.model, item_rows), rows, k, hidden, show=hasattr(self, 'progress'))
+    def by_ratings(rows): return _best_of_new(self, ratings, asked.ids[asked.has_ratings], rows, item_rows, k, hidden)
+    def as_unknown(rows):
+        ranked = (_popular if on_unknown == 'popular' else _as_average)(self, item_rows)
+        return _first_unseen(*ranked, rows, hidden, k)
+    shape = len(asked.ids), min(k, len(item_rows))
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
-    if (rows < 0).any(): vals[rows < 0], top[rows < 0] = _popular(self, item_rows, k)
-    if len(new): vals[folded], top[folded] = _best_of_new(self, ratings, new, item_rows, k, seen)
-    vals[known], top[known] = best(scores_of(self.model, item_rows), rows[known], k, seen, show=hasattr(self, 'progress'))
-    return _table('user', users, 'item', item_vocab, vals, top)
+    for some, answer in ((asked.known, by_row), (asked.has_ratings, by_ratings), (asked.unknown, as_unknown)):
+        if some.any(): vals[some], top[some] = answer(asked.rows[some])
+    return _table('user', asked.ids, 'item', self.side('item').vocab, vals, top)
 
 # %% ../../nbs/62_serve.recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
     _check_k(k)
-    vocab, role = list(learn.vocab.values())[side == 'items'], f'{side[0]}_weight'
+    vocab, role = learn.side(side).vocab, f'{side[0]}_weight'
     ids, rows = asked_ids(learn, side, ids)
     check_known(learn, side, ids, rows, 'leave the others out')
     wgts = flat_weights(get_model(learn.model).state_dict())
-    if role not in (named := find_roles(wgts)): raise WeightsError(f'no table of {side} among the weights {list(wgts)}; expected a model with embeddings of users and items')
+    named = find_roles(wgts)
+    if role not in named: raise WeightsError(f'no table of {side}s among the weights {list(wgts)}; expected a model with '
+                                             'embeddings of users and items')
     scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
-    vals, near = best(scores, rows, k, lambda rows: np.stack([rows, rows], 1), show=hasattr(learn, 'progress'))
-    return _table(side[:-1], ids, 'other', vocab, vals, near)
+    def itself(rows): return np.stack([rows, rows], 1)
+    vals, near = best(scores, rows, k, itself, show=hasattr(learn, 'progress'))
+    return _table(side, ids, 'other', vocab, vals, near)
 
 # %% ../../nbs/62_serve.recommend.ipynb #db3ece01
 @patch
@@ -167,7 +244,7 @@ def similar_items(self:CollabLearner,
     k:int=10, # neighbours of each, 1 or more
 ) -> pd.DataFrame: # item, rank (int, from 1), other, score (float32): the cosine, -1 to 1
     "The items whose vectors are nearest to those of `items`, nearest first."
-    return _similar(self, 'items', items, k)
+    return _similar(self, 'item', items, k)
 
 @patch
 def similar_users(self:CollabLearner,
@@ -175,7 +252,7 @@ def similar_users(self:CollabLearner,
     k:int=10, # neighbours of each, 1 or more
 ) -> pd.DataFrame: # user, rank (int, from 1), other, score (float32): the cosine, -1 to 1
     "The users whose vectors are nearest to those of `users`, nearest first."
-    return _similar(self, 'users', users, k)
+    return _similar(self, 'user', users, k)
 
 # %% ../../nbs/62_serve.recommend.ipynb #9d242e01
 def _write_vectors(path, ids, rows, vectors):
