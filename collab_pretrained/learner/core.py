@@ -98,7 +98,8 @@ class NaDropout(Callback):
 # %% ../../nbs/51_learner.core.ipynb #270cf541
 METHODS = {  # method -> the module of a higher room that adds it, imported at its first use
     **dict.fromkeys(['evaluate'], 'serve.evaluate'),
-    **dict.fromkeys(['recommend', 'similar_items', 'similar_users', 'export_vectors'], 'serve.recommend'),
+    **dict.fromkeys(['recommend', 'similar_items', 'similar_users'], 'serve.recommend'),
+    **dict.fromkeys(['export_vectors'], 'serve.export'),
     **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors'], 'serve.plots'),
     **dict.fromkeys(['distrib_ctx'], 'scale.distributed'),
 }

@@ -1,4 +1,4 @@
-"""The items each user would like best, what is like what, and vectors for a search index: tables in your own ids.
+"""The items each user would like best, and what is like what: tables in your own ids.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.recommend.html.md"""
 
@@ -9,10 +9,8 @@ __all__ = []
 
 # %% ../../nbs/62_serve.recommend.ipynb #8fa37c0b
 import copy
-import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +26,7 @@ from ..data.ratings import as_frame
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
-from ..models.topk import CosineScores, DotScores, best, item_vectors, scores_of, seen_pairs, user_vectors
+from ..models.topk import CosineScores, best, scores_of, seen_pairs
 from .evaluate import check_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
 
@@ -167,7 +165,7 @@ def _first_unseen(vals, items, users, seen, k):
     for u in np.unique(pairs[:,0]):
         line, unseen = np.searchsorted(users, u), ~np.isin(items, pairs[pairs[:,0] == u,1])
         own = items[unseen][:k]
-        top[line], top_vals[line,:len(own)] = np.pad(own, (0, shape[1] - len(own)), constant_values=-1), vals[unseen][:k]
+        top[line], top[line,:len(own)], top_vals[line,:len(own)] = -1, own, vals[unseen][:k]
     return top_vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #0334bf9e
@@ -197,20 +195,21 @@ def _candidate_rows(learn, candidates):
 
 @patch
 def recommend(self:CollabLearner,
-    users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, or else all that have a row
+    users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, else all
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
-    exclude_seen=True, # leave out what users have seen? a table of ratings means True, and is the same as `seen`
+    exclude_seen=True, # leave out what users have seen? A table of ratings means True, and is the same as `seen`
     candidates=None, # ids of the items to choose from; None for all that have a row
-    on_unknown:str='raise', # a user without a row: 'raise', 'mean' (as the average user), 'popular' (what has most training ratings), or 'skip'
-    ratings=None, # table of later ratings, with the columns of training: users of it without a row get one from them for this answer; None for none
-    seen=None, # table of what users rated before, with the columns of training, beyond what the learner knows; None for no more
-) -> pd.DataFrame: # user, rank (int, from 1), item, score (float32): the rating the model predicts, or for 'popular' how many ratings the item has
+    on_unknown:str='raise', # users without a row: 'raise', 'mean' (the average user's), 'popular', or 'skip' them
+    ratings=None, # table of later ratings, from which users without a row get one for this answer; None for none
+    seen=None, # table of what users rated before, beyond what the learner knows; None for no more
+) -> pd.DataFrame: # user, rank (from 1), item, score: the predicted rating, or for 'popular' how many ratings there are
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
     asked = _asked_users(self, users, ratings, on_unknown)
     item_rows = _candidate_rows(self, candidates)
     hidden = _seen_by(self, asked, exclude_seen, seen, ratings)
-    def by_row(rows): return best(scores_of(self.model, item_rows), rows, k, hidden, show=hasattr(self, 'progress'))
+    show, model = hasattr(self, 'progress'), get_model(self.model)
+    def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
     def by_ratings(rows): return _best_of_new(self, ratings, asked.ids[asked.has_ratings], rows, item_rows, k, hidden)
     def as_unknown(rows):
         ranked = (_popular if on_unknown == 'popular' else _as_average)(self, item_rows)
@@ -230,8 +229,8 @@ def _similar(learn, side, ids, k):
     check_known(learn, side, ids, rows, 'leave the others out')
     wgts = flat_weights(get_model(learn.model).state_dict())
     named = find_roles(wgts)
-    if role not in named: raise WeightsError(f'no table of {side}s among the weights {list(wgts)}; expected a model with '
-                                             'embeddings of users and items')
+    if role not in named: raise WeightsError(f'no table of {side}s among the weights {list(wgts)}; expected a model '
+                                             'with embeddings of users and items')
     scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
     def itself(rows): return np.stack([rows, rows], 1)
     vals, near = best(scores, rows, k, itself, show=hasattr(learn, 'progress'))
@@ -253,35 +252,3 @@ def similar_users(self:CollabLearner,
 ) -> pd.DataFrame: # user, rank (int, from 1), other, score (float32): the cosine, -1 to 1
     "The users whose vectors are nearest to those of `users`, nearest first."
     return _similar(self, 'user', users, k)
-
-# %% ../../nbs/62_serve.recommend.ipynb #9d242e01
-def _write_vectors(path, ids, rows, vectors):
-    "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
-    import pyarrow as pa, pyarrow.parquet as pq
-    writer, n = None, 2**16
-    for start in range(0, max(len(ids), 1), n):
-        vecs = vectors(torch.tensor(rows[start:start+n])).float().cpu().numpy()
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs.reshape(-1)), vecs.shape[1])
-        table = pa.table({'id': pa.array(ids[start:start+n], pa.int64() if ids.dtype == np.int64 else pa.string()), 'vector': lists})
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    writer.close()
-
-# %% ../../nbs/62_serve.recommend.ipynb #b2cc40f3
-@patch
-def export_vectors(self:CollabLearner,
-    path, # str or Path of a folder, which is made if need be; files of these names in it are replaced
-) -> tuple: # Paths of the users' and of the items' file
-    "Write `users.parquet` and `items.parquet`, each of ids and vectors whose inner product orders items as `recommend` does."
-    try: import pyarrow  # noqa: F401
-    except ImportError as e: raise ImportError('`export_vectors` writes Parquet with pyarrow; install it with `pip install collab_pretrained[data]`') from e
-    model = get_model(self.model)
-    if not isinstance(scores_of(model, np.arange(0)), DotScores): raise WeightsError(
-        f"{type(model).__name__}: its answers are no inner products, and no index could find its best items; expected `EmbeddingDotBias` (`use_nn=False`)")
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    files, device = (path/'users.parquet', path/'items.parquet'), model.i_weight.weight.device
-    for file, vocab, vectors in zip(files, self.vocab.values(), (user_vectors, item_vectors)):
-        _write_vectors(f'{file}.part', vocab.ids, vocab.id_rows, lambda rows: vectors(model, rows.to(device)))
-    for file in files: os.replace(f'{file}.part', file)
-    return files
