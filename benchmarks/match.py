@@ -5,14 +5,21 @@ Usage: python benchmarks/match.py [--n 1000000] [--dim 50] [--repeat 15] [--loop
 Each figure is the median of `--repeat` runs, all kinds in turn in one process on one thread; an `index_select` writes into new memory, as matching must.
 The loop is what one writes first: a dictionary of the old rows, and a look-up and an assignment for each new row; it is run on `--loop-n` rows and scaled.
 Targets: at most 4 times the `index_select` for integer ids, 6 times for text."""
-import argparse, os, pickle
+import argparse
+import os
+import pickle
+
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import time
 from statistics import median
-import numpy as np, torch
+
+import numpy as np
+import torch
+
 from collab_pretrained.core import NA
-from collab_pretrained.weights.match import match_embeds
 from collab_pretrained.ids.vocab import Vocab
+from collab_pretrained.weights.match import match_embeds
+
 
 def two_vocabs(n, text, seed):
     "The names of `n` rows, old and new, each as read from a file: '#na#', then ids in a random order of which nine in ten are on both sides."

@@ -1,21 +1,42 @@
-"""Other libraries on the same split: the error on the test part, and the CPU seconds of training, each library in an environment of its own.
+"""Other libraries on the same split: the error on the test part, and the CPU seconds of training, each library in an
+environment of its own.
 
-Usage: python benchmarks/peers.py [--python cornac=/path/to/bin/python surprise=/path/to/bin/python ...] [--only ours surprise ...]   (MovieLens 100K; a minute, one thread)
-A library runs in the Python that `--python` names for it, else in this one; what does not import there is named as missing.
-The split is 80/20 at random, `CollabDataLoaders.from_df(..., seed=42)`. Settings were chosen on the training part alone: ours are the first of the table in
-nbs/08_factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92); fastai's are those of its tutorial, and lenskit, cmfrec
-and myFM have their defaults or a documented example's. `plain` is a loop in torch without a learner: what the machine gives just now."""
-import argparse, json, os, subprocess, sys, tempfile, time
+Usage: python benchmarks/peers.py [--python cornac=/path/to/bin/python surprise=/path/to/bin/python ...] [--only ours
+surprise ...]   (MovieLens 100K; a minute, one thread) A library runs in the Python that `--python` names for it, else
+in this one; what does not import there is named as missing. The split is 80/20 at random,
+`CollabDataLoaders.from_df(..., seed=42)`. Settings were chosen on the training part alone: ours are the first of the
+table in nbs/08_factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92); fastai's
+are those of its tutorial, and lenskit, cmfrec and myFM have their defaults or a documented example's. `plain` is a loop
+in torch without a learner: what the machine gives just now."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
 os.environ['OMP_NUM_THREADS'] = '1'
-from pathlib import Path
 import numpy as np
 
+
 def ours(train, valid):
-    import warnings; warnings.filterwarnings('ignore')
-    import torch, pandas as pd; torch.set_num_threads(1)
+    import warnings
+
+    warnings.filterwarnings('ignore')
+    import pandas as pd
+    import torch
+
+    torch.set_num_threads(1)
     from collab_pretrained.all import CollabDataLoaders, collab_learner
-    df = pd.DataFrame(np.concatenate([train, valid]), columns=['user', 'item', 'rating']).astype({'user': int, 'item': int})
-    dls = CollabDataLoaders.from_df(df, bs=1024, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid))))
+
+    df = pd.DataFrame(np.concatenate([train, valid]), columns=['user', 'item', 'rating']).astype(
+        {'user': int, 'item': int}
+    )
+    dls = CollabDataLoaders.from_df(
+        df, bs=1024, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid)))
+    )
     learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=1., wd_bias=False)
     def fit():
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1.4e-2)
@@ -24,8 +45,13 @@ def ours(train, valid):
     return fit, predict
 
 def fastai(train, valid):
-    import warnings; warnings.filterwarnings('ignore')
-    import torch, pandas as pd; torch.set_num_threads(1)
+    import warnings
+
+    warnings.filterwarnings('ignore')
+    import pandas as pd
+    import torch
+
+    torch.set_num_threads(1)
     from fastai.collab import CollabDataLoaders, collab_learner
     df = pd.DataFrame(train, columns=['user', 'item', 'rating']).astype({'user': int, 'item': int})
     learn = collab_learner(CollabDataLoaders.from_df(df, valid_pct=0.01, bs=64, seed=0), n_factors=50, y_range=(0, 5.5))
@@ -37,11 +63,16 @@ def fastai(train, valid):
     return fit, predict
 
 def plain(train, valid):
-    import torch; torch.set_num_threads(1)
+    import torch
+
+    torch.set_num_threads(1)
     from torch.nn.functional import embedding, mse_loss
     torch.manual_seed(0)
     ids = [np.unique(np.concatenate([train, valid])[:,k]) for k in (0, 1)]
-    x, test = (torch.from_numpy(np.stack([np.searchsorted(o, part[:,k]) for k, o in enumerate(ids)], 1)) for part in (train, valid))
+    x, test = (
+        torch.from_numpy(np.stack([np.searchsorted(o, part[:, k]) for k, o in enumerate(ids)], 1))
+        for part in (train, valid)
+    )
     y, bs, n_epoch = torch.from_numpy(train[:,2]).float(), 512, 8
     tables = [torch.empty(len(o), width).normal_(std=.01).requires_grad_() for width in (50, 1) for o in ids]
     def model(x):
@@ -52,7 +83,7 @@ def plain(train, valid):
     def fit():
         for _ in range(n_epoch):
             order = torch.randperm(len(x))
-            for xb, yb in zip(x[order].split(bs), y[order].split(bs)):
+            for xb, yb in zip(x[order].split(bs), y[order].split(bs), strict=True):
                 mse_loss(model(xb), yb).backward()
                 opt.step(), sched.step(), opt.zero_grad()
     def predict():
@@ -62,7 +93,10 @@ def plain(train, valid):
 def surprise(train, valid):
     import pandas as pd
     from surprise import SVD, Dataset, Reader
-    data = Dataset.load_from_df(pd.DataFrame(train, columns=['user', 'item', 'rating']), Reader(rating_scale=(1, 5))).build_full_trainset()
+
+    data = Dataset.load_from_df(
+        pd.DataFrame(train, columns=['user', 'item', 'rating']), Reader(rating_scale=(1, 5))
+    ).build_full_trainset()
     algo = SVD(n_epochs=30, lr_all=.01, reg_all=.1, random_state=0)
     return lambda: algo.fit(data), lambda: np.array([algo.predict(u, i).est for u, i, _ in valid])
 
@@ -81,13 +115,18 @@ def lenskit(train, valid):
     from lenskit.als import BiasedMFScorer
     from lenskit.data import ItemList, from_interactions_df
     from lenskit.pipeline import predict_pipeline
-    data = from_interactions_df(pd.DataFrame(train, columns=['user_id', 'item_id', 'rating']).astype({'user_id': int, 'item_id': int}))
+
+    data = from_interactions_df(
+        pd.DataFrame(train, columns=['user_id', 'item_id', 'rating']).astype({'user_id': int, 'item_id': int})
+    )
     pipe = predict_pipeline(BiasedMFScorer(features=50))
     def predict():
         res = np.empty(len(valid))
         for user in np.unique(valid[:,0]):
             rows = np.flatnonzero(valid[:,0] == user)
-            res[rows] = pipe.run('rating-predictor', query=int(user), items=ItemList(item_ids=valid[rows,1].astype(int))).scores()
+            res[rows] = pipe.run(
+                'rating-predictor', query=int(user), items=ItemList(item_ids=valid[rows, 1].astype(int))
+            ).scores()
         return np.nan_to_num(res, nan=train[:,2].mean())
     return lambda: pipe.train(data), predict
 
@@ -105,9 +144,13 @@ def myfm(train, valid):
     def design(x):
         "One column for each user and each item; none for those who are new."
         cols = [np.searchsorted(o[0], x[:,k]).clip(max=len(o[0])-1) for k, o in enumerate((users, items))]
-        known = np.stack([o[0][c] == x[:,k] for k, (o, c) in enumerate(zip((users, items), cols))], 1)
+        known = np.stack([o[0][c] == x[:,k] for k, (o, c) in enumerate(zip((users, items), cols, strict=True))], 1)
         cols = np.stack([cols[0], cols[1] + len(users[0])], 1)
-        return csr_matrix((known.ravel().astype(float), (np.repeat(np.arange(len(x)), 2), cols.ravel())), (len(x), len(users[0]) + len(items[0])))
+        return csr_matrix(
+            (known.ravel().astype(float), (np.repeat(np.arange(len(x)), 2), cols.ravel())),
+            (len(x), len(users[0]) + len(items[0])),
+        )
+
     algo, x, test = MyFMRegressor(rank=10, random_seed=0), design(train), design(valid)
     def fit(): algo.fit(x, train[:,2], n_iter=100, n_kept_samples=90, group_shapes=[len(users[0]), len(items[0])])
     return fit, lambda: algo.predict(test)
@@ -128,6 +171,7 @@ def split():
     "The ratings that train and those that test: arrays of user, item, rating."
     import pandas as pd
     from fastai.data.external import URLs, untar_data
+
     from collab_pretrained.data.loaders import CollabDataLoaders
     df = pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', header=None, names=['user', 'item', 'rating', 'time'])
     dls = CollabDataLoaders.from_df(df, seed=42)
@@ -142,12 +186,20 @@ def main():
     if args.measure: return measure(*args.measure)
     pythons = dict(o.split('=', 1) for o in args.python)
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in zip(('train', 'valid'), split()): np.save(f'{folder}/{name}.npy', part)
+        for name, part in zip(('train', 'valid'), split(), strict=True): np.save(f'{folder}/{name}.npy', part)
         print(f'{"":10}{"RMSE":>8}{"CPU s":>8}')
         for name in args.only:
-            res = subprocess.run([pythons.get(name, sys.executable), __file__, '--measure', name, folder], capture_output=True, text=True)
-            last = res.stdout.strip().splitlines()[-1:] or [json.dumps({'missing': (res.stderr.strip().splitlines() or ['no answer'])[-1]})]
+            res = subprocess.run(
+                [pythons.get(name, sys.executable), __file__, '--measure', name, folder], capture_output=True, text=True
+            )
+            last = res.stdout.strip().splitlines()[-1:] or [
+                json.dumps({'missing': (res.stderr.strip().splitlines() or ['no answer'])[-1]})
+            ]
             o = json.loads(last[0]) if last[0].startswith('{') else {'missing': last[0]}
-            print(f'{name:10}' + (f'missing: {o["missing"]}' if 'missing' in o else f'{o["rmse"]:8.4f}{o["cpu_s"]:8.2f}'), flush=True)
+            print(
+                f'{name:10}' + (f'missing: {o["missing"]}' if 'missing' in o else f'{o["rmse"]:8.4f}{o["cpu_s"]:8.2f}'),
+                flush=True,
+            )
+
 
 if __name__ == '__main__': main()

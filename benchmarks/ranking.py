@@ -1,30 +1,45 @@
-"""Recall and NDCG of the ranking losses on MovieLens 100K, beside popularity and, where they are installed, LightFM and implicit.
+"""Recall and NDCG of the ranking losses on MovieLens 100K, beside popularity and, where they are installed, LightFM and
+implicit.
 
-Usage: python benchmarks/ranking.py [--repeat 3] [--validate [SEED]] [--only WORD ...] [--warm] [--validations]   (a few minutes; one thread)
-The split is that of `CollabDataLoaders.from_df(ratings, seed=42)`, fastai's `RandomSplitter(0.2, seed=42)`: 80,000 ratings train. What is
-to be found are the test ratings of 4 or more, of the 926 users who have one, among all items that the user didn't rate in training. The
-ways run in turn, `--repeat` times, each with another seed; the figures are means, the seconds medians, of CPU, for the fit alone, without
-validations, which the others don't make (`--validations` lets ours make one after each epoch). `--validate SEED` splits the 80,000 once
-more and measures there: by this the settings below were chosen, those of BPR and WARP on seeds 7 to 10, the rest, and the others', on 7.
+Usage: python benchmarks/ranking.py [--repeat 3] [--validate [SEED]] [--only WORD ...] [--warm] [--validations]   (a few
+minutes; one thread) The split is that of `CollabDataLoaders.from_df(ratings, seed=42)`, fastai's `RandomSplitter(0.2,
+seed=42)`: 80,000 ratings train. What is to be found are the test ratings of 4 or more, of the 926 users who have one,
+among all items that the user didn't rate in training. The ways run in turn, `--repeat` times, each with another seed;
+the figures are means, the seconds medians, of CPU, for the fit alone, without validations, which the others don't make
+(`--validations` lets ours make one after each epoch). `--validate SEED` splits the 80,000 once more and measures there:
+by this the settings below were chosen, those of BPR and WARP on seeds 7 to 10, the rest, and the others', on 7.
 `--warm` holds out each user's last fifth, and starts from a ranking of what is left of the earlier half of the table.
-Targets: recall@10 0.262 and NDCG@10 0.331, in no more than three times the seconds of LightFM (WARP) and implicit (BPR, ALS)."""
-import argparse, os, time, warnings
-for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')
-import numpy as np, pandas as pd, torch
+Targets: recall@10 0.262 and NDCG@10 0.331, in no more than three times the seconds of LightFM (WARP) and implicit (BPR,
+ALS)."""
+
+import argparse
+import os
+import time
+import warnings
 from collections import defaultdict
 from statistics import mean, median
-from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the method on the learner
-from fastai.data.external import URLs, untar_data
-from collab_pretrained.data.loaders import CollabDataLoaders
-from collab_pretrained.serve.evaluate import rank_scores
-from collab_pretrained.learner.factory import collab_learner
-from collab_pretrained.models.ranking import BPR, Softmax, WARP
-from collab_pretrained.data.splits import split_user_time
+
+for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import torch  # noqa: E402
+from fastai.callback.schedule import fit_one_cycle  # noqa: E402, F401, puts the method on the learner
+from fastai.data.external import URLs, untar_data  # noqa: E402
+
+from collab_pretrained.data.loaders import CollabDataLoaders  # noqa: E402
+from collab_pretrained.data.splits import split_user_time  # noqa: E402
+from collab_pretrained.learner.factory import collab_learner  # noqa: E402
+from collab_pretrained.models.ranking import BPR, WARP, Softmax  # noqa: E402
+from collab_pretrained.serve.evaluate import rank_scores  # noqa: E402
 
 LIKED, K = 4, 10
 
 def read_ratings():
-    return pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', header=None, names=['user', 'item', 'rating', 'time'])
+    return pd.read_csv(
+        untar_data(URLs.ML_100k) / 'u.data', sep='\t', header=None, names=['user', 'item', 'rating', 'time']
+    )
+
 
 def loaders(ratings, **kwargs):
     return CollabDataLoaders.from_df(ratings, user_name='user', item_name='item', rating_name='rating', **kwargs)
@@ -54,7 +69,10 @@ def scores_of(model): return (model.u_weight.weight @ model.i_weight.weight.T + 
 def ours(loss, epochs, validations=False, **kwargs):
     def fit(dls, seed):
         torch.manual_seed(seed)
-        if not validations: dls = CollabDataLoaders(dls.train, dls.valid.new(dls.valid_ds.new_empty()), path=dls.path, device=dls.device)
+        if not validations:
+            dls = CollabDataLoaders(
+                dls.train, dls.valid.new(dls.valid_ds.new_empty()), path=dls.path, device=dls.device
+            )
         learn = collab_learner(dls, loss=loss, **kwargs)
         start = time.process_time()
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs)
@@ -78,7 +96,8 @@ def lightfm(n_factors=50, epochs=15):
     return fit
 
 def implicit(kind, **kwargs):
-    import implicit.als, implicit.bpr
+    import implicit.als
+    import implicit.bpr
     cls = {'als': implicit.als.AlternatingLeastSquares, 'bpr': implicit.bpr.BayesianPersonalizedRanking}[kind]
     def fit(dls, seed):
         pairs, model = matrix(dls), cls(num_threads=1, random_state=seed, **kwargs)
@@ -90,9 +109,15 @@ def implicit(kind, **kwargs):
 EPOCHS = {BPR: 9, WARP: 10, Softmax: 7}
 
 def ways(validations):
-    res = {'popularity': popularity, **{cls.__name__.lower(): ours(cls(LIKED), n, validations) for cls, n in EPOCHS.items()}}
-    others = {'LightFM, WARP': lambda: lightfm(), 'implicit, ALS': lambda: implicit('als', factors=32, regularization=10., alpha=5.),
-              'implicit, BPR': lambda: implicit('bpr', factors=50, learning_rate=.01, regularization=.01)}
+    res = {
+        'popularity': popularity,
+        **{cls.__name__.lower(): ours(cls(LIKED), n, validations) for cls, n in EPOCHS.items()},
+    }
+    others = {
+        'LightFM, WARP': lambda: lightfm(),
+        'implicit, ALS': lambda: implicit('als', factors=32, regularization=10.0, alpha=5.0),
+        'implicit, BPR': lambda: implicit('bpr', factors=50, learning_rate=0.01, regularization=0.01),
+    }
     for name, make in others.items():
         try: res[name] = make()
         except ImportError as e: print(f'{name}: {e}')
@@ -108,7 +133,7 @@ def compare(dls, only, repeat, validations=False):
             print('.', end='', flush=True)
     print(f'\n{"":16}users  recall@{K}  NDCG@{K}  seconds')
     for name, rows in runs.items():
-        n, recall, ndcg, s = zip(*rows)
+        n, recall, ndcg, s = zip(*rows, strict=True)
         print(f'{name:16}{n[0]:5}   {mean(recall):.4f}     {mean(ndcg):.4f} {median(s):8.2f}')
 
 def warm(ratings):
@@ -122,7 +147,10 @@ def warm(ratings):
         old = collab_learner(early, loss=cls(LIKED))
         with old.no_bar(), old.no_logging(): old.fit_one_cycle(epochs)
         res = []
-        for what, n, kwargs in ((f'from scratch, {epochs} epochs', epochs, {'loss': cls(LIKED)}), ('adapted', 0, {'pretrained': old, 'adapt': True})):
+        for what, n, kwargs in (
+            (f'from scratch, {epochs} epochs', epochs, {'loss': cls(LIKED)}),
+            ('adapted', 0, {'pretrained': old, 'adapt': True}),
+        ):
             start = time.process_time()
             learn = collab_learner(dls, **kwargs)
             if n:

@@ -1,26 +1,41 @@
-"""When the catalogue has changed: what a warm start, fold-in, adapt, freezing, anchoring and a full retrain give, and what they cost.
+"""When the catalogue has changed: what a warm start, fold-in, adapt, freezing, anchoring and a full retrain give, and
+what they cost.
 
-Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3] [--check 2000] [--out FILE.csv]
-MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread. Four ways in which a corpus changes:
-  time   sorted by time, the first 80% old; new are the last 20% and the newest tenth of the old; validation is each user's last fifth since then
+Usage: python benchmarks/warmstart.py [--quick] [--data ml-100k ml-latest-small] [--setups time ...] [--seeds 3]
+[--check 2000] [--out FILE.csv]
+
+MovieLens 100K, and ../shared/data/ml-latest-small where it is there; one thread. Four
+ways in which a corpus changes:
+  time   sorted by time, the first 80% old; new are the last 20% and the newest tenth of the old;
+         validation is each user's last fifth since then
   point  the same corpora; validation is the last fifth of the new one, by time for all
-  users  half of the users unseen; new are their ratings and the newest fifth of everyone else's; validation is each user's last fifth of those
+  users  half of the users unseen; new are their ratings and the newest fifth of everyone else's;
+         validation is each user's last fifth of those
   items  likewise with items
-The old model: 50 factors, sigmoid to (0, 5.5), 8 epochs of one cycle with AdamW, bs=512, lr 5e-3, decoupled weight decay 0.4; all others likewise. The
-number of epochs (of scratch; of warm, frozen and anchored) is chosen on a part that is not reported: that which the same rule holds out of the training part.
-RMSE (of answers clipped to the ratings' range) over all ratings that validate, over those whose user and item the old model knew, and over the others.
-`change` is what happened to old users: the RMSE on 2,000 of their old ratings, which trained no model, less the old model's (`--check 0` leaves the old
-model these ratings, and the column empty). Medians over the seeds;
-CPU seconds of making and training a learner. Some minutes on a quiet machine; the rows of a set-up are written as soon as it is done."""
-import argparse, os
+The old model: 50 factors, sigmoid to (0, 5.5), 8 epochs of one cycle with AdamW, bs=512, lr 5e-3, decoupled weight
+decay 0.4; all others likewise. The number of epochs (of scratch; of warm, frozen and anchored) is chosen on a part that
+is not reported: that which the same rule holds out of the training part. RMSE (of answers clipped to the ratings'
+range) over all ratings that validate, over those whose user and item the old model knew, and over the others. `change`
+is what happened to old users: the RMSE on 2,000 of their old ratings, which trained no model, less the old model's
+(`--check 0` leaves the old model these ratings, and the column empty). Medians over the seeds; CPU seconds of making
+and training a learner. Some minutes on a quiet machine; the rows of a set-up are written as soon as it is done."""
+
+import argparse
+import os
+
 os.environ['OMP_NUM_THREADS'] = '1'
-import time, warnings
+import time
+import warnings
 from functools import partial
 from itertools import product
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+
+import numpy as np
+import pandas as pd
+import torch
 from fastai.data.external import URLs, untar_data
 from fastai.optimizer import OptimWrapper
+
 from collab_pretrained.all import AnchorCallback, CollabDataLoaders, CollabWarning, Pretrained, collab_learner, nearest
 from collab_pretrained.learner.factory import read_pretrained
 
@@ -38,7 +53,9 @@ def read(name):
         if not folder.is_dir(): return None
         df = pd.read_csv(folder/'ratings.csv').set_axis(['user', 'item', 'rating', 'ts'], axis=1)
         genres = pd.read_csv(folder/'movies.csv', index_col='movieId').genres.str.get_dummies()
-    df['ts'] = pd.to_numeric(df.ts, errors='coerce')  # one damaged line makes text of the whole column, which sorts otherwise
+    df['ts'] = pd.to_numeric(
+        df.ts, errors='coerce'
+    )  # one damaged line makes text of the whole column, which sorts otherwise
     return df.dropna(subset='ts').sort_values('ts', kind='stable').reset_index(drop=True), genres
 
 def last_fifth(df, col, at_least=5):
@@ -62,12 +79,21 @@ def half_unseen(df, seed, col):
     new = unseen | last_fifth(df, col)
     return df[~new], df[new], partial(last_fifth, col=col)
 
-setups = {'time': partial(by_time, point=False), 'users': partial(half_unseen, col='user'), 'items': partial(half_unseen, col='item'), 'point': partial(by_time, point=True)}
+setups = {
+    'time': partial(by_time, point=False),
+    'users': partial(half_unseen, col='user'),
+    'items': partial(half_unseen, col='item'),
+    'point': partial(by_time, point=True),
+}
+
 
 def loaders(train, valid=None, seed=0):
     "Loaders of `train`; ids of `valid` get rows as well."
     df = train if valid is None else pd.concat([train, valid])
-    return CollabDataLoaders.from_df(df.drop(columns='ts'), seed=seed, bs=512, splits=(np.arange(len(train)), np.arange(len(train), len(df))))
+    return CollabDataLoaders.from_df(
+        df.drop(columns='ts'), seed=seed, bs=512, splits=(np.arange(len(train)), np.arange(len(train), len(df)))
+    )
+
 
 def fit(learn, epochs, lr=5e-3):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, wd=.4)
@@ -83,13 +109,27 @@ def rmse(preds, df, some=slice(None)): return ((preds - df.rating)[some]**2).mea
 class Trial:
     "One old model and one new corpus; each way to a new model as a method."
     def __init__(self, old, train, valid, check, genres, seed):
-        self.old_ratings, self.train, self.valid, self.check, self.genres, self.seed = old, train, valid, check, genres, seed
+        self.old_ratings, self.train, self.valid, self.check, self.genres, self.seed = (
+            old,
+            train,
+            valid,
+            check,
+            genres,
+            seed,
+        )
         self.matched = valid.user.isin(old.user) & valid['item'].isin(old['item'])
         self.limits = old.rating.min(), old.rating.max()
         torch.manual_seed(seed)
-        self.scratch_dls, self.dls, self.all_dls = loaders(train, seed=seed), loaders(train, valid, seed), loaders(self.everything(), seed=seed)
+        self.scratch_dls, self.dls, self.all_dls = (
+            loaders(train, seed=seed),
+            loaders(train, valid, seed),
+            loaders(self.everything(), seed=seed),
+        )
         self.old = fit(self.fresh(loaders(old, seed=seed)), 8)
-        pre, counts = read_pretrained(self.old), {f'{c}s': old[c].value_counts()[v.ids].tolist() for c, v in self.old.vocab.items()}
+        pre, counts = (
+            read_pretrained(self.old),
+            {f'{c}s': old[c].value_counts()[v.ids].tolist() for c, v in self.old.vocab.items()},
+        )
         self.start = Pretrained(pre.wgts, pre.vocab, {**pre.meta, 'counts': counts}, pre.name)
         self.before = rmse(answers(self.old, check, self.limits), check)
 
@@ -125,13 +165,23 @@ class Trial:
 def ways(trial, epochs):
     "Name -> its number of epochs, and the function from that to the learner."
     n = epochs['warm']
-    return {'scratch': (epochs['scratch'], trial.scratch), 'warm, no epoch': (0, partial(trial.filled, 'mean')),
-            **{f'warm, {o}': (n, partial(trial.filled, o)) for o in fills}, 'frozen': (n, trial.frozen), 'anchored': (n, trial.anchored),
-            'fold-in, users': (0, partial(trial.fold_in, 'user')), 'fold-in, items': (0, partial(trial.fold_in, 'item')),
-            'adapt': (0, trial.adapt), 'adapt, 1 epoch': (1, trial.adapt), 'full retrain': (8, trial.retrain)}
+    return {
+        'scratch': (epochs['scratch'], trial.scratch),
+        'warm, no epoch': (0, partial(trial.filled, 'mean')),
+        **{f'warm, {o}': (n, partial(trial.filled, o)) for o in fills},
+        'frozen': (n, trial.frozen),
+        'anchored': (n, trial.anchored),
+        'fold-in, users': (0, partial(trial.fold_in, 'user')),
+        'fold-in, items': (0, partial(trial.fold_in, 'item')),
+        'adapt': (0, trial.adapt),
+        'adapt, 1 epoch': (1, trial.adapt),
+        'full retrain': (8, trial.retrain),
+    }
+
 
 def split(corpora, seed, n_check, tuning=False):
-    "A trial's ratings: old, train, valid, check. Where settings are chosen, the ratings that validate are left out of everything."
+    """A trial's ratings: old, train, valid, check. Where settings are chosen, the ratings that validate are left out of
+    everything."""
     old, new, hold = corpora
     if tuning: new = new[~hold(new)]
     train, valid = new[~hold(new)], new[hold(new)]
@@ -160,14 +210,27 @@ def show(table):
     print(f'\n{name}, {setup}')
     print(table.drop(columns=['data', 'setup']).to_string(index=False, float_format='{:.4f}'.format))
     best, of = table.loc[table['all'].idxmin()], table.set_index('way')
-    print(f'best: {best.way} ({best["all"]:.4f}); adapt took {of.cpu_s["adapt"]/of.cpu_s["full retrain"]:.2f} of the seconds of a full retrain', flush=True)
+    print(
+        f'best: {best.way} ({best["all"]:.4f}); '
+        f'adapt took {of.cpu_s["adapt"] / of.cpu_s["full retrain"]:.2f} of the seconds of a full retrain',
+        flush=True,
+    )
+
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--data', nargs='+', default=['ml-100k', 'ml-latest-small'], choices=['ml-100k', 'ml-latest-small'], help='which ratings')
+    p.add_argument(
+        '--data',
+        nargs='+',
+        default=['ml-100k', 'ml-latest-small'],
+        choices=['ml-100k', 'ml-latest-small'],
+        help='which ratings',
+    )
     p.add_argument('--setups', nargs='+', default=list(setups), choices=list(setups), help='which ways of changing')
     p.add_argument('--seeds', type=int, default=3, help='runs of each')
-    p.add_argument('--check', type=int, default=2000, help='old ratings that train no model, to tell what happened to old users')
+    p.add_argument(
+        '--check', type=int, default=2000, help='old ratings that train no model, to tell what happened to old users'
+    )
     p.add_argument('--quick', action='store_true', help='one seed, and no settings chosen')
     p.add_argument('--out', type=Path, help='CSV file for the table')
     a = p.parse_args()

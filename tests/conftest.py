@@ -1,4 +1,6 @@
-"`pytest --nightly` runs the kills, the fuzz and the properties at full length; without it they are as long as a change can wait for."
+"""`pytest --nightly` runs the kills, the fuzz and the properties at full length; without it they are as long as a
+change can wait for."""
+
 import pytest
 from hypothesis import settings
 

@@ -1,12 +1,23 @@
-"A stand-in for the Hugging Face Hub: as much of its protocol as it takes to create a repository, commit to it and download from it."
-import base64, hashlib, http.server, json, os, re, tempfile, threading
+"""A stand-in for the Hugging Face Hub: as much of its protocol as it takes to create a repository, commit to it and
+download from it."""
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import re
+import tempfile
+import threading
 from urllib.parse import unquote, urlsplit
 
 TOKEN = 'hf_the_only_token'
 
 
 class Hub:
-    "A server on a free port; `repos` maps a repository's id to its commits, the oldest first, each a dictionary from path to bytes."
+    """A server on a free port; `repos` maps a repository's id to its commits, the oldest first, each a dictionary from
+    path to bytes."""
+
     def __init__(self):
         self.repos, self.private, self.objects, self.requests = {}, {}, {}, []
         self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), type('Handler', (Handler,), {'hub': self}))
@@ -27,10 +38,17 @@ class Hub:
 _started = []
 
 def start():
-    "The stand-in of this process, empty. huggingface_hub, which reads its settings once, must not have been imported before the first call."
+    """The stand-in of this process, empty. huggingface_hub, which reads its settings once, must not have been imported
+    before the first call."""
     if not _started:
         hub, home = Hub(), tempfile.TemporaryDirectory()
-        os.environ.update(HF_ENDPOINT=hub.url, HF_HOME=home.name, HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_XET='1', HF_HUB_DISABLE_TELEMETRY='1')
+        os.environ.update(
+            HF_ENDPOINT=hub.url,
+            HF_HOME=home.name,
+            HF_HUB_DISABLE_PROGRESS_BARS='1',
+            HF_HUB_DISABLE_XET='1',
+            HF_HUB_DISABLE_TELEMETRY='1',
+        )
         from huggingface_hub import constants
         assert constants.ENDPOINT == hub.url, 'huggingface_hub was imported before'
         _started.extend([hub, home])
@@ -45,7 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, body=b'', **headers):
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for k, v in {'Content-Length': str(len(raw)), 'Content-Type': 'application/json', **headers}.items(): self.send_header(k.replace('_', '-'), v)
+        for k, v in {'Content-Length': str(len(raw)), 'Content-Type': 'application/json', **headers}.items():
+            self.send_header(k.replace('_', '-'), v)
         self.end_headers()
         if self.command != 'HEAD': self.wfile.write(raw)
 
@@ -59,7 +78,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.command in method and (m := re.fullmatch(pattern, path)):
                 if self.command == 'POST' and not may: return self.error(401, 'Unauthorized')
                 args = m.groups()
-                if args and args[0] not in self.hub.repos or args and self.hub.private.get(args[0]) and not may: return self.error(404, 'RepoNotFound')
+                if args and args[0] not in self.hub.repos or args and self.hub.private.get(args[0]) and not may:
+                    return self.error(404, 'RepoNotFound')
                 return act(self, body, *args)
         self.error(404, 'NotFound')
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
@@ -69,18 +89,36 @@ class Handler(http.server.BaseHTTPRequestHandler):
         repo = f"{ask['organization'] or 'me'}/{ask['name']}"
         where = {'url': f'{self.hub.url}/{repo}', 'name': repo, 'id': repo}
         if repo in self.hub.repos: return self.answer(409, {'error': 'You already created this model repo', **where})
-        self.hub.repos[repo], self.hub.private[repo] = [{'.gitattributes': b'*.safetensors filter=lfs'}], ask.get('visibility') == 'private'
+        self.hub.repos[repo], self.hub.private[repo] = (
+            [{'.gitattributes': b'*.safetensors filter=lfs'}],
+            ask.get('visibility') == 'private',
+        )
         self.answer(200, where)
 
     def validate(self, body): self.answer(200, {'errors': [], 'warnings': []})
 
     def preupload(self, body, repo, revision):
-        mode = lambda path: 'lfs' if path.endswith('.safetensors') else 'regular'
-        self.answer(200, {'files': [{'path': o['path'], 'uploadMode': mode(o['path']), 'shouldIgnore': False} for o in json.loads(body)['files']]})
+        def mode(path):
+            return 'lfs' if path.endswith('.safetensors') else 'regular'
+
+        self.answer(
+            200,
+            {
+                'files': [
+                    {'path': o['path'], 'uploadMode': mode(o['path']), 'shouldIgnore': False}
+                    for o in json.loads(body)['files']
+                ]
+            },
+        )
 
     def batch(self, body, repo):
-        upload = lambda oid: {'upload': {'href': f'{self.hub.url}/lfs/{oid}'}}
-        self.answer(200, {'transfer': 'basic', 'objects': [{**o, 'actions': upload(o['oid'])} for o in json.loads(body)['objects']]})
+        def upload(oid):
+            return {'upload': {'href': f'{self.hub.url}/lfs/{oid}'}}
+
+        self.answer(
+            200,
+            {'transfer': 'basic', 'objects': [{**o, 'actions': upload(o['oid'])} for o in json.loads(body)['objects']]},
+        )
 
     def put(self, body):
         self.hub.objects[hashlib.sha256(body).hexdigest()] = body
@@ -100,17 +138,40 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def info(self, body, repo, revision='main'):
         if (n := self.hub.commit(repo, revision)) is None: return self.error(404, 'RevisionNotFound')
-        self.answer(200, {'id': repo, 'modelId': repo, 'sha': self.hub.sha(repo, n), 'private': self.hub.private.get(repo, False), 'tags': [], 'downloads': 0, 'likes': 0,
-                          'siblings': [{'rfilename': o} for o in self.hub.repos[repo][n]]})
+        self.answer(
+            200,
+            {
+                'id': repo,
+                'modelId': repo,
+                'sha': self.hub.sha(repo, n),
+                'private': self.hub.private.get(repo, False),
+                'tags': [],
+                'downloads': 0,
+                'likes': 0,
+                'siblings': [{'rfilename': o} for o in self.hub.repos[repo][n]],
+            },
+        )
 
     def tree(self, body, repo, revision):
         if (n := self.hub.commit(repo, revision)) is None: return self.error(404, 'RevisionNotFound')
-        self.answer(200, [{'type': 'file', 'path': k, 'size': len(v), 'oid': hashlib.sha1(v).hexdigest()} for k, v in self.hub.repos[repo][n].items()])
+        self.answer(
+            200,
+            [
+                {'type': 'file', 'path': k, 'size': len(v), 'oid': hashlib.sha1(v).hexdigest()}
+                for k, v in self.hub.repos[repo][n].items()
+            ],
+        )
 
     def file(self, body, repo, revision, path):
         if (n := self.hub.commit(repo, revision)) is None: return self.error(404, 'RevisionNotFound')
         if (raw := self.hub.repos[repo][n].get(path)) is None: return self.error(404, 'EntryNotFound')
-        self.answer(200, raw, ETag=f'"{hashlib.sha1(raw).hexdigest()}"', X_Repo_Commit=self.hub.sha(repo, n), Content_Type='application/octet-stream')
+        self.answer(
+            200,
+            raw,
+            ETag=f'"{hashlib.sha1(raw).hexdigest()}"',
+            X_Repo_Commit=self.hub.sha(repo, n),
+            Content_Type='application/octet-stream',
+        )
 
 
 REPO = r'([^/]+/[^/]+)'

@@ -1,15 +1,19 @@
 "A week of a nightly job, over real files and in processes of its own."
-import shutil, subprocess, sys
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from collab_pretrained.weights.folders import read_folder
 from collab_pretrained.core import planted_ratings
+from collab_pretrained.weights.folders import read_folder
 
 COMMAND = Path(sys.executable).with_name('collab-pretrained')
-pytestmark = pytest.mark.skipif(not COMMAND.exists(), reason='the package is not installed in this environment: `make test` installs it')
+pytestmark = pytest.mark.skipif(
+    not COMMAND.exists(), reason='the package is not installed in this environment: `make test` installs it'
+)
 
 
 def run(*argv, cwd):
@@ -25,14 +29,17 @@ def vocab(folder): return [set(o) for o in read_folder(folder)[1].values()]
 
 @pytest.fixture(scope='module')
 def week(tmp_path_factory):
-    "A folder with two nights' ratings of changed users and items, whose ids are text that looks like numbers, and the model after each night."
+    """A folder with two nights' ratings of changed users and items, whose ids are text that looks like numbers, and the
+    model after each night."""
     folder = tmp_path_factory.mktemp('week')
     df = planted_ratings(n_users=80, n_items=50, n_ratings=3000)
     df[['user', 'item']] = df[['user', 'item']].map('{:05d}'.format)
     monday, tuesday = (df[df.period == o][['user', 'item', 'rating', 'time']] for o in ('early', 'late'))
     monday.to_csv(folder/'monday.csv', index=False)
     tuesday.to_parquet(folder/'tuesday.parquet', index=False)
-    nights = [run('train', 'monday.csv', 'model', '--text-ids', '--time', 'time', '--n-factors', 8, '--epochs', 2, cwd=folder)]
+    nights = [
+        run('train', 'monday.csv', 'model', '--text-ids', '--time', 'time', '--n-factors', 8, '--epochs', 2, cwd=folder)
+    ]
     shutil.copytree(folder/'model', folder/'monday')
     nights.append(run('update', 'model', 'tuesday.parquet', '--old', 'monday.csv', '--min-overlap', .5, cwd=folder))
     return folder, monday, tuesday, nights
@@ -68,7 +75,9 @@ def test_strangers_fall_short(week):
     before = content(folder/'model')
     pd.DataFrame({'user': ['a', 'b'], 'item': ['00001', 'c'], 'rating': 3}).to_csv(folder/'strangers.csv', index=False)
     night = run('update', 'model', 'strangers.csv', '--min-overlap', .5, cwd=folder)
-    assert night.returncode == 1 and night.stderr.splitlines()[-1].startswith('collab-pretrained: 0.0% of the users have a row in the model')
+    assert night.returncode == 1 and night.stderr.splitlines()[-1].startswith(
+        'collab-pretrained: 0.0% of the users have a row in the model'
+    )
     assert content(folder/'model') == before
 
 

@@ -1,16 +1,26 @@
-"""What must hold for any ratings table: ids keep their value, each row is visited once an epoch, each split keeps its promise."""
-import random, warnings
-import numpy as np, pandas as pd, pytest, torch
-from hypothesis import assume, given, strategies as st
-from collab_pretrained.data import loaders as data
+"""What must hold for any ratings table: ids keep their value, each row is visited once an epoch, each split keeps its
+promise."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from collab_pretrained.core import NA, CollabWarning, RatingsError
+from collab_pretrained.data import loaders as data
 from collab_pretrained.data.loaders import CollabDataLoaders, CollabDataset, CollabDL
 from collab_pretrained.data.stream import StreamDataset, StreamDL
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
 ints = st.integers(-2**63, 2**63-1) | st.integers(-5, 20)
-texts = st.text(st.characters(exclude_categories=['Cs']), max_size=6).filter(lambda o: o != NA) | st.sampled_from(['1', '1.0', ' 1', 'nan', '', 'é', 'e\u0301'])
+texts = st.text(st.characters(exclude_categories=['Cs']), max_size=6).filter(lambda o: o != NA) | st.sampled_from(
+    ['1', '1.0', ' 1', 'nan', '', 'é', 'e\u0301']
+)
 columns = st.sampled_from([ints, texts])
 INT_FORMS = ['int64', 'Int64', 'object', 'category', 'int64[pyarrow]']
 TEXT_FORMS = ['object', 'str', 'string[python]', 'string[pyarrow]', 'category', 'large_string[pyarrow]']
@@ -18,7 +28,13 @@ TEXT_FORMS = ['object', 'str', 'string[python]', 'string[pyarrow]', 'category', 
 def forms_of(ids):
     "Dtypes that hold `ids` as they are."
     if isinstance(ids[0], str): return TEXT_FORMS
-    return INT_FORMS + ['float64']*(max(map(abs, ids)) < 2**53) + ['float32']*(max(map(abs, ids)) < 2**24) + ['uint64']*(min(ids) >= 0)
+    return (
+        INT_FORMS
+        + ['float64'] * (max(map(abs, ids)) < 2**53)
+        + ['float32'] * (max(map(abs, ids)) < 2**24)
+        + ['uint64'] * (min(ids) >= 0)
+    )
+
 
 @st.composite
 def tables(draw, min_rows=1, max_rows=24):
@@ -75,7 +91,7 @@ def test_unknown_ids_take_na_and_no_others(d, df):
 def test_ids_of_the_other_kind_are_refused(df, cast):
     try: other = df.assign(user=[cast(o) for o in df.user])
     except ValueError: assume(False)
-    assume(all(type(o) is not type(p) and o is not None for o, p in zip(other.user, df.user)))
+    assume(all(type(o) is not type(p) and o is not None for o, p in zip(other.user, df.user, strict=True)))
     assume(other.user.map(lambda o: isinstance(o, str) or abs(o) < 2**63).all())
     dls = CollabDataLoaders.from_df(df, valid_pct=0.)
     with pytest.raises(RatingsError, match='user'): dls.test_dl(other)
@@ -85,7 +101,9 @@ def test_two_kinds_in_a_column_are_refused(df, d):
     k = d.draw(st.integers(0, len(df)-1))
     users = df.user.tolist()
     users[k] = 7 if isinstance(users[k], str) else '7'
-    with pytest.raises(RatingsError, match="'user'.*int and str"): CollabDataLoaders.from_df(df.assign(user=pd.Series(users, dtype=object).array))
+    with pytest.raises(RatingsError, match="'user'.*int and str"):
+        CollabDataLoaders.from_df(df.assign(user=pd.Series(users, dtype=object).array))
+
 
 @given(tables(min_rows=2), st.data())
 def test_missing_values_raise_or_leave_with_their_rows(df, d):
@@ -99,7 +117,10 @@ def test_missing_values_raise_or_leave_with_their_rows(df, d):
     assume(any(o < n_train for o in whole))
     with pytest.warns(CollabWarning, match=f'{len(df)-len(whole)} rows left out'):
         dls = CollabDataLoaders.from_df(with_holes, on_missing='drop', splits=(range(n_train), range(n_train, len(df))))
-    for ds, part in ((dls.train_ds, [o for o in whole if o < n_train]), (dls.valid_ds, [o for o in whole if o >= n_train])):
+    for ds, part in (
+        (dls.train_ds, [o for o in whole if o < n_train]),
+        (dls.valid_ds, [o for o in whole if o >= n_train]),
+    ):
         assert rows_of(ds) == rows(df.iloc[part])
 
 @given(tables(), st.sampled_from(['last', 'mean']), st.booleans())
@@ -111,7 +132,15 @@ def test_repeated_pairs_become_one(df, how, by_time):
     assert [o[:2] for o in got] == [o[:2] for o in rows(df.iloc[sorted(last)])]  # where each pair's last row was
     for u, i, r in got: assert r == pytest.approx(expected[u, i])
 
-@given(st.integers(0, 12), st.integers(1, 40), st.integers(0, 2), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1), st.integers(1, 100))
+@given(
+    st.integers(0, 12),
+    st.integers(1, 40),
+    st.integers(0, 2),
+    st.booleans(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.integers(1, 100),
+)
 def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, block_rows):
     n = n_full*bs + rest
     ds = CollabDataset((torch.arange(n)[:, None].repeat(1, 2), torch.arange(n, dtype=torch.float32)[:, None]), {})
@@ -122,10 +151,14 @@ def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, blo
         if len(loaders[0]): loaders[0].one_batch()  # a look changes nothing
         epochs = [[list(dl) for _ in range(2)] for dl in loaders]
     finally: data._block_rows = old
-    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate() and (states[2] == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(states[0], torch.get_rng_state())
+        and states[1] == random.getstate()
+        and (states[2] == np.random.get_state()[1]).all()
+    )
     orders = [[[int(o) for x, y in batches for o in y] for batches in epoch] for epoch in epochs]
     assert orders[0] == orders[1]
-    for batches, order in zip(epochs[0], orders[0]):
+    for batches, order in zip(epochs[0], orders[0], strict=True):
         assert len(batches) == len(loaders[0]) and all((x == y).all() for x, y in batches)
         assert len(set(order)) == len(order) == (n//bs*bs if drop_last else n) and set(order) <= set(range(n))
         sizes = [len(y) for _, y in batches]
@@ -134,18 +167,32 @@ def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, blo
         if not shuffle: assert order == list(range(len(order)))
     if shuffle and len(orders[0][0]) > 20: assert orders[0][0] != orders[0][1]
 
-@given(st.integers(0, 2000), st.integers(1, 70), st.integers(64, 1500), st.booleans(), st.booleans(), st.integers(-2**63, 2**64-1))
+@given(
+    st.integers(0, 2000),
+    st.integers(1, 70),
+    st.integers(64, 1500),
+    st.booleans(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+)
 def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, shuffle, drop_last, seed):
     file = tmp_path_factory.getbasetemp()/'rows'
     np.arange(n, dtype=np.int32)[:, None].repeat(3, 1).tofile(file)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    loaders = [StreamDL(StreamDataset(file, {}), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=seed, window=window) for _ in range(2)]
+    loaders = [
+        StreamDL(StreamDataset(file, {}), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=seed, window=window)
+        for _ in range(2)
+    ]
     if len(loaders[0]): loaders[0].one_batch()  # a look changes nothing
     epochs = [[[x for x, y in dl] for _ in range(2)] for dl in loaders]
-    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate() and (states[2] == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(states[0], torch.get_rng_state())
+        and states[1] == random.getstate()
+        and (states[2] == np.random.get_state()[1]).all()
+    )
     orders = [[[int(o) for x in batches for o in x[:,0]] for batches in epoch] for epoch in epochs]
     assert orders[0] == orders[1]
-    for batches, order in zip(epochs[0], orders[0]):
+    for batches, order in zip(epochs[0], orders[0], strict=True):
         assert [len(x) for x in batches] == data.batch_sizes(n, bs, drop_last) and len(batches) == len(loaders[0])
         assert len(set(order)) == len(order) and set(order) <= set(range(n))
         if not shuffle: assert order == list(range(len(order)))
@@ -161,13 +208,19 @@ def test_a_stream_is_the_table(d, df):
     n = d.draw(st.integers(1, len(df)-1))
     df = df.assign(part=np.arange(len(df)) >= n)
     lf = pl.from_pandas(df.reset_index(drop=True).convert_dtypes()).lazy()
-    streamed, whole = CollabDataLoaders.from_stream(lf, splits=pl.col('part')), CollabDataLoaders.from_df(df, splits=(range(n), range(n, len(df))))
+    streamed, whole = (
+        CollabDataLoaders.from_stream(lf, splits=pl.col('part')),
+        CollabDataLoaders.from_df(df, splits=(range(n), range(n, len(df)))),
+    )
     assert streamed.classes == whole.classes and streamed.report == whole.report
-    for a, b in zip(streamed.loaders, whole.loaders): assert rows_of(a.dataset) == rows_of(b.dataset)
+    for a, b in zip(streamed.loaders, whole.loaders, strict=True): assert rows_of(a.dataset) == rows_of(b.dataset)
 
 def split(df, how, **kw):
     "Positions that train and validate; None where the split refuses the table."
-    try: dls = CollabDataLoaders.from_df(df.assign(rating=np.arange(len(df), dtype=float)), splits=how, time_name='time', **kw)
+    try:
+        dls = CollabDataLoaders.from_df(
+            df.assign(rating=np.arange(len(df), dtype=float)), splits=how, time_name='time', **kw
+        )
     except RatingsError as e:
         assert 'same time' in str(e)
         return None
@@ -193,7 +246,7 @@ def test_splits_keep_their_promise(how, df, valid_pct, seed):
         assert set(df.user) == set(train.user)
         for user, rows in valid.groupby('user'):
             own = train[train.user == user]
-            assert max(zip(own.time, own.row)) < min(zip(rows.time, rows.row))
+            assert max(zip(own.time, own.row, strict=True)) < min(zip(rows.time, rows.row, strict=True))
             if how == 'last_n': assert len(rows) == 1
         if how == 'last_n': assert set(valid.user) == {u for u, n in df.user.value_counts().items() if n > 1}
 

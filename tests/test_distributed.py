@@ -1,15 +1,28 @@
-"Two processes, started by torchrun, against one. `torchrun tests/test_distributed.py FOLDER` is what each of the two runs."
-import os, subprocess, sys
+"""Two processes, started by torchrun, against one. `torchrun tests/test_distributed.py FOLDER` is what each of the two
+runs."""
+
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch, torch.distributed as dist
+import torch
+import torch.distributed as dist
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.metrics import mae, rmse
 from fastai.tabular.model import tabular_config
 
-from collab_pretrained.all import CollabDataLoaders, CollabLearner, EmbeddingDotBias, RatingsError, WeightsError, collab_learner, planted_ratings
+from collab_pretrained.all import (
+    CollabDataLoaders,
+    CollabLearner,
+    EmbeddingDotBias,
+    RatingsError,
+    WeightsError,
+    collab_learner,
+    planted_ratings,
+)
 from collab_pretrained.models.embeddings import collab_splitter
 from collab_pretrained.scale import from_torchrec, load_sharded, save_sharded, shard_embeddings, to_torchrec
 
@@ -27,8 +40,12 @@ def learner(path, bs=64, seed=42, n=None, **kwargs):
 
 def results(learn):
     rec = learn.recorder
-    return {'weights': {k: v.clone() for k, v in learn.model.state_dict().items()}, 'losses': torch.stack([torch.as_tensor(o) for o in rec.losses]),
-            'values': torch.tensor([[float(x) for x in o] for o in rec.values]), 'names': list(rec.metric_names[1:-1])}
+    return {
+        'weights': {k: v.clone() for k, v in learn.model.state_dict().items()},
+        'losses': torch.stack([torch.as_tensor(o) for o in rec.losses]),
+        'values': torch.tensor([[float(x) for x in o] for o in rec.values]),
+        'names': list(rec.metric_names[1:-1]),
+    }
 
 
 def quiet_fit(learn, *args, **kwargs):
@@ -45,7 +62,14 @@ def dot(path):
         learn.save('today')
     assert not dist.is_initialized()
     again = learner(path, seed=42).load('today')
-    with again.no_bar(): return {**fitted, 'preds': preds, 'targs': targs, 'preds after': again.get_preds()[0], 'validate': torch.tensor(again.validate())}
+    with again.no_bar():
+        return {
+            **fitted,
+            'preds': preds,
+            'targs': targs,
+            'preds after': again.get_preds()[0],
+            'validate': torch.tensor(again.validate()),
+        }
 
 
 def warm(path):
@@ -61,7 +85,18 @@ def sparse(path):
         quiet_fit(learn, 2, 1e-2, wd=.1)
         save_sharded(learn, 'whole')
         again = load_sharded(learner(path, sparse=True), 'whole')
-    return {**results(learn), 'again': dict(again.model.state_dict()), 'moments': torch.cat([v.flatten() for p in learn.model.parameters() for v in learn.opt.state[p].values() if isinstance(v, torch.Tensor)])}
+    return {
+        **results(learn),
+        'again': dict(again.model.state_dict()),
+        'moments': torch.cat(
+            [
+                v.flatten()
+                for p in learn.model.parameters()
+                for v in learn.opt.state[p].values()
+                if isinstance(v, torch.Tensor)
+            ]
+        ),
+    }
 
 
 def frozen(path):
@@ -112,10 +147,21 @@ def sharded(path, use_nn=False):
         with learn.no_bar(): preds = learn.get_preds()[0]
         save_sharded(learn, 'pieces')
         again = load_sharded(shard_embeddings(learner(path, **kwargs)), 'pieces')
-        opt = {f'{name} {k}': whole(v) if isinstance(v, torch.Tensor) else v for name, p in again.model.named_parameters() for k, v in again.opt.state[p].items() if k != 'do_wd'}
+        opt = {
+            f'{name} {k}': whole(v) if isinstance(v, torch.Tensor) else v
+            for name, p in again.model.named_parameters()
+            for k, v in again.opt.state[p].items()
+            if k != 'do_wd'
+        }
         sizes = {k: v.to_local().shape[0] for k, v in learn.model.state_dict().items() if hasattr(v, 'to_local')}
-        got = {k: {n: whole(t) for n, t in o.model.state_dict().items()} for k, o in (('weights', learn), ('again', again))}
-    assert not sizes or not dist.is_initialized() and 2*sizes['u_weight.weight' if not use_nn else 'embeds.0.weight'] <= len(learn.dls.classes['user']) + 1
+        got = {
+            k: {n: whole(t) for n, t in o.model.state_dict().items()} for k, o in (('weights', learn), ('again', again))
+        }
+    assert (
+        not sizes
+        or not dist.is_initialized()
+        and 2 * sizes['u_weight.weight' if not use_nn else 'embeds.0.weight'] <= len(learn.dls.classes['user']) + 1
+    )
     return {**got, 'opt': opt, 'preds': preds, 'values': results_of(learn)}
 
 
@@ -127,7 +173,8 @@ def warm_in_pieces(path):
     found = {}
     for source in ('yesterday_folder', 'yesterday_pieces'):
         dls = learner(path).dls
-        with torch.device('meta' if 'RANK' in os.environ else 'cpu'): model = EmbeddingDotBias.from_classes(6, dls.classes, y_range=(0, 5.5))
+        with torch.device('meta' if 'RANK' in os.environ else 'cpu'):
+            model = EmbeddingDotBias.from_classes(6, dls.classes, y_range=(0, 5.5))
         learn = CollabLearner(dls, model, loss_func=torch.nn.MSELoss(), splitter=collab_splitter)
         learn.loss_func = lambda pred, y: torch.nn.functional.mse_loss(pred.flatten(), y.flatten())
         with learn.distrib_ctx():
@@ -149,7 +196,19 @@ def sources(path):
     save_sharded(old, 'yesterday_pieces')
 
 
-SAME = dict(group_of_ones_own=group_of_ones_own, sharded=sharded, sharded_network=lambda path: sharded(path, use_nn=True), warm_in_pieces=warm_in_pieces, dot=dot, warm=warm, sparse=sparse, frozen=frozen, tiny_batches=tiny_batches, train_metrics=train_metrics, network=network)  # two processes equal one
+SAME = dict(
+    group_of_ones_own=group_of_ones_own,
+    sharded=sharded,
+    sharded_network=lambda path: sharded(path, use_nn=True),
+    warm_in_pieces=warm_in_pieces,
+    dot=dot,
+    warm=warm,
+    sparse=sparse,
+    frozen=frozen,
+    tiny_batches=tiny_batches,
+    train_metrics=train_metrics,
+    network=network,
+)  # two processes equal one
 
 
 def save_of_pieces(path):
@@ -174,8 +233,12 @@ def rows_read(path):
         with learn.distrib_ctx(): shard_embeddings(learn, pretrained='yesterday_pieces')
     finally: Pieces.take = take
     report = learn.match_report
-    return {'read': read, 'old': [len(o.old_vocab) for o in (report.users, report.items)], 'found': [int((o.rows >= 0).sum()) for o in (report.users, report.items)],
-            'all': [len(o.rows) for o in (report.users, report.items)]}
+    return {
+        'read': read,
+        'old': [len(o.old_vocab) for o in (report.users, report.items)],
+        'found': [int((o.rows >= 0).sum()) for o in (report.users, report.items)],
+        'all': [len(o.rows) for o in (report.users, report.items)],
+    }
 
 
 def other_splits(path):
@@ -187,13 +250,22 @@ def other_splits(path):
 
 def few(path, **kwargs):
     "A learner over fewer and other ids."
-    changed = RATINGS[(RATINGS.user > 20) & (RATINGS.item < 40)].assign(user=lambda o: o.user.where(o.user < 70, o.user + 1000))
+    changed = RATINGS[(RATINGS.user > 20) & (RATINGS.item < 40)].assign(
+        user=lambda o: o.user.where(o.user < 70, o.user + 1000)
+    )
     return collab_learner(CollabDataLoaders.from_df(changed, bs=64, seed=3, path=path), n_factors=6, **kwargs)
 
 
 def torchrec_model(kind, n_rows):
-    "A product of two rows and two biases, TorchRec's tables spread over both processes by rows, by columns, or not cut."
-    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+    """A product of two rows and two biases, TorchRec's tables spread over both processes by rows, by columns, or not
+    cut."""
+    from torchrec import (
+        EmbeddingBagCollection,
+        EmbeddingBagConfig,
+        EmbeddingCollection,
+        EmbeddingConfig,
+        KeyedJaggedTensor,
+    )
     from torchrec.distributed import DistributedModelParallel
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -205,17 +277,28 @@ def torchrec_model(kind, n_rows):
     class Product(torch.nn.Module):
         def __init__(self, device):
             super().__init__()
-            self.ec = module(tables=[config(name=o, embedding_dim=8, num_embeddings=n, feature_names=[o]) for o, n in n_rows.items()], device=device)
+            self.ec = module(
+                tables=[
+                    config(name=o, embedding_dim=8, num_embeddings=n, feature_names=[o]) for o, n in n_rows.items()
+                ],
+                device=device,
+            )
 
         def forward(self, users, items):
-            got = self.ec(KeyedJaggedTensor(['user', 'item'], torch.cat([users, items]), lengths=torch.ones(2*len(users), dtype=torch.int32)))
+            got = self.ec(
+                KeyedJaggedTensor(
+                    ['user', 'item'], torch.cat([users, items]), lengths=torch.ones(2 * len(users), dtype=torch.int32)
+                )
+            )
             u, i = (got[o] if bags else got[o].values() for o in n_rows)
             return (u[:, :6]*i[:, :6]).sum(1) + u[:, 6] + i[:, 6]
 
     if kind == 'plain': return Product(torch.device('cpu'))
     model, sharders = Product(torch.device('meta')), [EmbeddingCollectionSharder(), EmbeddingBagCollectionSharder()]
     constraints = {o: ParameterConstraints(sharding_types=[kind], min_partition=4) for o in n_rows}
-    plan = EmbeddingShardingPlanner(topology=Topology(dist.get_world_size(), 'cpu'), constraints=constraints).plan(model, sharders)
+    plan = EmbeddingShardingPlanner(topology=Topology(dist.get_world_size(), 'cpu'), constraints=constraints).plan(
+        model, sharders
+    )
     return DistributedModelParallel(model, device=torch.device('cpu'), plan=plan, sharders=sharders)
 
 
@@ -229,28 +312,58 @@ def through_torchrec(path):
         shard_embeddings(learn)
         quiet_fit(learn, 1, 1e-2)
         for kind in ('plain', 'row_wise', 'column_wise'):
-            to_torchrec(learn, f'there_{kind}', names='ec.embedding_bags.{}.weight' if kind == 'column_wise' else 'ec.embeddings.{}.weight')
-            model = torchrec_model(kind, dict(zip(('user', 'item'), map(len, learn.vocab.values()))))
+            to_torchrec(
+                learn,
+                f'there_{kind}',
+                names='ec.embedding_bags.{}.weight' if kind == 'column_wise' else 'ec.embeddings.{}.weight',
+            )
+            model = torchrec_model(kind, dict(zip(('user', 'item'), map(len, learn.vocab.values()), strict=True)))
             state = model.state_dict()
             load(state, storage_reader=HuggingFaceStorageReader(str(path/f'there_{kind}')))
             model.load_state_dict(state)
             before = model(*x.T)
             before.square().mean().backward()  # the kernels of tables that are spread make the step as well
             if kind == 'plain': torch.optim.SGD(model.parameters(), .1).step()
-            save(model.state_dict(), storage_writer=HuggingFaceStorageWriter(str(path/f'back_{kind}'), save_distributed=True))
+            save(
+                model.state_dict(),
+                storage_writer=HuggingFaceStorageWriter(str(path / f'back_{kind}'), save_distributed=True),
+            )
             back = from_torchrec(shard_embeddings(few(path)), f'back_{kind}', vocab=f'there_{kind}')
-            res[kind] = {'before': before.detach(), 'after': model(*x.T).detach(), 'weights': {k: whole(v) for k, v in back.model.state_dict().items()}}
+            res[kind] = {
+                'before': before.detach(),
+                'after': model(*x.T).detach(),
+                'weights': {k: whole(v) for k, v in back.model.state_dict().items()},
+            }
         with torch.no_grad(): res['ours'] = learn.model.eval()(x)
     return {**res, 'x': x}
 
 
-OTHER = dict(batch_norm=lambda path: network(path, use_bn=True), other_splits=other_splits, save_of_pieces=save_of_pieces, through_torchrec=through_torchrec, rows_read=rows_read)
+OTHER = dict(
+    batch_norm=lambda path: network(path, use_bn=True),
+    other_splits=other_splits,
+    save_of_pieces=save_of_pieces,
+    through_torchrec=through_torchrec,
+    rows_read=rows_read,
+)
 
 
 def torchrun(folder, n=2):
     "What each of `n` processes found, by rank."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])}
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(n), __file__, str(folder)]
+    env = {
+        **os.environ,
+        'OMP_NUM_THREADS': '1',
+        'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')]),
+    }
+    cmd = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        str(n),
+        __file__,
+        str(folder),
+    ]
     proc = subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try: said = proc.communicate(timeout=600)[0]
     except subprocess.TimeoutExpired:
@@ -286,7 +399,7 @@ def test_two_processes_equal_one(two, name, tmp_path):
 def test_processes_agree_on_batch_normalization(two):
     first, second = (o['batch_norm'] for o in two)
     assert any('running' in k for k in first['weights'])
-    assert all(torch.equal(a, b) for a, b in zip(leaves(first['weights']), leaves(second['weights'])))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(first['weights']), leaves(second['weights']), strict=True))
 
 
 def test_other_splits_are_refused(two):
@@ -308,7 +421,7 @@ def test_saved_by_two_loaded_by_one(two, tmp_path):
 def test_each_process_reads_its_own_rows(two):
     "Its share of the old rows, for their mean, and the old rows of its new rows: each old row by one process."
     first, second = (o['rows_read'] for o in two)
-    for n_old, n_found, n_all in zip(first['old'], first['found'], first['all']):
+    for n_old, n_found, n_all in zip(first['old'], first['found'], first['all'], strict=True):
         of_side = [sum(n for shape, n in o['read'] if shape == (n_old, 6)) for o in (first, second)]
         assert sum(of_side) == n_old - 1 + n_found  # '#na#' is in no mean
         assert max(of_side) <= (n_old + n_all)//2 + 1
@@ -318,14 +431,23 @@ def load_in_group(rank, world, folder, path):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=world)
     learn = load_sharded(shard_embeddings(learner(path)), folder)
-    found = {'weights': {k: whole(v) for k, v in learn.model.state_dict().items()}, 'moments': whole(learn.opt.state[learn.model.u_weight.weight]['grad_avg'])}
+    found = {
+        'weights': {k: whole(v) for k, v in learn.model.state_dict().items()},
+        'moments': whole(learn.opt.state[learn.model.u_weight.weight]['grad_avg']),
+    }
     torch.save({**found, 'rows': len(learn.model.u_weight.weight.to_local())}, path/f'{rank}.pt')
     dist.destroy_process_group()
 
 
 def test_saved_by_two_loaded_by_three(two, tmp_path):
     import multiprocessing
-    procs = [multiprocessing.get_context('fork').Process(target=load_in_group, args=(o, 3, two[0]['folder']/'sharded/pieces', tmp_path)) for o in range(3)]
+
+    procs = [
+        multiprocessing.get_context('fork').Process(
+            target=load_in_group, args=(o, 3, two[0]['folder'] / 'sharded/pieces', tmp_path)
+        )
+        for o in range(3)
+    ]
     for o in procs: o.start()
     for o in procs: o.join(120)
     assert [o.exitcode for o in procs] == [0, 0, 0]
@@ -336,7 +458,9 @@ def test_saved_by_two_loaded_by_three(two, tmp_path):
     assert max(o['rows'] for o in found) == -(-sum(o['rows'] for o in found)//3)
 
 
-@pytest.mark.skipif(not find_spec('torchrec'), reason='torchrec is missing; nbs/14d_torchrec.ipynb tells how to install it')
+@pytest.mark.skipif(
+    not find_spec('torchrec'), reason='torchrec is missing; nbs/14d_torchrec.ipynb tells how to install it'
+)
 @pytest.mark.parametrize('kind', ['plain', 'row_wise', 'column_wise'])
 def test_through_torchrec(two, kind, tmp_path):
     first, second = (o['through_torchrec'] for o in two)
@@ -344,13 +468,17 @@ def test_through_torchrec(two, kind, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(leaves(got), leaves(second[kind]), strict=True))
     torch.testing.assert_close(got['before'], first['ours'], rtol=1e-6, atol=1e-6)
     assert (got['after'] - got['before']).abs().max() > 1e-5
-    back = from_torchrec(learner(folder, y_range=None), f'back_{kind}', vocab=f'there_{kind}')  # over the same ids: every row bit for bit
+    back = from_torchrec(
+        learner(folder, y_range=None), f'back_{kind}', vocab=f'there_{kind}'
+    )  # over the same ids: every row bit for bit
     with torch.no_grad(): torch.testing.assert_close(back.model(first['x']), got['after'], rtol=1e-6, atol=1e-6)
     one, old = from_torchrec(few(folder), f'back_{kind}', vocab=f'there_{kind}'), back.model.state_dict()
     assert 0 < len(one.match_report.users.new) and 0 < len(one.match_report.items.dropped)
     for k, v in one.model.state_dict().items():
         rows = torch.from_numpy((one.match_report.users if k[0] == 'u' else one.match_report.items).rows)
-        assert torch.equal(v[rows >= 0], old[k][rows[rows >= 0]]) and torch.equal(v[rows >= 0], got['weights'][k][rows >= 0])
+        assert torch.equal(v[rows >= 0], old[k][rows[rows >= 0]]) and torch.equal(
+            v[rows >= 0], got['weights'][k][rows >= 0]
+        )
         torch.testing.assert_close(v, got['weights'][k], rtol=1e-6, atol=1e-6)
 
 

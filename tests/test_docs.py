@@ -1,16 +1,31 @@
 "The documentation site as a reader gets it: every page opened in headless Chromium."
-import functools, http.server, importlib, json, re, shutil, subprocess, sys, tempfile, threading, time, urllib.request
+import functools
+import http.server
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-    '--disable-sync --remote-debugging-port=0').split()
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason='Chromium is missing: install it (Debian: apt-get install chromium) to check the documentation')
+FLAGS = (
+    '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+    '--disable-component-update --disable-sync --remote-debugging-port=0'
+).split()
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason='Chromium is missing: install it (Debian: apt-get install chromium) to check the documentation'
+)
 pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
 
 
@@ -73,7 +88,8 @@ def tab():
             assert proc.poll() is None and time.monotonic() < deadline, 'Chromium did not start'
             time.sleep(.1)
         with urllib.request.urlopen(f'http://127.0.0.1:{port.read_text().split()[0]}/json') as f: tabs = json.load(f)
-        with connect(next(o['webSocketDebuggerUrl'] for o in tabs if o['type'] == 'page'), max_size=None) as ws: yield Tab(ws)
+        with connect(next(o['webSocketDebuggerUrl'] for o in tabs if o['type'] == 'page'), max_size=None) as ws:
+            yield Tab(ws)
         proc.terminate()
         proc.wait(30)
 
@@ -99,16 +115,24 @@ def pages(site, address, tab):
         tab.open(address + name)
         res[name] = tab.run(PAGE)
         logged = [o['params'] for o in tab.events if o.get('method') in ('Runtime.exceptionThrown', 'Log.entryAdded')]
-        res[name]['problems'] = [o for o in logged if address in json.dumps(o)] # what lies elsewhere may be out of reach
+        res[name]['problems'] = [
+            o for o in logged if address in json.dumps(o)
+        ]  # what lies elsewhere may be out of reach
     return res
 
 
 def test_every_notebook_is_a_page_with_all_its_prose(pages):
-    words = lambda text: re.findall(r'[a-z]{4,}', re.sub(r'\]\(.*?\)|```.*?```|`', '', text, flags=re.DOTALL).lower())
+    def words(text):
+        return re.findall(r'[a-z]{4,}', re.sub(r'\]\(.*?\)|```.*?```|`', '', text, flags=re.DOTALL).lower())
     lost = {}
     for p in sorted((ROOT/'nbs').rglob('[!_]*.ipynb')):
         page = pages[re.sub(r'\d+[a-z]?_', '', p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix())]
-        prose = [w for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown' for w in words(''.join(c['source']))]
+        prose = [
+            w
+            for c in json.loads(p.read_text())['cells']
+            if c['cell_type'] == 'markdown'
+            for w in words(''.join(c['source']))
+        ]
         missing = Counter(prose) - Counter(words(page['text']))
         if missing: lost[p.name] = missing
     assert not lost
@@ -143,13 +167,19 @@ def test_every_exported_name_has_an_entry(pages):
         for name, (where, _) in names.items():
             (page, anchor), parts = where.split('#'), name.removeprefix(module + '.').split('.')
             if any(o[0] == '_' for o in parts): continue
-            documented = parts[0] in mod.__all__ if len(parts) == 1 else vars(getattr(mod, parts[0], object)).get(parts[1]).__doc__
+            documented = (
+                parts[0] in mod.__all__
+                if len(parts) == 1
+                else vars(getattr(mod, parts[0], object)).get(parts[1]).__doc__
+            )
             if documented and anchor not in pages[page]['ids']: missing.append(name)
     assert not missing
 
 
 def test_no_error_or_warning_among_the_outputs(pages):
-    found = {k: re.findall(r'.*(?:Traceback \(|Warning:|/root/|/home/|/tmp/).*', v['outputs']) for k, v in pages.items()}
+    found = {
+        k: re.findall(r'.*(?:Traceback \(|Warning:|/root/|/home/|/tmp/).*', v['outputs']) for k, v in pages.items()
+    }
     assert not {k: v for k, v in found.items() if v}
     assert not [k for k, v in pages.items() if v['errors']]
 

@@ -1,8 +1,17 @@
-"""The same work on a GPU and on a CPU: the same rows, up to rounding, and the same answers. Skipped where there is no GPU."""
-import copy, subprocess, sys
-import numpy as np, pandas as pd, pytest, torch
+"""The same work on a GPU and on a CPU: the same rows, up to rounding, and the same answers. Skipped where there is no
+GPU."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the method on the learner
 from fastai.optimizer import Adam
+
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner, nearest, planted_ratings
 from collab_pretrained.scale import load_sharded, save_sharded, shard_embeddings
 
@@ -35,8 +44,11 @@ def trained(ratings): # on a GPU and on a CPU, from the same start in the same o
     for o in both: quiet(o, 'fit_one_cycle', 2, 1e-2)
     return both
 
-@pytest.mark.parametrize('kwargs', [{}, {'sparse': True}, {'opt_func': Adam}, {'use_nn': True, 'layers': [16]}, {'na_dropout': .1}],
-                         ids=['dense', 'sparse', 'Adam', 'network', 'na_dropout'])
+@pytest.mark.parametrize(
+    'kwargs',
+    [{}, {'sparse': True}, {'opt_func': Adam}, {'use_nn': True, 'layers': [16]}, {'na_dropout': 0.1}],
+    ids=['dense', 'sparse', 'Adam', 'network', 'na_dropout'],
+)
 def test_training(ratings, kwargs):
     both = [make(ratings[0], o, **kwargs) for o in (GPU, 'cpu')]
     for o in both: quiet(o, 'fit_one_cycle', 2, 1e-2)
@@ -47,34 +59,51 @@ def test_training(ratings, kwargs):
     preds, targs = quiet(gpu, 'get_preds')
     assert {preds.device.type, targs.device.type} == {'cpu'} and torch.equal(targs, cpu.dls.valid_ds.tensors[1])
     one = quiet(gpu, 'get_preds', dl=gpu.dls.test_dl(ratings[0].head(1)))[0]
-    assert one.shape == preds[:1].shape and abs(one.flatten()[0] - quiet(gpu, 'get_preds', dl=gpu.dls.test_dl(ratings[0].head(2)))[0].flatten()[0]) < 1e-6
+    assert (
+        one.shape == preds[:1].shape
+        and abs(one.flatten()[0] - quiet(gpu, 'get_preds', dl=gpu.dls.test_dl(ratings[0].head(2)))[0].flatten()[0])
+        < 1e-6
+    )
+
 
 @pytest.mark.parametrize('loss', ['bpr', 'warp', 'softmax'])
 def test_ranking(ratings, loss):
     both = [make(ratings[0], o, loss=loss) for o in (GPU, 'cpu')]
     for o in both: quiet(o, 'fit_one_cycle', 5)
     found = [quiet(o, 'evaluate').loc['all'] for o in both]
-    assert is_on(both[0], GPU) and abs(found[0]['recall@10'] - found[1]['recall@10']) < .05  # each draws its own unseen items
+    assert (
+        is_on(both[0], GPU) and abs(found[0]['recall@10'] - found[1]['recall@10']) < 0.05
+    )  # each draws its own unseen items
     assert torch.isfinite(quiet(both[0], 'fold_in', ratings[1]).rows).all()
 
 def test_rows_from_ratings(trained, ratings):
     late = ratings[1]
     folded = [quiet(o, 'fold_in', late, scale=.5) for o in trained]
-    assert folded[0].rows.device.type == GPU and torch.allclose(folded[0].rows.cpu(), folded[1].rows, atol=1e-3) and torch.allclose(folded[0].variance.cpu(), folded[1].variance, atol=1e-3)
+    assert (
+        folded[0].rows.device.type == GPU
+        and torch.allclose(folded[0].rows.cpu(), folded[1].rows, atol=1e-3)
+        and torch.allclose(folded[0].variance.cpu(), folded[1].variance, atol=1e-3)
+    )
     for o in trained:
-        quiet(o, 'fold_in', late, commit=True); quiet(o, 'fold_in', late, side='item', commit=True)
+        quiet(o, 'fold_in', late, commit=True)
+        quiet(o, 'fold_in', late, side='item', commit=True)
         quiet(o, 'adapt', late)
     assert is_on(trained[0], GPU) and close(*map(weights, trained), 5e-3)
 
 @pytest.mark.parametrize('unseen', ['mean', 'popular', 'normal', 'random', 'nearest'])
 def test_warm_start(trained, ratings, unseen):
     df = ratings[1]
-    if unseen == 'nearest': unseen = {'items': nearest(pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), index=range(1, 201)))}
-    a, b = (make(df, o, pretrained=old, unseen=unseen, seed=3) for o, old in zip((GPU, 'cpu'), trained))
+    if unseen == 'nearest':
+        unseen = {'items': nearest(pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), index=range(1, 201)))}
+    a, b = (make(df, o, pretrained=old, unseen=unseen, seed=3) for o, old in zip((GPU, 'cpu'), trained, strict=True))
     assert close(weights(a), weights(b), 2e-3)
     rows = torch.from_numpy(a.match_report.users.rows)
-    assert torch.equal(weights(a)['u_weight.weight'][rows >= 0], weights(trained[0])['u_weight.weight'][rows[rows >= 0]])
-    quiet(a, 'fit', 1); assert is_on(a, GPU)
+    assert torch.equal(
+        weights(a)['u_weight.weight'][rows >= 0], weights(trained[0])['u_weight.weight'][rows[rows >= 0]]
+    )
+    quiet(a, 'fit', 1)
+    assert is_on(a, GPU)
+
 
 @pytest.mark.parametrize('kwargs', [{}, {'sparse': True}, {'opt_func': Adam}], ids=['dense', 'sparse', 'Adam'])
 def test_files_with_moments(ratings, tmp_path, kwargs):
@@ -99,15 +128,24 @@ def test_folder(trained, tmp_path):
 
 def test_answers(trained, tmp_path):
     gpu = trained[0]
-    cpu = copy.copy(trained[1]); cpu.model.load_state_dict(gpu.model.state_dict())
-    for ask in (lambda o: o.recommend(k=5), lambda o: o.similar_items(None, k=3), lambda o: o.similar_users([1, 2], k=3)):
+    cpu = copy.copy(trained[1])
+    cpu.model.load_state_dict(gpu.model.state_dict())
+    for ask in (
+        lambda o: o.recommend(k=5),
+        lambda o: o.similar_items(None, k=3),
+        lambda o: o.similar_users([1, 2], k=3),
+    ):
         a, b = map(ask, (gpu, cpu))
         assert a.drop(columns='score').equals(b.drop(columns='score')) and np.allclose(a.score, b.score, atol=1e-5)
     alone = pd.concat([gpu.recommend([o], k=5) for o in range(1, 40)], ignore_index=True)
     assert alone.equals(gpu.recommend(range(1, 40), k=5))
     assert np.allclose(gpu.evaluate(), cpu.evaluate(), atol=1e-5, equal_nan=True)
-    for a, b in zip(gpu.export_vectors(tmp_path/'gpu'), cpu.export_vectors(tmp_path/'cpu')):
-        assert all(np.allclose(x, y, atol=1e-5) for x, y in zip(pd.read_parquet(a).vector, pd.read_parquet(b).vector))
+    for a, b in zip(gpu.export_vectors(tmp_path/'gpu'), cpu.export_vectors(tmp_path/'cpu'), strict=True):
+        assert all(
+            np.allclose(x, y, atol=1e-5)
+            for x, y in zip(pd.read_parquet(a).vector, pd.read_parquet(b).vector, strict=True)
+        )
+
 
 def test_frozen_rows(trained, ratings):
     learn = make(ratings[1], GPU, pretrained=trained[0]).freeze_rows('matched')
@@ -116,7 +154,9 @@ def test_frozen_rows(trained, ratings):
     before = weights(learn)
     quiet(learn, 'fit', 2, 1e-2, wd=.3)
     after = weights(learn)
-    assert is_on(learn, GPU) and all(torch.equal(before[o][rows], after[o][rows]) for o in ('i_weight.weight', 'i_bias.weight'))
+    assert is_on(learn, GPU) and all(
+        torch.equal(before[o][rows], after[o][rows]) for o in ('i_weight.weight', 'i_bias.weight')
+    )
     assert not torch.equal(before['i_weight.weight'][~rows], after['i_weight.weight'][~rows])
 
 def test_update_and_forget(trained, ratings):
@@ -124,7 +164,11 @@ def test_update_and_forget(trained, ratings):
         quiet(o, 'update', ratings[1], replay=.5, epochs=1, seed=5)
         o.drop_ids(users=[1, 2], items=[3])
     gpu, cpu = trained
-    assert is_on(gpu, GPU) and list(gpu.vocab['user'].ids) == list(cpu.vocab['user'].ids) and close(weights(gpu), weights(cpu), .05)
+    assert (
+        is_on(gpu, GPU)
+        and list(gpu.vocab['user'].ids) == list(cpu.vocab['user'].ids)
+        and close(weights(gpu), weights(cpu), 0.05)
+    )
     quiet(gpu, 'fit', 1)
     gpu.align(cpu)
 
@@ -132,7 +176,11 @@ def test_update_and_forget(trained, ratings):
 def test_half_precision(ratings, loss):
     learn = make(ratings[0], GPU, **({} if loss is None else {'loss': loss})).to_fp16()
     quiet(learn, 'fit_one_cycle', 2, 1e-2)
-    assert all(o.dtype == torch.float32 for o in learn.model.parameters()) and learn.recorder.values[-1][0] < learn.recorder.values[0][0]
+    assert (
+        all(o.dtype == torch.float32 for o in learn.model.parameters())
+        and learn.recorder.values[-1][0] < learn.recorder.values[0][0]
+    )
+
 
 def test_larger_than_memory(ratings, tmp_path):
     pytest.importorskip('polars')
@@ -160,8 +208,18 @@ def test_pieces_of_one_process(ratings, tmp_path):
 
 def test_command(ratings, tmp_path):
     "Train, update and recommend, which take a GPU where there is one."
-    for day, df in zip(('monday', 'tuesday'), ratings): df[['user', 'item', 'rating', 'time']].to_csv(tmp_path/f'{day}.csv', index=False)
-    def run(*args): return subprocess.run([sys.executable, '-c', 'import sys; from collab_pretrained.cli import main; sys.exit(main())', *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    for day, df in zip(('monday', 'tuesday'), ratings, strict=True):
+        df[['user', 'item', 'rating', 'time']].to_csv(tmp_path / f'{day}.csv', index=False)
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, '-c', 'import sys; from collab_pretrained.cli import main; sys.exit(main())', *args],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
     run('train', 'monday.csv', 'model', '--epochs', '1')
     run('update', 'model', 'tuesday.csv', '--out', 'next')
     assert len(run('recommend', 'next', '--k', '3').splitlines()) > 300

@@ -52,10 +52,12 @@ def test_learners_exported_before_the_rooms_load(kind):
     "In a process that imported nothing but fastai, with all methods."
     code = f'''import json, sys, warnings; warnings.filterwarnings('ignore')
 from fastai.learner import load_learner
-learn = load_learner({str(FIXTURES/f"{kind}.export.pkl")!r})
+learn = load_learner({str(FIXTURES / f"{kind}.export.pkl")!r})
 x = [[u, i] for u, i in zip(learn.dls.classes['user'][1:6], learn.dls.classes['item'][1:6])]
-for method in ('recommend', 'evaluate', 'update', 'fold_in', 'plot_bias', 'save_pretrained', 'drop_ids'): getattr(learn, method)
-print(json.dumps([type(learn).__module__, learn.recommend(k=2, exclude_seen=False).shape, learn.match_report.users.coverage]))'''
+for method in ('recommend', 'evaluate', 'update', 'fold_in', 'plot_bias', 'save_pretrained', 'drop_ids'):
+    getattr(learn, method)
+shape = learn.recommend(k=2, exclude_seen=False).shape
+print(json.dumps([type(learn).__module__, shape, learn.match_report.users.coverage]))'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == ['collab_pretrained.learner.core', [26, 4], 1.0]
 

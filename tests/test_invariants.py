@@ -1,30 +1,62 @@
-"""The invariants of the design that random vocabularies, permutations, dtypes and fills can break: rows, ids, `'#na#'`, arguments, frozen rows, errors."""
-import copy, random, warnings
+"""The invariants of the design that random vocabularies, permutations, dtypes and fills can break: rows, ids, `'#na#'`,
+arguments, frozen rows, errors."""
+
+import copy
+import random
 from functools import partial
-import numpy as np, pandas as pd, pytest, torch
-from fastai.optimizer import Adam, OptimWrapper, RMSProp, SGD, ranger
-from hypothesis import Phase, assume, given, settings, strategies as st
-from collab_pretrained.all import CheckpointNotFoundError, CollabDataLoaders, CollabError, RatingsError, VocabError, WeightsError, collab_learner, match_embeds, match_vocab
-from collab_pretrained.ids.matching import match_classes
-from collab_pretrained.ids.vocab import Vocab
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp, ranger
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+
+from collab_pretrained.all import (
+    CheckpointNotFoundError,
+    CollabDataLoaders,
+    CollabError,
+    RatingsError,
+    VocabError,
+    WeightsError,
+    collab_learner,
+    match_embeds,
+    match_vocab,
+)
 from collab_pretrained.core import NA
 from collab_pretrained.ids.canonical import canonical_ids
+from collab_pretrained.ids.matching import match_classes
+from collab_pretrained.ids.vocab import Vocab
 from collab_pretrained.weights.roles import layouts, roles
 
-def given_some(*args, n=40): return lambda f: settings(max_examples=n, deadline=None, phases=[o for o in Phase if n >= 30 or o != Phase.shrink])(given(*args)(f))
+
+def given_some(*args, n=40):
+    return lambda f: settings(max_examples=n, deadline=None, phases=[o for o in Phase if n >= 30 or o != Phase.shrink])(
+        given(*args)(f)
+    )
+
+
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ints = st.integers(-2**63, 2**63-1) | st.integers(-3, 12)
-texts = st.text(st.characters(exclude_categories=['Cs']), max_size=4).filter(lambda o: o not in (NA, 'xxfake')) | st.sampled_from(
-    ['1', '01', ' 1', '1.0', '+1', 'True', 'nan', '', 'é', 'e\u0301', 'É', '#NA#', '#na# '])   # what a lossy cast would take for another
+dtypes = st.sampled_from(DTYPES)
+texts = st.text(st.characters(exclude_categories=['Cs']), max_size=4).filter(
+    lambda o: o not in (NA, 'xxfake')
+) | st.sampled_from(
+    ['1', '01', ' 1', '1.0', '+1', 'True', 'nan', '', 'é', 'e\u0301', 'É', '#NA#', '#na# ']
+)  # what a lossy cast would take for another
 
 # -- one side: two vocabularies over a pool of ids, in any order, with '#na#' anywhere or not at all
 
 @st.composite
 def sides(draw, ids=None):
     "Names of the rows of an old and of a new table."
-    pool = draw(st.lists(draw(st.sampled_from([ints, texts])) if ids is None else ids, min_size=1, max_size=9, unique=True))
+    pool = draw(
+        st.lists(draw(st.sampled_from([ints, texts])) if ids is None else ids, min_size=1, max_size=9, unique=True)
+    )
+
     def names():
         some = draw(st.lists(st.sampled_from(pool), max_size=8, unique=True))
         return draw(st.permutations(some + [NA]*draw(st.booleans())))
@@ -35,20 +67,28 @@ def table(names, width, dtype, seed):
     return torch.randn(len(names), width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 @st.composite
-def models(draw, dtype=st.sampled_from(DTYPES)):
+def models(draw, dtype=dtypes):
     "The weights of a known layout and its vocabulary, today's vocabulary."
     layout, dtype, seed = draw(st.sampled_from(sorted(layouts))), draw(dtype), draw(st.integers(0, 99))
     (old_u, new_u), (old_i, new_i) = draw(sides()), draw(sides())
     prefix, wgts, by_role = draw(st.sampled_from(['', 'module.'])), {'other.weight': torch.ones(3, 3)}, {}
     for key, role in layouts[layout].items():
         names, width = (old_u, 3) if roles[role] == 'user' else (old_i, 3)
-        if role not in by_role: by_role[role] = table(names, 1 if role.endswith('bias') else width, dtype, seed + len(by_role))
+        if role not in by_role:
+            by_role[role] = table(names, 1 if role.endswith('bias') else width, dtype, seed + len(by_role))
         wgts[prefix + key] = by_role[role].clone()
-    return wgts, [old_u, old_i], {'user': new_u, 'item': new_i}, {prefix + k: int(roles[r] == 'item') for k, r in layouts[layout].items()}
+    return (
+        wgts,
+        [old_u, old_i],
+        {'user': new_u, 'item': new_i},
+        {prefix + k: int(roles[r] == 'item') for k, r in layouts[layout].items()},
+    )
+
 
 def snapshot(x):
     "A copy that shares nothing; learners and modules by their state and the place of their memory."
-    if isinstance(x, torch.nn.Module): return {k: (v.clone(), v.device, v.data_ptr()) for k, v in x.state_dict().items()}
+    if isinstance(x, torch.nn.Module):
+        return {k: (v.clone(), v.device, v.data_ptr()) for k, v in x.state_dict().items()}
     if isinstance(x, torch.Tensor): return x.clone(), x.device, x.data_ptr()
     if isinstance(x, dict): return {k: snapshot(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [snapshot(o) for o in x]
@@ -58,7 +98,8 @@ def same(a, b):
     if isinstance(a, dict): return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, (pd.DataFrame, pd.Series)): return a.equals(b) and (a.dtypes == b.dtypes).all() if isinstance(a, pd.DataFrame) else a.equals(b)
+    if isinstance(a, (pd.DataFrame, pd.Series)):
+        return a.equals(b) and (a.dtypes == b.dtypes).all() if isinstance(a, pd.DataFrame) else a.equals(b)
     if isinstance(a, np.ndarray): return a.dtype == b.dtype and np.array_equal(a, b)
     return a == b
 
@@ -77,7 +118,10 @@ class untouched:
 
 def fill_by_id(u):
     "Rows that tell whose they are."
-    return torch.tensor([[float(hash(o) % 97)]*u.rows.shape[1] for o in u.new_ids.tolist()], dtype=torch.float64).reshape(len(u.new_ids), -1)
+    return torch.tensor(
+        [[float(hash(o) % 97)] * u.rows.shape[1] for o in u.new_ids.tolist()], dtype=torch.float64
+    ).reshape(len(u.new_ids), -1)
+
 
 def by_id_row(o, width, dtype): return torch.tensor([float(hash(o) % 97)]*width, dtype=torch.float64).to(dtype)
 
@@ -99,14 +143,37 @@ def test_matched_rows_are_bit_equal_and_unseen_ones_as_filled(m, wrapped):
             if name in old_names: expected = old[old_names.index(name)]
             elif name == NA: expected = None
             else: expected = by_id_row(name, old.shape[1], old.dtype)
-            if expected is not None: assert torch.equal(new[key][row], expected), (key, name)
-            else: torch.testing.assert_close(new[key][row].double(), mean_of(old, old_names), rtol=4*torch.finfo(old.dtype).eps, atol=4*torch.finfo(old.dtype).eps)
+            if expected is not None:
+                assert torch.equal(new[key][row], expected), (key, name)
+            else:
+                torch.testing.assert_close(
+                    new[key][row].double(),
+                    mean_of(old, old_names),
+                    rtol=4 * torch.finfo(old.dtype).eps,
+                    atol=4 * torch.finfo(old.dtype).eps,
+                )
+
 
 @given_some(models(), st.sampled_from(['mean', 'popular', 'normal', 'random']), st.integers(0, 99))
 def test_named_fills(m, fill, seed):
     wgts, old_vocab, new_vocab, side_of = m
-    counts = [torch.randint(0, 9, (len([o for o in names if o != NA]),), generator=torch.Generator().manual_seed(seed)).tolist() for names in old_vocab]
-    def run(): return match_embeds(wgts, old_vocab, new_vocab, unseen=fill, counts=dict(zip(('users', 'items'), counts)), seed=seed)
+    counts = [
+        torch.randint(
+            0, 9, (len([o for o in names if o != NA]),), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+        for names in old_vocab
+    ]
+
+    def run():
+        return match_embeds(
+            wgts,
+            old_vocab,
+            new_vocab,
+            unseen=fill,
+            counts=dict(zip(('users', 'items'), counts, strict=True)),
+            seed=seed,
+        )
+
     new, again = run(), run()
     for key, side in side_of.items():
         old_names, old = old_vocab[side], wgts[key]
@@ -114,7 +181,12 @@ def test_named_fills(m, fill, seed):
         assert torch.equal(new[key], again[key])   # the seed decides
         if fill in ('mean', 'popular') and len(filled):
             eps = torch.finfo(old.dtype).eps
-            torch.testing.assert_close(filled.double(), mean_of(old, old_names, counts[side] if fill == 'popular' else None).expand(len(filled), -1), rtol=8*eps, atol=8*eps)
+            torch.testing.assert_close(
+                filled.double(),
+                mean_of(old, old_names, counts[side] if fill == 'popular' else None).expand(len(filled), -1),
+                rtol=8 * eps,
+                atol=8 * eps,
+            )
             assert (filled == filled[0]).all()
         if fill == 'random': assert (filled.abs() <= .0201).all()
         assert filled.isfinite().all()
@@ -126,7 +198,12 @@ def test_order_of_either_vocabulary_never_matters(m, d):
     moved = {k: v[orders[side_of[k]]] if k in side_of else v for k, v in wgts.items()}
     shuffled = {k: d.draw(st.permutations(v)) for k, v in new_vocab.items()}
     a = match_embeds(wgts, old_vocab, new_vocab, unseen=fill_by_id)
-    b = match_embeds(moved, [[names[k] for k in order] for names, order in zip(old_vocab, orders)], shuffled, unseen=fill_by_id)
+    b = match_embeds(
+        moved,
+        [[names[k] for k in order] for names, order in zip(old_vocab, orders, strict=True)],
+        shuffled,
+        unseen=fill_by_id,
+    )
     for key, side in side_of.items():
         names, others = list(new_vocab.values())[side], list(shuffled.values())[side]
         for row, name in enumerate(names):
@@ -141,7 +218,12 @@ def test_ids_match_as_a_dictionary_does(names):
     place = {o: k for k, o in enumerate(old)}
     assert m.rows.tolist() == [place.get(o, -1) for o in new]
     real = [[o for o in v if o != NA] for v in (old, new)]
-    assert set(m.matched) == set(real[0]) & set(real[1]) and set(m.new) == set(real[1]) - set(real[0]) and set(m.dropped) == set(real[0]) - set(real[1])
+    assert (
+        set(m.matched) == set(real[0]) & set(real[1])
+        and set(m.new) == set(real[1]) - set(real[0])
+        and set(m.dropped) == set(real[0]) - set(real[1])
+    )
+
 
 @given_some(st.lists(st.integers(-2**40, 2**40), min_size=1, max_size=6, unique=True))
 def test_numbers_and_their_text_are_different_ids(ids):
@@ -165,7 +247,10 @@ def test_ids_that_a_cast_may_have_rounded_are_refused(o, dtype):
 @given_some(models(st.sampled_from([torch.float32, torch.float64])), st.sampled_from(['mean', 'normal', 'popular']))
 def test_na_is_part_of_no_fill(m, fill):
     wgts, old_vocab, new_vocab, side_of = m
-    counts = {side: [1]*len([o for o in names if o != NA]) for side, names in zip(('users', 'items'), old_vocab)}
+    counts = {
+        side: [1] * len([o for o in names if o != NA])
+        for side, names in zip(('users', 'items'), old_vocab, strict=True)
+    }
     loud = {k: v.clone() for k, v in wgts.items()}
     for key, side in side_of.items():
         if NA in old_vocab[side]: loud[key][old_vocab[side].index(NA)] = 1e30
@@ -179,7 +264,7 @@ def test_na_is_part_of_no_fill(m, fill):
 def test_na_matches_na_only(names):
     old, new = names
     m = match_vocab(old, new)
-    for row, name in zip(m.rows, new):
+    for row, name in zip(m.rows, new, strict=True):
         if row >= 0: assert (name == NA) == (old[row] == NA)
     assert NA not in [*m.matched, *m.new, *m.dropped]
 
@@ -189,25 +274,49 @@ def test_na_matches_na_only(names):
 def nights(draw):
     "Ratings of two nights over ids of one kind, and the seed of what is drawn."
     rng, text = np.random.default_rng(draw(st.integers(0, 999))), draw(st.booleans())
-    def night(low, n): return pd.DataFrame({'user': rng.integers(low, low+12, n), 'item': rng.integers(low, low+9, n), 'rating': rng.integers(1, 6, n).astype(float)})
+
+    def night(low, n):
+        return pd.DataFrame(
+            {
+                'user': rng.integers(low, low + 12, n),
+                'item': rng.integers(low, low + 9, n),
+                'rating': rng.integers(1, 6, n).astype(float),
+            }
+        )
+
     res = [night(0, draw(st.integers(20, 60))), night(draw(st.integers(0, 6)), draw(st.integers(20, 60)))]
     return [df.assign(user='u' + df.user.astype(str), item='i' + df['item'].astype(str)) for df in res] if text else res
 
 def make(df, use_nn=False, path='.', **kwargs):
     dls = CollabDataLoaders.from_df(df, seed=1, bs=16, path=path, device='cpu')
-    return collab_learner(dls, n_factors=3, use_nn=use_nn, y_range=(0, 5.5), **({'layers': [4], 'emb_szs': [3, 2]} if use_nn else {}), **kwargs)
+    return collab_learner(
+        dls,
+        n_factors=3,
+        use_nn=use_nn,
+        y_range=(0, 5.5),
+        **({'layers': [4], 'emb_szs': [3, 2]} if use_nn else {}),
+        **kwargs,
+    )
+
 
 def quiet(learn, what, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): return getattr(learn, what)(*args, **kwargs)
 
 def side_key(key): return key[0] == 'i' or key.startswith('embeds.1')
-def tables_of(learn): return {k: v for k, v in learn.model.state_dict().items() if k[:7] in ('u_weigh', 'i_weigh', 'u_bias.', 'i_bias.', 'embeds.')}
+def tables_of(learn):
+    return {
+        k: v
+        for k, v in learn.model.state_dict().items()
+        if k[:7] in ('u_weigh', 'i_weigh', 'u_bias.', 'i_bias.', 'embeds.')
+    }
+
 
 @given_some(nights(), st.booleans(), n=12)
 def test_a_saved_model_starts_another_night(tmp_path_factory, dfs, use_nn):
     path = tmp_path_factory.mktemp('m')
     old = make(dfs[0], use_nn, path)
-    quiet(old, 'fit', 1, 1e-2); old.save('night')
+    quiet(old, 'fit', 1, 1e-2)
+    old.save('night')
     for start in ('night', old, old.save_pretrained('folder')):
         new = make(dfs[1].sample(frac=1, random_state=0), use_nn, path, pretrained=start)
         for key, t in tables_of(new).items():
@@ -240,42 +349,90 @@ def test_learners_leave_arguments_and_random_states_alone(tmp_path_factory, dfs,
     with untouched(*args): make_nothing_of(old, dfs, known, item, path, use_nn)
     with untouched(dfs, old.model): new.load_vocab(old.save('x'), path/'models'/'x_vocab.pkl', unseen='random')
     with untouched(dfs, old.model):
-        if not use_nn: new.adapt(); new.align(old); new.fold_in(dfs[0], ids='all', commit=True)
-        new.freeze_rows([dfs[1].user.iloc[0]], 'user'); new.unfreeze_rows()
+        if not use_nn:
+            new.adapt()
+            new.align(old)
+            new.fold_in(dfs[0], ids='all', commit=True)
+        new.freeze_rows([dfs[1].user.iloc[0]], 'user')
+        new.unfreeze_rows()
         new.drop_ids(items=[dfs[1]['item'].iloc[0]]) if dfs[1]['item'].nunique() > 2 else None
 
 def make_nothing_of(learn, dfs, user, item, path, use_nn):
     "Everything that only reads. (Whoever makes a model draws its first weights, as torch does.)"
-    learn.save('y'); learn.save_pretrained('y'); learn.load('y')
-    learn.vocab, learn.match_report
-    quiet(learn, 'predict', {'user': user, 'item': item}); quiet(learn, 'get_preds'); quiet(learn, 'validate'); quiet(learn, 'evaluate', dfs[0])
+    learn.save('y')
+    learn.save_pretrained('y')
+    learn.load('y')
+    for name in ('vocab', 'match_report'): getattr(learn, name)
+    quiet(learn, 'predict', {'user': user, 'item': item})
+    quiet(learn, 'get_preds')
+    quiet(learn, 'validate')
+    quiet(learn, 'evaluate', dfs[0])
     learn.recommend([user], k=2)
     if use_nn: return
-    learn.similar_items([item], k=2); learn.similar_users([user], k=2); learn.model.weight([item]); learn.model.bias([user], is_item=False)
+    learn.similar_items([item], k=2)
+    learn.similar_users([user], k=2)
+    learn.model.weight([item])
+    learn.model.bias([user], is_item=False)
     learn.fold_in(dfs[1], ids='all', side='user')
 
 # -- 7: frozen rows are bit-equal before and after training
 
-OPTIMIZERS = [None, None, Adam, RMSProp, ranger, partial(SGD, mom=.9), partial(OptimWrapper, opt=partial(torch.optim.AdamW)),
-              partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True))]
+OPTIMIZERS = [
+    None,
+    None,
+    Adam,
+    RMSProp,
+    ranger,
+    partial(SGD, mom=0.9),
+    partial(OptimWrapper, opt=partial(torch.optim.AdamW)),
+    partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
+]
+
 
 @given_some(nights(), st.booleans(), st.sampled_from(OPTIMIZERS), st.data(), n=18)
 def test_frozen_rows_stay(dfs, use_nn, opt, d):
     learn = make(dfs[0], use_nn, **({'sparse': d.draw(st.booleans())} if opt is None else {'opt_func': opt}))
     if d.draw(st.booleans()): quiet(learn, 'fit', 1, 1e-2, wd=.1)   # so that there are moments
     kept = {}
-    for side, vocab in zip(('user', 'item'), learn.vocab.values()):
+    for side, vocab in zip(('user', 'item'), learn.vocab.values(), strict=True):
         ids = d.draw(st.lists(st.sampled_from(vocab.ids.tolist()), max_size=5, unique=True))
         learn.freeze_rows(ids, side)
         kept[side] = ids
-    def rows(): return {(k, o): t[list(learn.vocab.values())[side_key(k)].rows([o])[0]].clone() for k, t in tables_of(learn).items() for o in kept[('user', 'item')[side_key(k)]]}
+
+    def rows():
+        return {
+            (k, o): t[list(learn.vocab.values())[side_key(k)].rows([o])[0]].clone()
+            for k, t in tables_of(learn).items()
+            for o in kept[('user', 'item')[side_key(k)]]
+        }
+
     before, whole = rows(), {k: v.clone() for k, v in learn.model.state_dict().items()}
-    ways = {'fit': (1, 1e-2), 'fit_one_cycle': (1, slice(1e-3, 1e-2)), 'fine_tune': (1, 1e-2), 'update': (dfs[1],), **({} if use_nn else {'adapt': ()})}
+    ways = {
+        'fit': (1, 1e-2),
+        'fit_one_cycle': (1, slice(1e-3, 1e-2)),
+        'fine_tune': (1, 1e-2),
+        'update': (dfs[1],),
+        **({} if use_nn else {'adapt': ()}),
+    }
     for what in d.draw(st.lists(st.sampled_from(sorted(ways)), min_size=1, max_size=2)):
-        quiet(learn, what, *ways[what], **({'wd': d.draw(st.sampled_from([0., .4]))} if what.startswith('fi') else {'epochs': 1} if what == 'update' else {}))
+        quiet(
+            learn,
+            what,
+            *ways[what],
+            **(
+                {'wd': d.draw(st.sampled_from([0.0, 0.4]))}
+                if what.startswith('fi')
+                else {'epochs': 1}
+                if what == 'update'
+                else {}
+            ),
+        )
     after = rows()
     for k in before: assert torch.equal(before[k], after[k]), k
-    assert any(v.shape != whole[k].shape or not torch.equal(v, whole[k]) for k, v in learn.model.state_dict().items())   # and the others trained
+    assert any(
+        v.shape != whole[k].shape or not torch.equal(v, whole[k]) for k, v in learn.model.state_dict().items()
+    )  # and the others trained
+
 
 # -- 8: what can't be done names the id, key, column or shape, what was expected, and the remedy
 
@@ -299,9 +456,19 @@ def test_errors_of_vocabularies_name_the_id(names, d):
 def test_errors_of_weights_name_key_and_shape(m, d):
     wgts, old_vocab, new_vocab, side_of = m
     key = d.draw(st.sampled_from(sorted(side_of)))
-    longer = [[*o, 10**6 if all(isinstance(x, int) for x in o if x != NA) else 'one more'] if side == side_of[key] else o for side, o in enumerate(old_vocab)]
+    longer = [
+        [*o, 10**6 if all(isinstance(x, int) for x in o if x != NA) else 'one more'] if side == side_of[key] else o
+        for side, o in enumerate(old_vocab)
+    ]
     of_side = [k for k, side in side_of.items() if side == side_of[key]]
-    refuses(VocabError, lambda: match_embeds(wgts, longer, new_vocab), of_side[0], tuple(wgts[of_side[0]].shape), len(longer[side_of[key]]), 'vocabulary')
+    refuses(
+        VocabError,
+        lambda: match_embeds(wgts, longer, new_vocab),
+        of_side[0],
+        tuple(wgts[of_side[0]].shape),
+        len(longer[side_of[key]]),
+        'vocabulary',
+    )
     refuses(WeightsError, lambda: match_embeds({'nothing': torch.ones(2)}, old_vocab, new_vocab), 'nothing', '`keys=`')
     refuses(WeightsError, lambda: match_embeds(wgts, old_vocab, new_vocab, keys={'u_weight': 'nope'}), 'nope')
     refuses(VocabError, lambda: match_embeds(wgts, old_vocab, new_vocab, unseen='zeros'), 'zeros', 'mean')
@@ -313,14 +480,37 @@ def test_errors_of_learners_name_the_id(tmp_path_factory, dfs):
     learn = make(dfs[0], path=path)
     stranger = 'nobody' if isinstance(dfs[0].user.iloc[0], str) else 10**9
     known = dfs[0].user.iloc[0]
-    for call in (lambda: learn.freeze_rows([known, stranger], 'user'), lambda: learn.drop_ids(users=[stranger]), lambda: learn.recommend([stranger]),
-                 lambda: learn.similar_users([stranger]), lambda: learn.model.weight([stranger], is_item=False), lambda: learn.fold_in(dfs[0], ids=[stranger])):
+    for call in (
+        lambda: learn.freeze_rows([known, stranger], 'user'),
+        lambda: learn.drop_ids(users=[stranger]),
+        lambda: learn.recommend([stranger]),
+        lambda: learn.similar_users([stranger]),
+        lambda: learn.model.weight([stranger], is_item=False),
+        lambda: learn.fold_in(dfs[0], ids=[stranger]),
+    ):
         refuses(CollabError, call, repr(stranger))
     learn.save('x')
-    refuses(WeightsError, lambda: collab_learner(learn.dls, n_factors=5, y_range=(0, 5.5), pretrained='x'), 'u_weight', 'n_factors=3')
-    refuses(WeightsError, lambda: collab_learner(learn.dls, n_factors=3, y_range=(0, 9), pretrained='x'), '(0.0, 9.0)', '(0.0, 5.5)')
+    refuses(
+        WeightsError,
+        lambda: collab_learner(learn.dls, n_factors=5, y_range=(0, 5.5), pretrained='x'),
+        'u_weight',
+        'n_factors=3',
+    )
+    refuses(
+        WeightsError,
+        lambda: collab_learner(learn.dls, n_factors=3, y_range=(0, 9), pretrained='x'),
+        '(0.0, 9.0)',
+        '(0.0, 5.5)',
+    )
     refuses(CheckpointNotFoundError, lambda: make(dfs[0], path=path, pretrained='y'), "'y'", path)
-    refuses(VocabError, lambda: make(dfs[1].assign(user='z' + dfs[1].user.astype(str), item='z' + dfs[1]['item'].astype(str)), path=path).load('x'), 'x.pth', 'pretrained=')
+    refuses(
+        VocabError,
+        lambda: make(
+            dfs[1].assign(user='z' + dfs[1].user.astype(str), item='z' + dfs[1]['item'].astype(str)), path=path
+        ).load('x'),
+        'x.pth',
+        'pretrained=',
+    )
     other = make(dfs[1].assign(user='z' + dfs[1].user.astype(str), item='z' + dfs[1]['item'].astype(str)), path=path)
     refuses(VocabError, lambda: other.load_vocab('x.pth', 'x_vocab.pkl'), 'no user matched', 'no item matched')
 
@@ -330,4 +520,7 @@ def test_errors_of_tables_name_column_and_place(dfs, col, d):
     place = d.draw(st.integers(0, len(df)-1))
     df.loc[place, col] = None
     refuses(RatingsError, lambda: CollabDataLoaders.from_df(df), col, place)
-    with pytest.raises(RatingsError, match="no column 'usr'; the columns are 'user', 'item', 'rating': name the user column"): CollabDataLoaders.from_df(dfs[0], user_name='usr')
+    with pytest.raises(
+        RatingsError, match="no column 'usr'; the columns are 'user', 'item', 'rating': name the user column"
+    ):
+        CollabDataLoaders.from_df(dfs[0], user_name='usr')

@@ -1,5 +1,10 @@
 "What the package says of itself: one fact in each place, and a wheel that holds it all."
-import ast, configparser, re, subprocess, sys, zipfile
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
@@ -26,18 +31,23 @@ RUNTIME, EXTRAS = names(SETTINGS['package']['requirements']), set().union(*map(n
 def wheel(tmp_path_factory):
     "A wheel that was built from an sdist, as a registry's would be."
     out = tmp_path_factory.mktemp('dist')
-    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, ROOT], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, ROOT], check=True, stdout=subprocess.DEVNULL
+    )
     return zipfile.ZipFile(next(out.glob('*.whl')))
 
 
 def test_wheel_holds_every_module(wheel):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT/'collab_pretrained').rglob('*.py')}
     assert modules == {o for o in wheel.namelist() if o.endswith('.py')}
-    assert 'collab_pretrained/py.typed' in wheel.namelist()  # type checkers then read the annotations of an installed package
+    assert (
+        'collab_pretrained/py.typed' in wheel.namelist()
+    )  # type checkers then read the annotations of an installed package
 
 
 def test_wheel_says_what_the_settings_say(wheel):
-    read = lambda name: wheel.read(next(o for o in wheel.namelist() if o.endswith(name)))
+    def read(name):
+        return wheel.read(next(o for o in wheel.namelist() if o.endswith(name)))
     meta = message_from_bytes(read('METADATA'))
     required = [o.replace(' ', '') for o in meta.get_all('Requires-Dist') if 'extra ==' not in o]
     assert required == SETTINGS['package']['requirements'].split()
@@ -50,14 +60,20 @@ def test_wheel_says_what_the_settings_say(wheel):
 
 
 def test_every_requirement_is_pinned():
-    assert RUNTIME | EXTRAS <= names('\n'.join(o for o in (ROOT/'constraints.txt').read_text().split('\n') if '==' in o))
+    assert RUNTIME | EXTRAS <= names(
+        '\n'.join(o for o in (ROOT / 'constraints.txt').read_text().split('\n') if '==' in o)
+    )
 
 
-@pytest.mark.parametrize('module', sorted((ROOT/'collab_pretrained').rglob('*.py')), ids=lambda o: str(o.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'module', sorted((ROOT / 'collab_pretrained').rglob('*.py')), ids=lambda o: str(o.relative_to(ROOT))
+)
 def test_every_import_is_required(module):
     tree = ast.parse(module.read_text())
     def roots(nodes):
-        named = [a.name for o in nodes if isinstance(o, ast.Import) for a in o.names] + [o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level]
+        named = [a.name for o in nodes if isinstance(o, ast.Import) for a in o.names] + [
+            o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level
+        ]
         return {o.split('.')[0] for o in named} - sys.stdlib_module_names - {'collab_pretrained'}
     with_fastai = {'fastprogress', 'matplotlib'}
     assert roots(tree.body) <= RUNTIME | with_fastai

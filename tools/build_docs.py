@@ -3,7 +3,14 @@
 Every notebook runs; nbdev turns names into links and exported code into reference entries; then Quarto makes the pages
 where it is installed, else smalldocs, which reads the same `_quarto.yml`.
 """
-import argparse, ast, inspect, os, re, shutil, subprocess, sys, tempfile
+import argparse
+import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, NoneType
@@ -16,7 +23,6 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.showdoc import BasicMarkdownRenderer
-
 from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +41,9 @@ class ParamTable(DocmentTbl):
     has_docment = property(lambda self: bool(self.params))
     def __init__(self, obj):
         super().__init__(obj)
-        self.params = self.params.filter(lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name)
+        self.params = self.params.filter(
+            lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name
+        )
         if self.dm.get('return', {}).get('anno', None) is None: self.returns = False
         for d in self.dm.values():
             if d['anno'] is NoneType: d['anno'] = inspect._empty # concluded from a default of None
@@ -47,9 +55,13 @@ class ParamTable(DocmentTbl):
 class Entry(BasicMarkdownRenderer):
     "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
     def __init__(self, sym, *args, **kwargs):
-        if isdataclass(sym): sym = getattr(import_module(NbdevLookup()[sym.__name__][1][:-3].replace('/', '.')), sym.__name__) # a notebook's has no source
+        if isdataclass(sym):
+            sym = getattr(
+                import_module(NbdevLookup()[sym.__name__][1][:-3].replace('/', '.')), sym.__name__
+            )  # a notebook's has no source
         super().__init__(sym, *args, **kwargs)
-        # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the table would hold
+        # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the
+        # table would hold
         is_callback = any(o.__name__ == 'Callback' for o in getattr(sym, '__mro__', ())) and '__init__' not in vars(sym)
         self.is_called = self.sig and not isinstance(sym, property) and not is_callback
 
@@ -80,27 +92,40 @@ def stage(dest:Path) -> Path: # the notebooks' copy
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
     for o in ('nbs', 'collab_pretrained', 'tests', 'benchmarks'): shutil.copytree(ROOT/o, dest/o, ignore=IGNORE)
-    toml = (ROOT/'pyproject.toml').read_text().replace('[tool.nbdev]\n', '[tool.nbdev]\nrenderer = "build_docs.Entry"\n')
+    toml = (
+        (ROOT / 'pyproject.toml').read_text().replace('[tool.nbdev]\n', '[tool.nbdev]\nrenderer = "build_docs.Entry"\n')
+    )
     (dest/'pyproject.toml').write_text(toml)
     return dest/'nbs'
 
 
 def prepare(nb_path:Path) -> None:
-    "Give documented public methods of exported classes entries of their own, and keep nbdev from losing text and running examples."
+    """Give documented public methods of exported classes entries of their own, and keep nbdev from losing text and
+    running examples."""
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
-    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[0] # nbdev takes title and summary out, with all that stands in their cell
+    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[
+        0
+    ]  # nbdev takes title and summary out, with all that stands in their cell
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
     cells = []
     for c in nb.cells:
         cells.append(c)
         body = c.parsed_() or []
         imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for top in body for o in ast.walk(top)]
-        if any(imports) and not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body) and not {'export', 'exporti', 'exports'} & c.directives.keys():
+        if (
+            any(imports)
+            and not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
+            and not {'export', 'exporti', 'exports'} & c.directives.keys()
+        ):
             c.source = f'#| eval: false\n{c.source}' # entries need imports, which nbdev runs for them, but no example
         if 'export' not in c.directives: continue
         for cls in (o for o in body if isinstance(o, ast.ClassDef) and o.name[0] != '_'):
-            names = [f'{cls.name}.{o.name}' for o in cls.body if isinstance(o, ast.FunctionDef) and o.name[0] != '_' and ast.get_docstring(o)]
+            names = [
+                f'{cls.name}.{o.name}'
+                for o in cls.body
+                if isinstance(o, ast.FunctionDef) and o.name[0] != '_' and ast.get_docstring(o)
+            ]
             if cls.name not in shown and names: cells.append(mk_cell(f'show_doc({cls.name})'))
             cells += [mk_cell(f'show_doc({n})') for n in names if n not in shown]
     nb.cells = cells
@@ -112,19 +137,23 @@ def page_name(rel:Path) -> Path: # the page's source, named as nbdev's links exp
     return nbpath2html(rel).with_suffix('.ipynb')
 
 
-def site_config(nbs:Path, engine:str) -> dict: # `_quarto.yml`, with the sidebar's globs spelled out in the notebooks' order
+def site_config(
+    nbs: Path, engine: str
+) -> dict:  # `_quarto.yml`, with the sidebar's globs spelled out in the notebooks' order
     "The site's configuration for the pages under their final names."
     cfg, facts = (yaml.safe_load((nbs/o).read_text()) for o in ('_quarto.yml', 'nbdev.yml'))
     for k in ('project', 'website'): cfg[k] = facts[k] | cfg[k]
     del cfg['metadata-files']
     if engine == 'smalldocs': del cfg['format']['commonmark'], cfg['format']['html']['grid'] # it knows neither
     for o in cfg['website']['sidebar']['contents']:
-        if isinstance(o['contents'], dict): o['contents'] = [str(page_name(p.relative_to(nbs))) for p in sorted(nbs.glob(o['contents']['auto']))]
+        if isinstance(o['contents'], dict):
+            o['contents'] = [str(page_name(p.relative_to(nbs))) for p in sorted(nbs.glob(o['contents']['auto']))]
     return cfg
 
 
 def rename_pages(nbs:Path, proc:Path) -> None:
-    "Give each processed notebook its page's name, and make links into the site relative, so that it works at any address."
+    """Give each processed notebook its page's name, and make links into the site relative, so that it works at any
+    address."""
     url = get_config().doc_url
     for p in sorted(proc.rglob('*.ipynb')):
         rel = p.relative_to(proc)
@@ -169,7 +198,9 @@ def main() -> None:
     "The command line."
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--dest', type=Path, default=ROOT/'_docs', help='folder of the site (default: _docs)')
-    p.add_argument('--saved', action='store_true', help='take the outputs that the notebooks hold, instead of running them')
+    p.add_argument(
+        '--saved', action='store_true', help='take the outputs that the notebooks hold, instead of running them'
+    )
     p.add_argument('--engine', choices=['quarto', 'smalldocs'], help='default: quarto where it is installed')
     args = p.parse_args()
     build(args.dest.resolve(), not args.saved, args.engine)

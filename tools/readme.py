@@ -2,12 +2,22 @@
 
 Hidden cells go and names in backticks become links, as on the documentation site. Pictures are put into index_files/.
 """
-import re, sys
+import re
+import sys
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
 from nbdev.process import NBProcessor
-from nbdev.processors import add_links, clean_magics, filter_stream_, hide_, hide_line, rm_export, rm_header_dash, strip_ansi
+from nbdev.processors import (
+    add_links,
+    clean_magics,
+    filter_stream_,
+    hide_,
+    hide_line,
+    rm_export,
+    rm_header_dash,
+    strip_ansi,
+)
 from nbformat import from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +30,13 @@ def render(nb:Path) -> dict: # path below the root: bytes
     proc = NBProcessor(nb, procs=PROCS)
     proc.process()
     cells = [{k: v for k, v in o.items() if k[-1] != '_'} for o in proc.nb.cells]
-    text, made = MarkdownExporter().from_notebook_node(from_dict({**proc.nb, 'cells': cells, 'metadata': {'language_info': {'name': 'python'}}}),
-        resources={'output_files_dir': 'index_files', 'unique_key': 'index'})
-    text = re.sub(r'<style scoped>.*?</style>\n?', '', text, flags=re.DOTALL) # GitHub and PyPI would show pandas' styles as text
+    text, made = MarkdownExporter().from_notebook_node(
+        from_dict({**proc.nb, 'cells': cells, 'metadata': {'language_info': {'name': 'python'}}}),
+        resources={'output_files_dir': 'index_files', 'unique_key': 'index'},
+    )
+    text = re.sub(
+        r'<style scoped>.*?</style>\n?', '', text, flags=re.DOTALL
+    )  # GitHub and PyPI would show pandas' styles as text
     text = MARK + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return {'README.md': text.encode(), **{k: v for k, v in made['outputs'].items()}}
 
@@ -30,10 +44,18 @@ def render(nb:Path) -> dict: # path below the root: bytes
 def main() -> None:
     "Write the files, or with `--check` name those that differ."
     files = render(ROOT/'nbs/index.ipynb')
-    old = {str(p.relative_to(ROOT)): p.read_bytes() for p in [ROOT/'README.md', *ROOT.glob('index_files/*')] if p.is_file()}
+    old = {
+        str(p.relative_to(ROOT)): p.read_bytes()
+        for p in [ROOT / 'README.md', *ROOT.glob('index_files/*')]
+        if p.is_file()
+    }
     differ = sorted(o for o in {*files, *old} if files.get(o) != old.get(o))
     if '--check' in sys.argv[1:]:
-        if differ: sys.exit(f'{", ".join(differ)}: not what nbs/index.ipynb makes; run `python tools/readme.py` and commit the result')
+        if differ:
+            sys.exit(
+                f'{", ".join(differ)}: not what nbs/index.ipynb makes; '
+                'run `python tools/readme.py` and commit the result'
+            )
         return print('README.md is what nbs/index.ipynb makes')
     for o in differ:
         if o not in files: (ROOT/o).unlink()

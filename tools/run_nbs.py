@@ -1,8 +1,12 @@
-"""Run notebooks and keep what they show: `nbdev-test --save`, and progress bars as a terminal would have left them, not each of their steps.
+"""Run notebooks and keep what they show: `nbdev-test --save`, and progress bars as a terminal would have left them, not
+each of their steps.
 
 Usage: python tools/run_nbs.py [NOTEBOOK or FOLDER ...]   (default: nbs)
 """
-import re, subprocess, sys
+
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 from fastcore.nbio import read_nb, write_nb
@@ -26,7 +30,8 @@ def tidy(path:Path) -> None:
     for c in nb.cells:
         for o in c.get('outputs', []):
             if o['output_type'] == 'stream': o['text'] = as_shown(''.join(o['text'])).splitlines(keepends=True)
-        if 'outputs' in c: c['outputs'] = [o for o in c['outputs'] if o['output_type'] != 'stream' or ''.join(o['text']).strip()]
+        if 'outputs' in c:
+            c['outputs'] = [o for o in c['outputs'] if o['output_type'] != 'stream' or ''.join(o['text']).strip()]
     write_nb(nb, path)
 
 

@@ -1,17 +1,41 @@
 """Put MovieLens 100K where `untar_data(URLs.ML_100k)` finds it, so that notebooks and tests need no network.
 
 It comes from GroupLens where they can be reached, else from the copy inside the wheel of recbole 1.2.1, which pip
-fetches. That copy has every rating, user, title, year and genre, in GroupLens' order; release dates are known to the year only
-(01-Jan), and links to IMDb are left out.
-"""
-import re, subprocess, sys, tempfile, urllib.request, zipfile
+fetches. That copy has every rating, user, title, year and genre, in GroupLens' order; release dates are known to the
+year only (01-Jan), and links to IMDb are left out. """
+
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
 from pathlib import Path
 
 from fastai.data.external import URLs, fastai_path, untar_data
 
 ROWS = {'u.data': 100_000, 'u.user': 943, 'u.item': 1_682}
-GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
+GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 WHEEL, INSIDE = 'recbole==1.2.1', 'recbole/dataset_example/ml-100k/ml-100k.'
 
 
@@ -40,11 +64,15 @@ def from_wheel(folder:Path) -> Path: # the folder inside `folder` that holds the
     "Fetch recbole's copy and rebuild `u.data`, `u.user` and `u.item` from it."
     subprocess.run([sys.executable, '-m', 'pip', 'download', '-qq', '--no-deps', '-d', folder, WHEEL], check=True)
     with zipfile.ZipFile(next(folder.glob('*.whl'))) as z:
-        inter, user, item = ([l.split('\t') for l in z.read(INSIDE + o).decode().splitlines()[1:]] for o in ('inter', 'user', 'item'))
+        inter, user, item = (
+            [line.split('\t') for line in z.read(INSIDE + o).decode().splitlines()[1:]]
+            for o in ('inter', 'user', 'item')
+        )
     lines = {'u.data': map('\t'.join, inter), 'u.user': map('|'.join, user), 'u.item': (item_line(*o) for o in item)}
     staged = folder/'ml-100k'
     staged.mkdir()
-    for name, ls in lines.items(): (staged/name).write_text(''.join(f'{l}\n' for l in ls), encoding='latin-1', newline='')
+    for name, ls in lines.items():
+        (staged / name).write_text(''.join(f'{o}\n' for o in ls), encoding='latin-1', newline='')
     return staged
 
 
@@ -52,7 +80,8 @@ def main() -> None:
     "Stage the data, unless it is there already."
     dest = fastai_path('data')/'ml-100k'
     if counts(dest) == ROWS: return print(f'MovieLens 100K is at {dest}')
-    if dest.exists(): sys.exit(f'{dest} holds {counts(dest)} lines, not {ROWS}: move that folder away and run this again')
+    if dest.exists():
+        sys.exit(f'{dest} holds {counts(dest)} lines, not {ROWS}: move that folder away and run this again')
     if reachable(URLs.ML_100k):
         untar_data(URLs.ML_100k)
         if counts(dest) != ROWS: sys.exit(f'GroupLens gave {counts(dest)} lines, not {ROWS}')
