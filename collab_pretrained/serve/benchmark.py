@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.core import DataLoaders
 from fastai.metrics import rmse
 from fastcore.basics import patch
 
@@ -23,55 +24,80 @@ from ..data.ratings import as_frame, read_ratings
 from ..data.splits import newest_unseen, two_corpora
 from ..ids.matching import MatchReport
 from ..learner.factory import collab_learner
-from .evaluate import RankMetric, list_measures, predictions_for, rated_pairs, rating_groups, relevant_pairs, top_lists
+from ..models.ranking import Ranking
+from collab_pretrained.serve.evaluate import (
+    PopularityScores,
+    RankMetric,
+    bias_model,
+    list_measures,
+    pairs_of,
+    predictions_for,
+    rated_pairs,
+    rating_groups,
+    relevant_pairs,
+    top_lists,
+)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #892b83b5
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "What a warm start was worth; shown, it is a verdict."
-    curves: pd.DataFrame # error on the ratings held out: a line for each epoch, 0 before any, and a column for each start
-    errors: pd.DataFrame # error after the last epoch: a line for all, matched and new users and items, a column for each start, and `n_ratings` (`n_users` of a ranking)
-    margin: pd.Series # by how much each start's error must differ from that of scratch after the last epoch to be more than chance: two standard errors
+    curves: pd.DataFrame # error on the ratings held out: a line for each epoch, 0 before any; a column for each start
+    errors: pd.DataFrame # error after the last epoch: a line for each group, a column for each start and for the floor
+    margin: pd.Series # what a start's error must differ by from that of scratch to be more than chance: 2 standard errors
     seconds: pd.Series # that each start took, solving rows and training, in s
     match: MatchReport # what matched
     error: str = 'RMSE' # what the errors are; '1 - NDCG@10' for a ranking
 
     @property
-    def gain(self): return self.curves['from scratch'].iloc[-1] - self.curves.iloc[-1]  # in error, by start
+    def floor(self) -> str: return 'biases alone' if self.error == 'RMSE' else 'popularity'  # its column of `errors`
     @property
-    def reached(self): return (self.curves <= self.curves['from scratch'].iloc[-1]).apply(lambda o: o.idxmax() if o.any() else np.nan)  # the epoch, by start
+    def gain(self) -> pd.Series: return self.curves['from scratch'].iloc[-1] - self.curves.iloc[-1]  # by start
     @property
-    def pays(self): return (self._better() | self._sooner()).drop('from scratch').any()
+    def reached(self) -> pd.Series: # by start, the first epoch at the final level of scratch; NaN where none is
+        return (self.curves <= self.curves['from scratch'].iloc[-1]).apply(lambda o: o.idxmax() if o.any() else np.nan)
+    @property
+    def pays(self) -> bool: return bool((self._better() | self._sooner()).drop('from scratch').any())
 
     def _better(self): return self.gain > self.margin
     def _sooner(self): return (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #58279259
 @patch
+def _line(self:Benchmark, name):
+    "What came of one start, in words."
+    n, gain, reached, margin = self.curves.index[-1], self.gain[name], self.reached[name], self.margin[name]
+    what = 'better' if self._better()[name] else 'worse' if gain < -margin else 'no better than chance'
+    when = '' if np.isnan(reached) else f', and at the level of scratch after {reached:.0f} of {n} epochs'
+    where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {margin:.4f})'
+    return f'{name}: {self.error} {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}'
+
+@patch
 def __repr__(self:Benchmark):
-    n, lines = self.curves.index[-1], []
-    for name in self.curves.columns[1:]:
-        gain, reached = self.gain[name], self.reached[name]
-        what = 'better' if self._better()[name] else 'worse' if gain < -self.margin[name] else 'no better than chance'
-        when = '' if np.isnan(reached) else f', and at the level of scratch after {reached:.0f} of {n} epochs'
-        where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {self.margin[name]:.4f})'
-        lines.append(f'{name}: {self.error} {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}')
-    head = 'A warm start pays on these ratings.' if self.pays else 'A warm start does not pay on these ratings.'
-    return '\n'.join([head, f'from scratch: {self.error} {self.curves["from scratch"].iloc[-1]:.4f} after {n} epochs', *lines])
+    last, floor = self.curves.iloc[-1], self.errors.loc['all', self.floor]
+    verdict = f'A warm start {"pays" if self.pays else "does not pay"} on these ratings.'
+    if last.min() > floor: verdict += f' But no start is better than {self.floor}: choose other settings first.'
+    scratch = f'from scratch: {self.error} {last["from scratch"]:.4f} after {last.name} epochs'
+    starts = [self._line(o) for o in self.curves.columns[1:]]
+    return '\n'.join([verdict, scratch, *starts, f'{self.floor}: {self.error} {floor:.4f}'])
 
 # %% ../../nbs/61_serve.benchmark.ipynb #376e8b2f
-def range_around(dls):
+def range_around(
+    dls:DataLoaders, # loaders with ratings in memory
+) -> tuple: # (low, high)
     "A little wider than the ratings."
     low, high = (f(dls.train.dataset.tensors[1]).item() for f in (torch.min, torch.max))
     pad = (high - low)/8 or .5
     return low - pad, high + pad
 
-def _by_time(ratings, user_name, item_name, rating_name, time_name, seed, ranks):
-    "The columns of a ratings table that are asked for, as a DataFrame by time; in an order that `seed` fixes where there is none."
-    table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name)
-    if not ranks and np.ptp(table.values) == 0: raise RatingsError('every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking with `loss=`')
+def _by_time(ratings, names, time_name, seed, ranks):
+    "The columns of a ratings table that are asked for, by time; in an order that `seed` fixes where there is none."
+    table = read_ratings(ratings, *names, time_name=time_name)
+    if not ranks and np.ptp(table.values) == 0: raise RatingsError(
+        'every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking with `loss=`')
     if len(table) < 100: raise RatingsError(f'{len(table)} ratings; expected at least 100, for two corpora')
-    order = np.random.default_rng(seed).permutation(len(table)) if time_name is None else np.argsort(table.times, kind='stable')
+    if table.times is None: order = np.random.default_rng(seed).permutation(len(table))
+    else: order = np.argsort(table.times, kind='stable')
     names = [o for o in table.names if o is not None]
     return as_frame(ratings, names)[names].iloc[order].reset_index(drop=True)
 
@@ -89,33 +115,53 @@ def _trained(dls, epochs, lr, wd, seed, **kwargs):
     values = before + [o[-1] for o in learn.recorder.values if before]
     return learn, [1 - o for o in values] if ranking else values
 
-def _compared_lists(learns):
-    "`_compared` for rankings, by what lists miss."
-    some, metric = {}, learns['from scratch'].metrics[0]
-    for name, learn in learns.items():
-        x, y = rated_pairs(learn, None)
-        relevant = relevant_pairs(learn, x, y, metric.min_rating)
-        users, top = top_lists(learn, x, relevant, metric.k)
-        for group, (of_users, of_items) in rating_groups(learns['warm start']).items():
-            mine = of_users[users]
-            some.setdefault(group, {})[name] = 1 - list_measures(users[mine], top[mine], relevant[of_items[relevant[:,1]]], metric.k)[0]['ndcg']
-    some = {k: pd.DataFrame(o) for k, o in some.items()}
-    spread = some['all'].sub(some['all']['from scratch'], axis=0).std()/len(some['all'])**.5
-    return pd.DataFrame({k: o.mean() for k, o in some.items()}).T.assign(n_users=[len(o) for o in some.values()]), 2*spread
+# %% ../../nbs/61_serve.benchmark.ipynb #1590ee7b
+def _squared_errors(learns):
+    "For each group of ratings held out, the squared error of each start and of biases alone, rating by rating."
+    x, y = pairs_of(learns['from scratch'].dls.valid_ds)
+    preds = {name: predictions_for(learn.model, x).astype(np.float64) for name, learn in learns.items()}
+    preds['biases alone'] = bias_model(learns['from scratch'])(x)
+    squares = pd.DataFrame({name: (o - y)**2 for name, o in preds.items()})
+    groups = rating_groups(learns['warm start'])
+    return {name: squares[of_users[x[:,0]] & of_items[x[:,1]]] for name, (of_users, of_items) in groups.items()}
+
+def _missed(learns):
+    "For each group, what the lists of each start and of popular items miss, 1 - NDCG, user by user."
+    scratch, metric = learns['from scratch'], learns['from scratch'].metrics[0]
+    x, y = rated_pairs(scratch, None)
+    relevant = relevant_pairs(scratch, x, y, metric.min_rating)
+    lists = {name: top_lists(learn, x, relevant, metric.k) for name, learn in learns.items()}
+    lists['popularity'] = top_lists(scratch, x, relevant, metric.k, scores=PopularityScores(scratch))
+    res = {}
+    for group, (of_users, of_items) in rating_groups(learns['warm start']).items():
+        found = relevant[of_items[relevant[:,1]]]
+        mine = {name: (users[of_users[users]], top[of_users[users]]) for name, (users, top) in lists.items()}
+        res[group] = pd.DataFrame({k: 1 - list_measures(*o, found, metric.k)[0]['ndcg'] for k, o in mine.items()})
+    return res
 
 def _compared(learns):
-    "Error by group and learner, and two standard errors of each learner's difference from the first."
-    if hasattr(learns['from scratch'], 'ranking'): return _compared_lists(learns)
-    ds, groups = learns['from scratch'].dls.valid_ds, rating_groups(learns['warm start'])
-    x, y = ds.tensors[0].cpu().numpy(), ds.tensors[1].flatten().cpu().numpy()
-    squares = pd.DataFrame({k: (predictions_for(o.model, x).astype(np.float64) - y)**2 for k, o in learns.items()})
-    some = {k: of_users[x[:,0]] & of_items[x[:,1]] for k, (of_users, of_items) in groups.items()}
-    errors = pd.DataFrame({k: squares[o].mean()**.5 for k, o in some.items()}).T
-    rmse = squares.mean()**.5
-    spread = squares.sub(squares['from scratch'], axis=0).std()/len(y)**.5
-    return errors.assign(n_ratings=[o.sum() for o in some.values()]), 2*spread/(rmse + rmse['from scratch'])  # a**2 - b**2 = (a - b)*(a + b)
+    "Error by group, of each start and of the floor; and two standard errors of each start's difference from scratch."
+    ranks = getattr(learns['from scratch'], 'ranking', None) is not None
+    by_group = _missed(learns) if ranks else _squared_errors(learns)
+    errors, everything = pd.DataFrame({k: o.mean() for k, o in by_group.items()}).T, by_group['all'][list(learns)]
+    if not ranks: errors = errors**.5
+    margin = 2*everything.sub(everything['from scratch'], axis=0).std()/len(everything)**.5
+    if not ranks:  # of the roots: a**2 - b**2 = (a - b)*(a + b)
+        root = errors.loc['all', list(learns)]
+        margin = margin/(root + root['from scratch'])
+    return errors.assign(**{'n_users' if ranks else 'n_ratings': [len(o) for o in by_group.values()]}), margin
 
 # %% ../../nbs/61_serve.benchmark.ipynb #e025ba9a
+def _later_and_earlier(df, bs, seed):
+    "Loaders of the earlier ratings of a table, and of the later, which validate on what the earlier have not."
+    early, late = two_corpora(df)
+    splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
+    if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; '
+                                              'expected more ratings')
+    common = dict(bs=bs, seed=seed, implicit=df.shape[1] == 2)
+    return [CollabDataLoaders.from_df(o, 0, *df.columns, splits=s, **common) for o, s in ((early, None), (late, splits))]
+
+# %% ../../nbs/61_serve.benchmark.ipynb #5f9901f7
 def benchmark(
     ratings, # table with a row for each rating: pandas, polars or pyarrow; 100 rows at least, better 10,000
     user_name=None, # name of the user column; None for the first
@@ -125,28 +171,27 @@ def benchmark(
     *,
     epochs:int=5, # of each of the later models, 1 or more; the earlier one has as many
     n_factors:int=50, # width of the vectors
-    loss=None, # to compare rankings: 'bpr', 'warp', 'softmax', or a `Ranking`; None for ratings
-    lr:float=None, # highest learning rate; None for 0.005, or that of the ranking
-    wd:float=None, # weight decay; None for 0.4, or that of the ranking
+    loss:str|Ranking|None=None, # to compare rankings: 'bpr', 'warp', 'softmax', or a `Ranking`; None for ratings
+    lr:float|None=None, # highest learning rate; None for 0.005, or that of the ranking
+    wd:float|None=None, # weight decay; None for 0.4, or that of the ranking
     bs:int=512, # ratings in a batch
     seed:int=0, # the same seed gives the same figures; the global random state is left as it was
 ) -> Benchmark: # curves, errors by group, and a verdict when shown
     "Train from scratch and from an earlier model on your own ratings, and tell whether the start pays."
     ranks = loss is not None
-    df = _by_time(ratings, user_name, item_name, rating_name, time_name, seed, ranks)
-    early, late = two_corpora(df)
-    splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
-    if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; expected more ratings')
-    old_dls, dls = (CollabDataLoaders.from_df(o, 0, *df.columns, splits=s, bs=bs, seed=seed, implicit=df.shape[1] == 2) for o, s in ((early, None), (late, splits)))
+    df = _by_time(ratings, (user_name, item_name, rating_name), time_name, seed, ranks)
+    old_dls, dls = _later_and_earlier(df, bs, seed)
+    common = dict(epochs=epochs, seed=seed, n_factors=n_factors, loss=loss)
+    if ranks: common = dict(common, lr=lr, wd=wd)
+    else: common = dict(common, lr=lr or 5e-3, wd=.4 if wd is None else wd, y_range=range_around(old_dls))
     curves, seconds, learns = {}, {}, {}
-    lr, wd = (lr, wd) if ranks else (5e-3 if lr is None else lr, .4 if wd is None else wd)
-    common = dict(epochs=epochs, lr=lr, wd=wd, seed=seed, n_factors=n_factors, loss=loss, y_range=None if ranks else range_around(old_dls))
     with torch.random.fork_rng():
         old, _ = _trained(old_dls, **common)
-        for name, kwargs in {'from scratch': {}, 'warm start': dict(pretrained=old), 'warm start, rows solved': dict(pretrained=old, adapt=True)}.items():
+        warm = {'warm start': dict(pretrained=old), 'warm start, rows solved': dict(pretrained=old, adapt=True)}
+        for name, kwargs in {'from scratch': {}, **warm}.items():
             began = time.perf_counter()
             learns[name], curves[name] = _trained(dls, **common, **kwargs)
             seconds[name] = time.perf_counter() - began
     errors, margin = _compared(learns)
-    return Benchmark(pd.DataFrame(curves).rename_axis('epoch'), errors, margin, pd.Series(seconds), learns['warm start'].match_report,
-                     '1 - NDCG@10' if ranks else 'RMSE')
+    return Benchmark(pd.DataFrame(curves).rename_axis('epoch'), errors, margin, pd.Series(seconds),
+                     learns['warm start'].match_report, '1 - NDCG@10' if ranks else 'RMSE')
