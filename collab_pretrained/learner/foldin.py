@@ -76,7 +76,7 @@ def _known(learn, side, x):
 
 def frozen_rows_of(learn, side):
     "The rows of one side that stay as they are (see `CollabLearner.freeze_rows`)."
-    ids = learn.frozen_rows.ids[side] if hasattr(learn, 'frozen_rows') else []
+    ids = learn.frozen_rows.ids[side] if learn.frozen_rows else []
     rows = list(learn.vocab.values())[side == 'items'].rows(ids)
     return torch.from_numpy(rows[rows >= 0])
 
@@ -220,7 +220,7 @@ def adapt(self:CollabLearner,
     sides = 'users', 'items'
     priors = [_prior(self, side, seen[0]) for side in sides]
     frozen = [frozen_rows_of(self, side) for side in sides]
-    if hasattr(self, 'ranking'): tables = _adapted_liking(*priors, x, _which_liked(self, y), frozen)
+    if self.ranking: tables = _adapted_liking(*priors, x, _which_liked(self, y), frozen)
     else: tables = _adapted(priors, x, y, y_range_of(get_model(self.model)), seed, frozen)
     for side, prior, table, vocab, rows in zip(sides, priors, tables, self.vocab.values(), x.T):
         is_trained = any(isinstance(o, NaDropout) for o in self.cbs) or vocab.na_row is not None and (rows == vocab.na_row).any()
@@ -305,7 +305,7 @@ def fold_in(self:CollabLearner,
     if side == 'item': seen = seen.flip(1)
     known = torch.from_numpy(rows >= 0)[:,None].to(x.device)
     centre = torch.where(known, prior.table[rows], prior.mean)
-    if hasattr(self, 'ranking'): found = _fold_liking(self, prior, others, centre, x, y, side, _loose if scale is None else scale)
+    if self.ranking: found = _fold_liking(self, prior, others, centre, x, y, side, _loose if scale is None else scale)
     else:
         noise = _noise(prior, others, seen, values, y_range) if len(seen) else _noise(_Prior(centre, known[:,0]), others, x, y, y_range)
         if scale is None: scale = _scale_for_new(prior, others, seen, values, noise, y_range, seed)

@@ -29,7 +29,7 @@ from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, param_names
 from ..weights.pretrained import Pretrained
 from ..weights.roles import bare_name, find_roles, flat_weights, layouts, roles
-from .core import CollabLearner
+from .core import CollabLearner, check_range
 from .factory import check_y_range, read_pretrained
 from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
 
@@ -149,7 +149,7 @@ def update(self:CollabLearner,
     "Take new ratings into the learner: its vocabulary grows, its rows learn, and its loaders hold the old ratings and the new."
     seed = fresh_seed() if seed is None else seed
     if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
-    if hasattr(self, 'ranking'): replay = 1.
+    if self.ranking: replay = 1.
     if adapt and not _is_dot(self.model): raise WeightsError(f'adapt=True, and no row of {type(get_model(self.model)).__name__} to solve; expected a dot product with biases, or `adapt=False`')
     if adapt is None: adapt = _is_dot(self.model)
     if not (adapt or epochs): raise RatingsError(f'epochs=0, and no row of {type(get_model(self.model)).__name__} to solve; expected `epochs=1` or more')
@@ -228,7 +228,7 @@ def align(self:CollabLearner,
     pre = read_pretrained(other, self.path, self.model_dir)
     theirs, own = flat_weights(pre.wgts), flat_weights(get_model(self.model).state_dict())
     (keys, own_keys), report = (_vectors(theirs, pre.name), _vectors(own, 'this learner')), match_classes(pre.vocab, self.vocab)
-    self._check_range(pre.name, pre.meta)
+    check_range(pre.name, pre.meta, get_model(self.model))
     vectors, targets = [theirs[o[0]].double().cpu() for o in keys], [own[o[0]].double().cpu() for o in own_keys]
     k, width = vectors[0].shape[1], targets[0].shape[1]
     if k != width and not project: raise WeightsError(f'{pre.name}: {k} factors, and {width} here; expected the same, or `project=True` to bring them to {width}')

@@ -26,7 +26,14 @@ from torch import nn
 
 from ..core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, examples
 from ..ids.matching import MatchReport, VocabMatch, two_vocabs
-from ..learner.core import CollabLearner, MeanRowCallback, vocab_difference
+from collab_pretrained.learner.core import (
+    CollabLearner,
+    MeanRowCallback,
+    WarmStart,
+    check_overlap,
+    check_range,
+    vocab_difference,
+)
 from ..learner.finetune import AnchorCallback, FrozenRowsCallback
 from ..models.embeddings import describe
 from ..models.ranking import Ranking
@@ -192,11 +199,12 @@ def _means(tables):
 def start_table(learn, source, min_overlap):
     "Start from a `source` as of `_source`; where tables are in pieces, each process gives its rows the values of the old rows of their ids, or the mean."
     pieces, vocab, meta, name = source
-    if not any(map(is_sharded, learn.model.parameters())): return learn._start_from(Pretrained({k: v.whole() for k, v in pieces.items()}, *source[1:]), min_overlap=min_overlap)
-    learn._check_range(name, meta)
+    if not any(map(is_sharded, learn.model.parameters())): return learn.start_from(
+        Pretrained({k: v.whole() for k, v in pieces.items()}, *source[1:]), WarmStart(min_overlap=min_overlap))
+    check_range(name, meta, get_model(learn.model))
     old_vocabs = two_vocabs(vocab, name)[0]
     report = MatchReport(*map(_match_in_pieces, old_vocabs, learn.vocab.values())).check()
-    learn._check_overlap(name, report, min_overlap)
+    check_overlap(name, report, min_overlap)
     found, params = find_roles(pieces), dict(get_model(learn.model).named_parameters())
     targets = {role: [params[k] for k in names] for role, names in find_roles(params).items() if role in found}
     lost = [k for role, (k, *_) in find_roles(params).items() if role not in found or pieces[found[role][0]].shape[1:] != params[k].shape[1:]]
@@ -239,7 +247,7 @@ def shard_embeddings(
         if not is_sharded(layer.weight): model.set_submodule(name.removesuffix('.weight'), ShardedEmbedding(_piece(layer.weight, mesh)))
     lost = [k for k, v in model.state_dict().items() if v.is_meta]
     if lost: raise WeightsError(f"{examples(lost)} have no memory ('meta'), and are no tables; expected them with their start values: only tables may be on 'meta'")
-    if hasattr(learn, 'mean_row'): learn.remove_cb(MeanRowCallback), learn.add_cb(ShardedMeanRowCallback())
+    if learn.mean_row: learn.remove_cb(MeanRowCallback), learn.add_cb(ShardedMeanRowCallback())
     learn.opt = None
     return learn if pretrained is None else start_table(learn, _source(learn, pretrained), min_overlap)
 
