@@ -60,7 +60,9 @@ class Benchmark:
     def pays(self) -> bool: return bool((self._better() | self._sooner()).drop('from scratch').any())
 
     def _better(self): return self.gain > self.margin
-    def _sooner(self): return (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
+    def _sooner(self):
+        scratch = self.curves['from scratch']  # there must be something to reach: more than chance
+        return (scratch.iloc[0] - scratch.iloc[-1] > self.margin) & (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #58279259
 @patch
