@@ -28,7 +28,7 @@ def as_array(values):
 
 def _text_ids(values, name):
     res = np.asarray(values, dtype=object)
-    if set(map(type, res.tolist())) - {str}: res = np.array([str(o) for o in res] + [None], dtype=object)[:-1]  # np.str_ and the like
+    if set(map(type, res.tolist())) - {str}: res = np.array([str.__str__(o) for o in res] + [None], dtype=object)[:-1]  # np.str_, whose own cuts zeros off
     if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown ids; "
                                              "expected any other text: rename that id, or drop its rows")
     return res
