@@ -1,0 +1,37 @@
+"What fastai's vocabularies promise, of ours; and that vocabularies as fastai makes them are cheap."
+import time
+
+import numpy as np
+import torch
+from fastai.data.transforms import CategoryMap
+
+from collab_pretrained.ids.vocab import Vocab, rows_of
+
+
+def fastest(f, n=5):
+    def seconds():
+        start = time.perf_counter()
+        f()
+        return time.perf_counter() - start
+    return min(seconds() for _ in range(n))
+
+
+def test_a_few_ids_of_a_large_category_map_are_found_at_once():
+    big = CategoryMap(np.arange(100_000), add_na=True)
+    assert fastest(lambda: rows_of(big, [500])) < 1e-3
+    assert rows_of(big, [500, 10**6]).tolist() == [501, -1]
+
+
+def test_numpy_ids_cost_as_much_as_pythons():
+    ids = np.random.default_rng(0).permutation(200_000)
+    assert fastest(lambda: Vocab(['#na#', *map(np.int64, ids)])) < 6*fastest(lambda: Vocab(['#na#', *ids.tolist()]))  # was 100 times
+
+
+def test_indexing_is_that_of_a_category_map():
+    theirs = CategoryMap([30, 10, 20], add_na=True)
+    ours = Vocab.of(theirs)
+    masks = [True, False, True, False], torch.tensor([False, True, True, False]), np.array([True]*4)
+    for some in (2, -1, [2, 0], torch.tensor([1, 3]), np.array([1, 3]), torch.tensor(2), slice(1, 3), *masks):
+        assert ours[some] == theirs[some] and type(ours[some]) in (int, type(theirs[some])), some
+    assert ours == theirs and theirs == ours and ours == list(theirs)
+    assert ours.o2i['unknown'] == theirs.o2i['unknown'] == 0 and 'unknown' not in ours.o2i
