@@ -62,7 +62,10 @@ class Pair:
 
 class Folder:
     files = ['config.json', 'model.safetensors', 'seen.safetensors', 'vocab.json']
-    def save(folder, k): save_folder(folder, *model(k), {'k': k, 'counts': {'users': list(range(SIZES['user'] - 1))}}, tables(k))
+
+    def save(folder, k):
+        save_folder(folder, *model(k), {'k': k, 'counts': {'users': list(range(SIZES['user'] - 1))}}, tables(k))
+
     def which(folder):
         *saved, config = read_folder(folder)
         assert config['tables']['seen']['user.n'].tolist() == [config['k']]*SIZES['user']
