@@ -143,6 +143,7 @@ class CollabDL(TfmdDL):
     def __len__(self): return len(batch_sizes(self.n, self.bs, self.drop_last))
     def randomize(self): self.epoch += 1
     def decode(self, b): return self.dataset.decode(b)
+    def _pre_show_batch(self, b, max_n=9): return self.decode(b), None, None  # fastai's: a batch shows itself as a whole
     def get_idxs(self):
         return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n) if self.shuffle else np.arange(self.n)
 
@@ -234,7 +235,7 @@ def show_batch(self:CollabDL,
 @patch
 def show_results(self:CollabDL,
     b, # a batch
-    out, # predictions for it, (bs,) or (bs, 1)
+    out:Tensor|tuple, # predictions for it, (bs,) or (bs, 1); alone or in a tuple, as fastai's `Interpretation` has them
     max_n=9, # rows to show, 1 or more
     show=True, # display the table? False to get it
     titles=None, # item id -> title, a dictionary or a Series; None shows no titles
@@ -242,6 +243,7 @@ def show_results(self:CollabDL,
 ) -> pd.DataFrame: # None if shown
     "Show some ratings of a batch beside what was predicted."
     df = self.show_batch(b, max_n=max_n, show=False, titles=titles)
+    if isinstance(out, tuple): out, = out
     df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
     return display_df(df) if show else df
 
@@ -441,7 +443,8 @@ def test_dl(self:CollabDataLoaders,
     test_items, # table with the user and item columns under the names they had in training, or one row of it; its order is kept
     rm_type_tfms=None, # accepted as fastai does, and not used
     with_labels=None, # read the ratings as well? None for yes if their column is there
-    bs=None, # rows in a batch, 1 or more; None for the validation loader's
+    bs:int|None=None, # rows in a batch, 1 or more; None for the validation loader's
+    process:bool=True, # accepted as fastai does, and not used: ids are always encoded
     **kwargs, # other parameters of `CollabDL`
 ): # `CollabDL` with the rows in the order of `test_items`
     "A loader of rows to score."

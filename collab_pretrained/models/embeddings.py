@@ -15,10 +15,11 @@ from fastai import collab
 from fastai.collab import EmbeddingNN
 from fastai.layers import Embedding, SigmoidRange
 from fastai.tabular.model import emb_sz_rule
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from ..core import VocabError, WeightsError, examples
+from ..core import SIDES, UnknownIdError, VocabError, WeightsError, examples
 from ..ids.vocab import Vocab
 from ..weights.roles import find_roles, flat_weights, roles
 
@@ -30,72 +31,108 @@ def _side_grads(rows, grads, n_rows, is_sparse):
     sums = [o.new_zeros(len(rows), o.shape[1]).index_add_(0, place, o) for o in grads]
     return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), is_coalesced=True, check_invariants=False) for o in sums]
 
+def _linked(vectors, table, rows):
+    "Vectors that were looked up in a table, with their derivative by it where a second one is wanted."
+    if not torch.is_grad_enabled(): return vectors
+    again = table.index_select(0, rows)
+    return vectors + (again - again.detach())
+
 class _DotBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx, users, items, u_weight, i_weight, u_bias, i_bias, is_sparse):
         u, i = u_weight.index_select(0, users), i_weight.index_select(0, items)
         ctx.save_for_backward(users, items, u, i)
-        ctx.n_rows, ctx.is_sparse = (len(u_weight), len(i_weight)), is_sparse
+        ctx.tables, ctx.is_sparse = (u_weight, i_weight), is_sparse
         return (u*i).sum(1) + u_bias.flatten().index_select(0, users) + i_bias.flatten().index_select(0, items)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         users, items, u, i = ctx.saved_tensors
-        grad, (n_users, n_items) = grad[:,None], ctx.n_rows
+        u, i = (_linked(o, table, rows) for o, table, rows in zip((u, i), ctx.tables, (users, items), strict=True))
+        grad, (n_users, n_items) = grad[:,None], map(len, ctx.tables)
         u_weight, u_bias = _side_grads(users, (grad*i, grad), n_users, ctx.is_sparse)
         i_weight, i_bias = _side_grads(items, (grad*u, grad), n_items, ctx.is_sparse)
         return None, None, u_weight, i_weight, u_bias, i_bias, None
 
+# %% ../../nbs/40_models.embeddings.ipynb #ef1658b4
 def _is_plain(emb):
     "Whether `emb` looks rows up and does nothing else: no hooks, and a table on the CPU."
     hooks = emb._forward_hooks or emb._forward_pre_hooks or emb._backward_hooks or emb._backward_pre_hooks
     return type(emb) is Embedding and type(emb.weight) is nn.Parameter and emb.weight.device.type == 'cpu' and emb.max_norm is None and not hooks
 
+def _by_lookup(tables):
+    "Whether torch should find the gradient: while a model is compiled or in half precision, and where tables are not plain."
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu') or not all(map(_is_plain, tables))
+
 # %% ../../nbs/40_models.embeddings.ipynb #3f1d2892
 class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
+    classes, user, item = None, None, None  # column -> names of the rows, and which columns are users and items
+    _vocabs = None  # column -> its names and their `Vocab`, where they are another's, such as fastai's
     def __init__(self,
         n_factors:int, # width of the vectors, 1 or more
         n_users:int, # rows of the users' tables, '#na#' included
         n_items:int, # rows of the items' tables, '#na#' included
-        y_range:tuple=None, # (low, high) of the answers, by a sigmoid; None for no bounds
+        y_range:tuple|None=None, # (low, high) of the answers, by a sigmoid; None for no bounds
     ): super().__init__(n_factors, n_users, n_items, y_range)
+    def __getstate__(self): return {**self.__dict__, '_vocabs': None}
 
     def forward(self,
-        x:Tensor, # (n, 2), int64: the users' rows and the items'
+        x:Tensor, # (n, 2 or more), int64: the users' rows, the items', and columns that are not used
     ) -> Tensor: # (n,)
         "The answers to pairs of a user and an item."
-        tables = self.u_weight, self.i_weight, self.u_bias, self.i_bias
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type) or not all(map(_is_plain, tables)): return super().forward(x)
-        res = _DotBias.apply(*x.t().contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
+        if torch.jit.is_scripting(): res = self._looked_up(x[:,0], x[:,1])
+        else: res = self._scores(x[:,0], x[:,1])
         return res if self.y_range is None else torch.sigmoid(res)*(self.y_range[1] - self.y_range[0]) + self.y_range[0]
 
-    def _get_idx(self, arr, is_item=True):
-        if not hasattr(self, 'classes'): raise VocabError('the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
-        col, what = (self.item, 'item') if is_item else (self.user, 'user')
-        rows = Vocab.of(self.classes[col], f'the vocabulary of {col}').rows(arr)
-        lost = [o for o, row in zip(arr, rows) if row < 0]
-        if lost: raise VocabError(f'{col}: {len(lost)} of {len(rows)} {what}s have no row ({examples(lost)}); expected ids that the vocabulary of '
-                                  f'the data loaders has ({examples(self.classes[col][1:4])}, ...): it comes from the ratings they were made from')
-        return torch.from_numpy(rows)
+    def _looked_up(self, users, items):
+        return (self.u_weight(users)*self.i_weight(items)).sum(1) + self.u_bias(users).squeeze(-1) + self.i_bias(items).squeeze(-1)
 
-    def _read(self, layer, arr, is_item):
-        return layer.weight.detach()[self._get_idx(arr, is_item).to(layer.weight.device)].cpu()
+    @torch.jit.unused
+    def _scores(self, users, items):
+        tables = self.u_weight, self.i_weight, self.u_bias, self.i_bias
+        if _by_lookup(tables): return self._looked_up(users, items)
+        return _DotBias.apply(users.contiguous(), items.contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
 
-    def weight(self,
-        arr, # ids of items, or of users
-        is_item:bool=True, # False for users
-    ) -> Tensor: # (len(arr), n_factors) on the CPU, without gradient; a copy
-        "The vectors of `arr`."
-        return self._read(self.i_weight if is_item else self.u_weight, arr, is_item)
+# %% ../../nbs/40_models.embeddings.ipynb #0db7217f
+@patch
+def _vocab(self:EmbeddingDotBias, is_item):
+    "The vocabulary of a side, made once of names that are another's."
+    if self.classes is None: raise VocabError('the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
+    col = self.item if is_item else self.user
+    names, known = self.classes[col], self._vocabs or {}
+    if col not in known or known[col][0] is not names:
+        self._vocabs = known = {**known, col: (names, Vocab.of(names, f'the vocabulary of {col}'))}
+    return known[col][1]
 
-    def bias(self,
-        arr, # ids of items, or of users
-        is_item:bool=True, # False for users
-    ) -> Tensor: # (len(arr),) on the CPU, without gradient; a copy
-        "The biases of `arr`."
-        return self._read(self.i_bias if is_item else self.u_bias, arr, is_item).squeeze(-1)
+@patch
+def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
+    vocab = self._vocab(is_item)
+    rows = vocab.rows(arr)
+    lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
+    if lost: raise UnknownIdError(
+        f'{self.item if is_item else self.user}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row ({examples(lost)}); expected ids that the '
+        f'vocabulary of the data loaders has ({examples(vocab.ids[:3])}, ...): it comes from the ratings they were made from')
+    return torch.from_numpy(rows)
+
+def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
+
+@patch
+def weight(self:EmbeddingDotBias,
+    arr, # ids of items, or of users
+    is_item:bool=True, # False for users
+) -> Tensor: # (len(arr), n_factors) on the CPU, without gradient; a copy
+    "The vectors of `arr`."
+    return _rows_of(self.i_weight if is_item else self.u_weight, self._get_idx(arr, is_item))
+
+@patch
+def bias(self:EmbeddingDotBias,
+    arr, # ids of items, or of users
+    is_item:bool=True, # False for users
+) -> Tensor: # (len(arr),), or () for one id as fastai has it; on the CPU, without gradient; a copy
+    "The biases of `arr`."
+    res = _rows_of(self.i_bias if is_item else self.u_bias, self._get_idx(arr, is_item))
+    return res.reshape(() if len(res) == 1 else len(res))
 
 # %% ../../nbs/40_models.embeddings.ipynb #17434398
 def y_range_of(
@@ -129,10 +166,10 @@ def table_widths(
 
 # %% ../../nbs/40_models.embeddings.ipynb #b493f01a
 def embedding_sizes(
-    classes:Mapping, # column -> names of the rows: users, then items
-    emb_szs=None, # column -> width; or a list of two widths or of two (rows, width); None takes fastai's rule: min(600, round(1.6 * rows**0.56))
-) -> list: # of two (rows, width), users then items
-    "How large the two embeddings of a network are."
+    classes:Mapping, # column -> names of the rows: users, items, and what else a network of fastai's looks up
+    emb_szs:Mapping|list|None=None, # column -> width; or a list of a width or of (rows, width) for each; None takes fastai's rule: min(600, round(1.6 * rows**0.56))
+) -> list: # of (rows, width) for each column
+    "How large the embeddings of a network are."
     rows = {col: len(names) for col, names in classes.items()}
     if not emb_szs: emb_szs = {}
     if not isinstance(emb_szs, Mapping): emb_szs = _by_column(emb_szs, rows)
@@ -141,10 +178,10 @@ def embedding_sizes(
 
 def _by_column(emb_szs, rows):
     "A list of sizes as column -> width."
-    sizes = [o if isinstance(o, (tuple, list)) else (n, o) for o, n in zip(emb_szs, rows.values())]
-    if len(emb_szs) != 2 or [n for n, _ in sizes] != list(rows.values()): raise WeightsError(
-        f'emb_szs={list(emb_szs)}, and the vocabulary has {rows} rows; expected a width for each of the two columns, or (rows, width) with these rows')
-    return {col: width for col, (_, width) in zip(rows, sizes)}
+    sizes = [o if isinstance(o, (tuple, list)) else (n, o) for o, n in zip(emb_szs, rows.values(), strict=False)]
+    if len(emb_szs) != len(rows) or [n for n, _ in sizes] != list(rows.values()): raise WeightsError(
+        f'emb_szs={list(emb_szs)}, and the vocabulary has {rows} rows; expected a width for each column, or (rows, width) with these rows')
+    return {col: width for col, (_, width) in zip(rows, sizes, strict=True)}
 
 # %% ../../nbs/40_models.embeddings.ipynb #ffba1085
 def _activation(name):
