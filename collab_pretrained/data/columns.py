@@ -19,6 +19,7 @@ import pandas as pd
 from ..core import CollabWarning, RatingsError, examples
 from ..ids.canonical import ascending_codes, canonical_ids, factorize_ids, take_in_parts
 from ..ids.matching import id_casts
+from .splits import row_words
 
 # %% ../../nbs/31_data.columns.ipynb #0b117567
 def warn_user(message): warnings.warn(message, CollabWarning, stacklevel=5)
@@ -39,16 +40,21 @@ def check_column(cols, name, role):
                            + (f', perhaps {near[0]!r}' if near else ''))
     if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
-def check_guess(name, role, options='`user_name=`, `item_name=`, `rating_name=`'):
-    "Raise or warn where the column `name`, taken for `role` by its position, looks like another; `options` name the columns."
-    if re.fullmatch(r'Unnamed: \d+|', str(name)): raise RatingsError(
-        f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: leave it out '
-        f'(`index_col=0` of `from_csv`), or name all columns: {options}')
+# %% ../../nbs/31_data.columns.ipynb #04ce5b5a
+def check_guess(
+    name, # of a column
+    role:str, # what its position takes it for: 'user', 'item' or 'rating'
+    options:str='`user_name=`, `item_name=`, `rating_name=`', # what names columns
+):
+    "Raise or warn where a column that was taken for `role` by its position looks like another."
+    remedy = f'or name all columns: {options}'
+    if re.fullmatch(r'Unnamed: \d+|__index_level_\d+__|', str(name)): raise RatingsError(
+        f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: '
+        f'leave it out (`index_col=0` of `from_csv`), {remedy}')
     if role == 'rating' and isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?', name): raise RatingsError(
-        f'column {name!r} would be taken for the {role}s, and its name is a number; expected names: where the first line is a rating already, `header=None` '
-        f'(`from_csv`), or name all columns: {options}')
-    if role not in (_roles_of(name) or {role}): warn_user(
-        f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
+        f'column {name!r} would be taken for the {role}s, and its name is a number; expected names: where the first line is a rating already, '
+        f'`header=None` (`from_csv`), {remedy}')
+    if role not in (_roles_of(name) or {role}): warn_user(f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
 # %% ../../nbs/31_data.columns.ipynb #78686568
 def column_names(cols, user_name=None, item_name=None, rating_name=None, implicit=False):
@@ -211,31 +217,40 @@ def complete_rows(frame, names, on_missing):
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
     missing = {o: m for o in names if (m := frame[o].isna().to_numpy()).any()}
     if not missing: return None
-    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in rows {examples(np.flatnonzero(m))}' for o, m in missing.items())
+    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in {row_words(frame.index, np.flatnonzero(m))}' for o, m in missing.items())
     if on_missing == 'raise': raise RatingsError(
-        f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`. In a CSV file, pandas "
-        "takes the text 'NA' for missing unless `keep_default_na=False`")
+        f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`. In a CSV file, the texts 'NA', 'None', 'null' "
+        "and the like are taken for missing unless `keep_default_na=False`")
     complete = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
-    warn_user(f'{said} (counted from 0): {len(frame)-len(complete)} rows left out')
+    warn_user(f'{said}: {len(frame)-len(complete)} rows left out')
     return complete
+
+# %% ../../nbs/31_data.columns.ipynb #abf3c845
+def _bad_number(
+    bad:pd.Series, # the values that are none
+    name, # of their column
+    above:float, # what they must be above
+) -> str:
+    "What is wrong with a column of numbers."
+    first, index = bad.tolist()[0], bad.index
+    where = f'line {index[0]}' if index.name == 'line' else f'row {index[0]} (counted from 0)'
+    said = f'column {name!r}: {first!r} in {where}'
+    comma = isinstance(first, str) and re.fullmatch(r'\s*-?\d+,\d+\s*', first)
+    if comma: hint = "expected numbers: a decimal comma is read with `decimal=','` (`from_csv`)"
+    elif above > -np.inf: hint = f'expected finite numbers above {above}: correct them, or drop those rows'
+    else: hint = 'expected numbers: replace them, or drop those rows'
+    return f'{said} is not a finite number{f" above {above}" if above > -np.inf else ""} (nor are {len(bad)-1} more); {hint}'
 
 # %% ../../nbs/31_data.columns.ipynb #213021e9
 def read_numbers(
-    values, # Series, none missing, whose index says which row of the table each is from
+    values:pd.Series, # none missing; its index says which row of the table, or which line of the file, each is from
     name, # of its column, for messages
     above:float=-np.inf, # what all of them must be above
-): # float32, all of them finite
+) -> np.ndarray: # float32, all of them finite
     "Read a column of numbers, of ratings or of weights."
     if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
     numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(object), errors='coerce')
     with np.errstate(over='ignore'): res = numbers.to_numpy(dtype=np.float32)
-    bad = values[~np.isfinite(res)]
-    if not len(bad) and not (res > above).all():
-        low = values[~(res > above)]
-        raise RatingsError(f'column {name!r}: {low.tolist()[0]!r} in row {low.index[0]} (counted from 0) is not above {above} (nor are {len(low)-1} more); '
-                           f'expected numbers above {above}: correct them, or drop those rows')
-    if not len(bad): return res
-    first = bad.tolist()[0]
-    comma = isinstance(first, str) and re.fullmatch(r'\s*-?\d+,\d+\s*', first)
-    raise RatingsError(f'column {name!r}: {first!r} in row {bad.index[0]} (counted from 0) is not a finite number (nor are {len(bad)-1} more); expected numbers: '
-                       + ("a decimal comma is read with `decimal=','` (`from_csv`)" if comma else 'replace them, or drop those rows'))
+    bad = values[~(np.isfinite(res) & (res > above))]
+    if len(bad): raise RatingsError(_bad_number(bad, name, above))
+    return res

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from ..core import RatingsError, examples
+from ..core import RatingsError, VocabError, examples
+from ..ids.vocab import Vocab
 from collab_pretrained.data.columns import (
     cast_of,
     check_casts,
@@ -26,7 +29,7 @@ from collab_pretrained.data.columns import (
     read_numbers,
     warn_user,
 )
-from .splits import sortable_times
+from .splits import row_words, sortable_times
 
 # %% ../../nbs/32_data.ratings.ipynb #4e72b9eb
 @dataclass
@@ -54,14 +57,31 @@ class Ratings:
         return replace(self, **{k: o[idx] for k, o in columns.items() if o is not None})
 
 # %% ../../nbs/32_data.ratings.ipynb #7c057336
-def schema_names(table):
+def open_table(
+    table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
+): # a table of pandas, polars or pyarrow, not yet read where it is lazy
+    "A table that the functions below can read."
+    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema') or hasattr(getattr(table, 'schema', None), 'names'): return table
+    try:
+        if hasattr(table, '__arrow_c_stream__'): return pa.table(table)
+    except (TypeError, ValueError): pass  # a stream of single values
+    raise RatingsError(
+        f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars, pyarrow, or another that gives an Arrow stream')
+
+def schema_names(table) -> list:
     "The names of a table's columns."
     if isinstance(table, pd.DataFrame): return list(table.columns)
-    if hasattr(table, 'collect_schema'): return table.collect_schema().names()  # polars
-    if hasattr(getattr(table, 'schema', None), 'names'): return list(table.schema.names)  # pyarrow
-    raise RatingsError(f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars or pyarrow')
+    return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)  # polars, pyarrow
 
-def as_frame(table, names):
+def _without_runs(table):
+    "A pyarrow table whose run-end encoded columns are plain, since pandas knows none of them."
+    for k, field in enumerate(table.schema):
+        if pa.types.is_run_end_encoded(field.type): table = table.set_column(k, field.name, pc.run_end_decode(table.column(k)))
+    return table
+
+def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)
+
+def as_frame(table, names:list) -> pd.DataFrame:
     "The columns `names` of a table as a DataFrame; integers beside missing values stay integers."
     if isinstance(table, pd.DataFrame): return table
     if hasattr(table, 'to_table'): table = table.to_table(columns=names)  # pyarrow's Dataset
@@ -69,11 +89,32 @@ def as_frame(table, names):
     table = table.select(names)
     if hasattr(table, 'collect'): table = table.collect()  # polars' LazyFrame
     if hasattr(table, 'to_arrow'): table = table.to_arrow()
-    return table.to_pandas(types_mapper=lambda t: None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t), ignore_metadata=True)
+    return _without_runs(table).to_pandas(types_mapper=_pandas_type, ignore_metadata=True)
+
+# %% ../../nbs/32_data.ratings.ipynb #11c03ffc
+def _check_index(table, cols, names):
+    "Raise where one of `names` is in the index of a DataFrame, as `groupby` leaves it."
+    if not isinstance(table, pd.DataFrame): return
+    if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(
+        f'{examples(lost)} in the index of the DataFrame, which is not read; expected columns: give `df.reset_index()`')
+
+def _columns(frame, names, rows):
+    "The columns `names` of the complete `rows`, without the caller's index unless it says on which lines of a file they are."
+    index = frame.index if frame.index.name == 'line' else None
+    res = {o: pd.Series(frame[o].array, index, copy=False) for o in names}
+    return res if rows is None else {o: s.iloc[rows] for o, s in res.items()}
+
+def _check_no_header(series, names):
+    "Raise where the names of the columns stand among the rows."
+    user, item = names[:2]
+    if any(pd.api.types.is_numeric_dtype(series[o]) for o in (user, item)): return
+    at = np.flatnonzero((series[user] == user).to_numpy(bool) & (series[item] == item).to_numpy(bool))
+    if len(at): raise RatingsError(f'{row_words(series[user].index, at)}: {examples([o for o in names if o is not None])}, the names of the columns, among the rows; '
+                                   'expected one header: where files were joined, leave out the headers of all but the first')
 
 # %% ../../nbs/32_data.ratings.ipynb #61984b87
 def read_ratings(
-    ratings, # table with a row for each rating: pandas, polars (also lazy) or pyarrow (also a dataset)
+    ratings, # table with a row for each rating: pandas, polars (also lazy), pyarrow (also a dataset), or anything that gives an Arrow stream, as DuckDB's relations do
     user_name=None, # name of the user column; None for the first
     item_name=None, # name of the item column; None for the second
     rating_name=None, # name of the rating column; None for the third
@@ -85,7 +126,9 @@ def read_ratings(
     implicit=False, # count every row as a rating of 1 and read no rating column?
 ) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
+    ratings = open_table(ratings)
     cols = schema_names(ratings)
+    _check_index(ratings, cols, (user_name, item_name, rating_name, time_name, weight_name))
     names = user_name, _, rating_name = column_names(cols, user_name, item_name, rating_name, implicit)
     for name, role in ((time_name, 'time'), (weight_name, 'weight')):
         if name is not None: check_column(cols, name, role)
@@ -93,8 +136,8 @@ def read_ratings(
     used = [o for o in dict.fromkeys([*names, time_name, weight_name]) if o is not None]
     frame = as_frame(ratings, used)
     rows = complete_rows(frame, used, on_missing)
-    series = {o: pd.Series(frame[o].array, copy=False) for o in used}  # without the caller's index
-    if rows is not None: series = {o: s.iloc[rows] for o, s in series.items()}
+    series = _columns(frame, used, rows)
+    _check_no_header(series, names)
     if not len(series[user_name]): raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
     (users, user_ids), (items, item_ids) = (encode_ids(series[o], o, cast_of(id_cast, o)) for o in names[:2])
     values = np.ones(len(users), dtype=np.float32) if rating_name is None else read_numbers(series[rating_name], rating_name)

@@ -45,6 +45,15 @@ def split_random(
     valid[_shuffled(n, seed)[:int(valid_pct*n)]] = True
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
+# %% ../../nbs/30_data.splits.ipynb #e3f11c58
+def row_words(
+    index:pd.Index, # of a table; called 'line' where it says on which lines of a file the rows are
+    at, # positions in it, at least one
+) -> str: # such as 'rows 0, 5 (counted from 0)' or 'line 17'
+    "Where rows are, for a message."
+    if index.name != 'line': return f'rows {examples(at)} (counted from 0)'
+    return f'line{"s" if len(at) > 1 else ""} {examples(index[at])}'
+
 # %% ../../nbs/30_data.splits.ipynb #af3fb530
 def _numbers_in(times, name):
     "The numbers that a Series of text holds, or itself where most of it is something else."
@@ -52,8 +61,8 @@ def _numbers_in(times, name):
     wrong = np.flatnonzero(numbers.isna())
     if not len(wrong): return numbers
     if len(wrong) >= len(times)/2: return times
-    raise RatingsError(f'{name}: {examples(times[wrong])} among numbers, at position {examples(wrong)}; expected a number for each rating: '
-                       'correct these rows, or leave them out')
+    raise RatingsError(f'{name}: {examples(times.iloc[wrong].tolist())} among numbers, in {row_words(times.index, wrong)}; expected a number for each '
+                       'rating: correct these rows, or leave them out')
 
 def _has_zone(times):
     "Which of the times, text or objects, say how far from UTC they are."
@@ -64,7 +73,7 @@ def _seconds(times, name):
     "Timestamps, or text that holds them, as float64 seconds since 1970, in UTC."
     zoned = _has_zone(times)
     if zoned.any() and not zoned.all(): raise RatingsError(
-        f'{name}: {times[np.flatnonzero(~zoned)[0]]!r} has no time zone and {times[np.flatnonzero(zoned)[0]]!r} has one; expected a zone for all times, or for none')
+        f'{name}: {times.iloc[(~zoned).argmax()]!r} has no time zone and {times.iloc[zoned.argmax()]!r} has one; expected a zone for all times, or for none')
     for how in ('ISO8601', None):  # with and without fractions of a second, then in the one format that the first text has
         try:
             with warnings.catch_warnings():
@@ -72,7 +81,7 @@ def _seconds(times, name):
                 moments = pd.to_datetime(times, utc=True, format=how).dt.tz_localize(None).to_numpy()
             return (moments - np.datetime64(0, 's'))/np.timedelta64(1, 's')
         except (ValueError, TypeError, UserWarning) as e: why = str(e).splitlines()[0]
-    raise RatingsError(f'{name}: {times[0]!r} and the rest are not times in one format ({why}); expected numbers, timestamps or dates as text')
+    raise RatingsError(f'{name}: {times.iloc[0]!r} and the rest are not times in one format ({why}); expected numbers, timestamps or dates as text')
 
 # %% ../../nbs/30_data.splits.ipynb #f8c634fd
 def sortable_times(
@@ -80,9 +89,10 @@ def sortable_times(
     name:str='times', # what messages call it
 ) -> np.ndarray: # int64 or float64 that sort as the times do: numbers as they are given, timestamps in seconds since 1970 (UTC)
     "Times as numbers."
-    times = pd.Series(times, copy=False).reset_index(drop=True)
+    times = pd.Series(times, copy=False)
+    if times.index.name != 'line': times = times.reset_index(drop=True)
     missing = np.flatnonzero(times.isna())
-    if len(missing): raise RatingsError(f'{name}: {len(missing)} missing of {len(times)}, the first at position {missing[0]}; expected a time for each rating')
+    if len(missing): raise RatingsError(f'{name}: {len(missing)} missing of {len(times)}, in {row_words(times.index, missing)}; expected a time for each rating')
     if isinstance(times.dtype, pd.CategoricalDtype): times = times.astype(times.cat.categories.dtype)
     if pd.api.types.infer_dtype(times) == 'string': times = _numbers_in(times, name)
     if not pd.api.types.is_numeric_dtype(times): return _seconds(times, name)
