@@ -40,6 +40,18 @@ def check_column(cols, name, role):
                            + (f', perhaps {near[0]!r}' if near else ''))
     if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
+# %% ../../nbs/31_data.columns.ipynb #7604c31a
+_ids = '|'.join([*f"{_role_words['user']} {_role_words['item']}".split(), ''])
+
+def looks_like_header(
+    name:str, # the first line of a list of ids
+    column=None, # what a header would say; None where that is unknown
+) -> bool:
+    "Whether a line is the name of a column of ids, and not an id."
+    if name == column: return True
+    letters = re.sub('[^a-z]', '', name.lower())
+    return bool(letters) and not re.search(r'\d', name) and bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
+
 # %% ../../nbs/31_data.columns.ipynb #04ce5b5a
 def check_guess(
     name, # of a column
@@ -51,7 +63,7 @@ def check_guess(
     if re.fullmatch(r'Unnamed: \d+|__index_level_\d+__|', str(name)): raise RatingsError(
         f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: '
         f'leave it out (`index_col=0` of `from_csv`), {remedy}')
-    if role == 'rating' and isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?', name): raise RatingsError(
+    if isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?', name): raise RatingsError(
         f'column {name!r} would be taken for the {role}s, and its name is a number; expected names: where the first line is a rating already, '
         f'`header=None` (`from_csv`), {remedy}')
     if role not in (_roles_of(name) or {role}): warn_user(f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')

@@ -8,51 +8,124 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.files.html.md""
 __all__ = ['read_csv', 'open_parquet', 'read_table', 'read_ids', 'pick_columns', 'ratings_by_time', 'write_table']
 
 # %% ../../nbs/33_data.files.ipynb #d14c4e00
+import bz2
+import gzip
+import json
+import lzma
 import os
 import re
 import uuid
 import warnings
+from collections.abc import Sequence
+from csv import QUOTE_NONE
+from csv import Error as CsvError
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from pyarrow import dataset
 
 from ..core import CollabError, RatingsError, examples
-from .columns import check_guess
+from .columns import check_guess, looks_like_header, warn_user
+from .ratings import as_frame, schema_names
 from .splits import sortable_times
 
-# %% ../../nbs/33_data.files.ipynb #4d01fb2e
+# %% ../../nbs/33_data.files.ipynb #bcb523f5
+_separators = '::', '\t', ';', '|', ',', ' '
+
+def _separator_in(line): return next((o for o in _separators if o in line), None)
+
+def _check_one_column(first, said):
+    "Raise for a table of one column, whose first value or name is `first`."
+    if re.fullmatch(r'\S+( \d+:\S+)+\s*', first): raise RatingsError(
+        f'{said}{first[:40]!r} looks like LibSVM, a line for each user; expected a line for each rating: convert it by '
+        "`pd.DataFrame([(user, *o.split(':')) for user, *pairs in map(str.split, open(path)) for o in pairs], columns=['user', 'item', 'rating'])`")
+    sep = _separator_in(first)
+    option = 'pass its separator with `sep=`' if sep is None else f'`sep={sep!r}`'
+    raise RatingsError(f'{said}one column, {first!r}; expected users, items and ratings in columns of their own: {option}')
+
 def _check_csv(df, said, **kwargs):
     "Raise where `df` came out as a file that was read with the wrong options."
     has_names = 'header' not in kwargs and 'names' not in kwargs
-    first = str(df.columns[0]) if has_names else str(df.iloc[0, 0]) if len(df) else ''
-    if df.shape[1] == 1:
-        sep = next((o for o in ('::', '\t', ';', '|', ',', ' ') if o in first), None)
-        option = "pass its separator with `sep=`" if sep is None else f'`sep={sep!r}`' + ", `engine='python'`"*(len(sep) > 1)
-        raise RatingsError(f'{said}one column, {first!r}; expected users, items and ratings in columns of their own: {option}')
+    if df.shape[1] == 1: _check_one_column(str(df.columns[0]) if has_names else str(df.iloc[0, 0]) if len(df) else '', said)
     if has_names and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
         f'{said}the columns are called {examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
 
-# %% ../../nbs/33_data.files.ipynb #ca27c89d
-def _whole_columns(kwargs):
-    "What makes pandas find the type of a column from all its lines, where its engine can: else ids that are text far down are integers above."
-    sep = kwargs.get('sep', kwargs.get('delimiter', ','))
-    return {'low_memory': False} if 'engine' not in kwargs and 'skipfooter' not in kwargs and isinstance(sep, str) and len(sep) == 1 else {}
+# %% ../../nbs/33_data.files.ipynb #9a6b32ae
+_openers = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+_packed = *_openers, '.zst', '.zip'
 
-def read_csv(
-    csv, # path, URL or open file
-    **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header` and the rest
-) -> pd.DataFrame:
-    "Read a CSV file with pandas, or raise `RatingsError` that names the option which helps."
-    said = f'{csv}: ' if isinstance(csv, (str, Path)) else 'CSV: '
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.filterwarnings('always', 'Length of header', pd.errors.ParserWarning)
-            df = pd.read_csv(csv, **{'index_col': False, **_whole_columns(kwargs), **kwargs})
+def _is_packed(path): return isinstance(path, (str, Path)) and Path(path).suffix.lower() in _packed
+
+def _call(read, path, said, **kwargs):
+    "Read with pandas, whose errors become ours."
+    try: return read(path, **kwargs)
     except pd.errors.EmptyDataError: raise RatingsError(f'{said}empty; expected a line for each rating') from None
     except UnicodeDecodeError as e: raise RatingsError(
         f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
-    except pd.errors.ParserError as e: raise RatingsError(f"{said}{str(e).strip()}; expected columns: see `sep`, `quotechar` and `engine` of pandas' `read_csv`") from None
+    except (UnicodeError, LookupError) as e: raise RatingsError(f"{said}{e}; expected its encoding, e.g. `encoding='utf-8'` or 'cp1252'") from None
+    except pd.errors.ParserError as e: raise RatingsError(
+        f'{said}{str(e).strip()}; expected as many values in every line, one line for each rating: see `sep=`, `quoting=` and `encoding=`') from None
+    except Exception as e:  # of gzip, bz2, lzma, zipfile and zstandard, which have no base in common
+        if not _is_packed(path) or isinstance(e, (FileNotFoundError, PermissionError, ImportError, MemoryError, RatingsError)): raise
+        raise RatingsError(f'{said}damaged or cut short ({type(e).__name__}: {e}); expected a whole file, with one table in it') from None
+
+# %% ../../nbs/33_data.files.ipynb #a0b65f1f
+def _quoted(values) -> np.ndarray:
+    "Which of some texts stand in quotation marks as a whole."
+    return pd.Series(values, dtype=object).astype(str).str.fullmatch('".*"').to_numpy(bool)
+
+def _read_tabs(path, said, kwargs):
+    "A table with tabs between its values, in which quotation marks are parts of them, unless those of the first line all stand in them."
+    df = _call(pd.read_csv, path, said, quoting=QUOTE_NONE, **kwargs)
+    first = df.columns if 'header' not in kwargs and 'names' not in kwargs else df.iloc[0] if len(df) else ()
+    if len(first) and _quoted(first).all():
+        if hasattr(path, 'seek'): path.seek(0)
+        return _call(pd.read_csv, path, said, **kwargs)
+    for name in df.columns:
+        if df[name].dtype.kind not in 'OU' and not isinstance(df[name].dtype, pd.StringDtype): continue
+        marked = df[name].astype('str')[lambda o: o.str.contains('"', regex=False, na=False)].unique()
+        if len(marked) and _quoted(marked).all(): warn_user(
+            f'{said}column {name!r} has values such as {marked[0]!r}, and the quotation marks are taken for parts of them; if they are not, `quoting=0`')
+    return df
+
+# %% ../../nbs/33_data.files.ipynb #15b4bc5d
+_not_all_lines = {'skiprows', 'nrows', 'skipfooter', 'comment', 'on_bad_lines', 'chunksize', 'iterator', 'lineterminator', 'skip_blank_lines'}
+
+def _filled_lines(path) -> np.ndarray:
+    "The numbers, from 1, of the lines of a file that are not blank."
+    with _openers.get(Path(path).suffix.lower(), open)(path, 'rb') as f:
+        return np.fromiter((k for k, line in enumerate(f, 1) if not line.isspace()), dtype=np.int64)
+
+def _number_lines(df, path, said, kwargs):
+    "Give a table the numbers of its lines in a file as its index, or say that lines have become parts of values."
+    is_plain = isinstance(path, (str, Path)) and Path(path).is_file() and Path(path).suffix.lower() not in ('.zip', '.zst')
+    if not is_plain or _not_all_lines & set(kwargs) or 'utf-16' in str(kwargs.get('encoding')).lower() or kwargs.get('index_col', False) is not False: return
+    lines = _filled_lines(path)[0 if 'names' in kwargs and 'header' not in kwargs or kwargs.get('header', 0) is None else 1:]
+    if len(lines) == len(df): df.index = pd.Index(lines, name='line')
+    elif len(lines) > len(df) and kwargs.get('quoting') != QUOTE_NONE: warn_user(
+        f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if these marks are parts of names, `quoting=3`')
+
+# %% ../../nbs/33_data.files.ipynb #377e24ea
+def _csv_options(kwargs):
+    "pandas' options: no index, and the type of a column by all its lines, where the engine can: else ids that are text far down are integers above."
+    sep = kwargs.get('sep', kwargs.get('delimiter', ','))
+    options = {'index_col': False, **kwargs}
+    if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
+    return {**options, **({'low_memory': False} if len(sep) == 1 else {'engine': 'python'})}
+
+def read_csv(
+    csv, # path, URL or open file
+    **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header`, `quoting` and the rest
+) -> pd.DataFrame: # its index is called 'line' and has the number of each line in the file, as far as these are known
+    "Read a CSV file with pandas, or raise `RatingsError` that names the option which helps."
+    said, options = f'{csv}: ' if isinstance(csv, (str, Path)) else 'CSV: ', _csv_options(kwargs)
+    is_tabs = kwargs.get('sep', kwargs.get('delimiter')) == '\t' and not {'quoting', 'quotechar'} & set(kwargs)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.filterwarnings('always', 'Length of header', pd.errors.ParserWarning)
+        df = _read_tabs(csv, said, options) if is_tabs else _call(pd.read_csv, csv, said, **options)
     if not isinstance(df, pd.DataFrame): raise RatingsError(
         f'{said}`chunksize` and `iterator` read in pieces; expected a whole table: one that is too large for memory as Parquet, with `from_stream`')
     df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) if isinstance(o, str) else o for o in df.columns]
@@ -62,63 +135,105 @@ def read_csv(
             f'{said}the lines have more values than the first line has names; expected as many: are there decimal commas, which need another separator or quotes? '
             '`index_col=False` leaves out what is too many at the end')
         warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
+    _number_lines(df, csv, said, kwargs)
     return df
 
-# %% ../../nbs/33_data.files.ipynb #570d814a
+# %% ../../nbs/33_data.files.ipynb #c07b0f69
+def hive_texts(paths:Sequence) -> dict: # name -> bool, in the order of the folders
+    "The names of partitions, such as the user of `user=007/a.parquet`, and whether their values are other than numbers are written."
+    res = {}
+    for name, value in (map(unquote, o.split('=', 1)) for path in paths for o in Path(path).parts[:-1] if '=' in o):
+        res[name] = res.get(name, False) or not re.fullmatch(r'0|-?[1-9]\d*|__HIVE_DEFAULT_PARTITION__', value)
+    return res
+
+# %% ../../nbs/33_data.files.ipynb #def6b7f5
 def open_parquet(
-    parquet, # path of a Parquet file or of a folder of them, or a list of files
+    parquet:str|Path|list, # path of a Parquet file or of a folder of them, or a list of files
 ): # pyarrow `Dataset`
     "Open Parquet files as one table, without reading them yet."
-    try: from pyarrow import ArrowInvalid, ArrowTypeError, dataset, unify_schemas
-    except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
+    how = {'source': str(parquet) if isinstance(parquet, Path) else parquet, 'format': 'parquet', 'partitioning': 'hive'}
     try:
-        how = dict(source=str(parquet) if isinstance(parquet, Path) else parquet, format='parquet', partitioning='hive')
         res = dataset.dataset(**how)  # with the types of the first file
-        return dataset.dataset(**how, schema=unify_schemas([res.schema, *(o.physical_schema for o in res.get_fragments())], promote_options='permissive'))
-    except ArrowTypeError as e: raise RatingsError(f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
-    except ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
+        if any((texts := hive_texts(res.files)).values()):
+            fields = [(o.name, pa.string() if texts.get(o.name) else o.type) for o in res.partitioning.schema]
+            how['partitioning'] = dataset.partitioning(pa.schema(fields), flavor='hive')
+            res = dataset.dataset(**how)
+        schema = pa.unify_schemas([res.schema, *(o.physical_schema for o in res.get_fragments())], promote_options='permissive')
+        return dataset.dataset(**how, schema=schema)
+    except pa.ArrowTypeError as e: raise RatingsError(f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
+    except pa.ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
 
-# %% ../../nbs/33_data.files.ipynb #a360f212
-_separators = {'.csv': ',', '.txt': ',', '.tsv': '\t', '.data': '\t'}
+# %% ../../nbs/33_data.files.ipynb #69f9f300
+_kinds = {'.csv': ',', '.tsv': '\t', '.inter': '\t', '.txt': None, '.data': None, '.dat': None, '.jsonl': '', '.ndjson': '', '.json': '', '.parquet': ''}  # -> separator
 
-def _kind_of(path):
+def _kind_of(path, kinds=(*_kinds,)):
     "The ending of `path` that says what is in it."
     path = Path(path)
     if path.is_dir(): return '.parquet'
-    ending = next((o for o in reversed(path.suffixes) if o.lower() not in ('.gz', '.bz2', '.xz', '.zst', '.zip')), '').lower()
-    if ending not in (*_separators, '.parquet'): raise RatingsError(f'{path}: the ending {ending!r}; expected a table: .csv, .tsv or .parquet')
+    ending = next((o for o in reversed(path.suffixes) if o.lower() not in _packed), '').lower()
+    if ending not in kinds: raise RatingsError(f'{path}: the ending {ending!r}; expected a table: {", ".join(kinds)}')
     return ending
 
-# %% ../../nbs/33_data.files.ipynb #37db2c33
-def read_table(
-    path, # str or Path: CSV, TSV or Parquet by its ending, or a folder of Parquet files
-    text=(), # names, or positions from 0, of columns of a CSV or TSV file to read as text
-) -> pd.DataFrame: # its rows, numbered from 0
-    "The table in a file."
-    path = Path(path)
-    if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: CSV, TSV or Parquet')
-    if (kind := _kind_of(path)) == '.parquet': return _read_parquet(path)
+def _first_line(path, encoding):
+    "The first line of a text file that isn't blank; '' where that can't be read."
+    try:
+        with _openers.get(Path(path).suffix.lower(), open)(path, 'rt', encoding=encoding, errors='replace') as f: return next(filter(str.strip, f), '')
+    except (OSError, EOFError, LookupError, lzma.LZMAError, gzip.zlib.error): return ''  # reading it all will tell
+
+def _text_options(path, kind, text, kwargs):
+    "pandas' options for a text file of a kind, with the columns `text` as text."
+    options = dict(kwargs)
+    if 'delimiter' in options: options['sep'] = options.pop('delimiter')
+    if options.get('sep') is None: options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
     if text:
-        names = list(read_csv(path, sep=_separators[kind], nrows=0).columns)
-        text = {names[o] if isinstance(o, int) and o < len(names) else o: str for o in text}
-    return read_csv(path, sep=_separators[kind], dtype=text or None)
+        names = list(read_csv(path, **options, nrows=0 if 'header' not in options and 'names' not in options else 1).columns)
+        options['dtype'] = {names[o] if isinstance(o, int) and o not in names and o < len(names) else o: str for o in text}
+    return options
+
+# %% ../../nbs/33_data.files.ipynb #79e4a70b
+def _read_json(path, said, is_lines):
+    "A table of JSON objects, whose values stay as they are."
+    try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False)
+    except ValueError as e:
+        if isinstance(e, RatingsError): raise
+        raise RatingsError(f'{said}{e}; expected a JSON object {"on each line" if is_lines else "for each rating, in a list"}: a cut file is fetched or written again') from None
 
 def _read_parquet(path):
-    try: return open_parquet(path).to_table().to_pandas()
-    except RatingsError: raise
+    try: return as_frame(table := open_parquet(path), schema_names(table))
+    except (RatingsError, ImportError, FileNotFoundError, MemoryError): raise
     except Exception as e: raise RatingsError(f'{path}: damaged or cut short ({type(e).__name__}); expected Parquet') from None  # Arrow's errors have many bases
+
+# %% ../../nbs/33_data.files.ipynb #e48e90b1
+def read_table(
+    path:str|Path, # a text file, JSON or Parquet by its ending, or a folder of Parquet files
+    text:Sequence=(), # names, or positions from 0, of columns of a text file to read as text
+    **kwargs, # options of pandas' `read_csv` for a text file
+) -> pd.DataFrame: # of a text file, with the numbers of its lines as index
+    "The table in a file."
+    path = Path(path)
+    if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
+    kind = _kind_of(path)
+    if _kinds[kind] == '' and kwargs: raise RatingsError(f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text files')
+    if kind == '.parquet': return _read_parquet(path)
+    if _kinds[kind] == '': return _read_json(path, f'{path}: ', kind != '.json')
+    df = read_csv(path, **_text_options(path, kind, text, kwargs))
+    if kind == '.inter': df = df.rename(columns=lambda o: str(o).split(':')[0])  # RecBole's names have a type
+    return df
 
 # %% ../../nbs/33_data.files.ipynb #4a92b17c
 def read_ids(
-    path, # str or Path: CSV, TSV or Parquet by its ending
-    text=False, # read them as text?
+    path:str|Path, # as `read_table` takes it
+    text:bool=False, # read them as text?
+    column=None, # the name that the column is expected to have, where it need not look like one; None for any
+    **kwargs, # options of pandas' `read_csv` for a text file: `header=None` where the first line is an id
 ) -> pd.Series: # the first column, under its name
     "The ids in the first column of a file."
-    if not Path(path).exists() or _kind_of(path) == '.parquet': return read_table(path).iloc[:,0]
-    try: ids = pd.read_csv(path, sep=_separators[_kind_of(path)], usecols=[0], dtype=str if text else None, low_memory=False).iloc[:,0]
+    if not Path(path).exists() or _kinds[_kind_of(path)] == '': return read_table(path).iloc[:,0]
+    options = {'sep': _kinds[_kind_of(path)] or ',', 'low_memory': False, **kwargs}
+    try: ids = _call(pd.read_csv, path, f'{path}: ', usecols=[0], dtype=str if text else None, **options).iloc[:,0]
     except ValueError as e: raise RatingsError(f'{path}: {str(e).strip()}; expected a column of ids under its name') from None
-    if re.fullmatch(r'[\d.]+', ids.name): raise RatingsError(f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there: put one above the ids')
-    return ids
+    if 'header' in kwargs or looks_like_header(str(ids.name), column): return ids
+    raise RatingsError(f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there, such as {column or "id"!r}: put one above the ids')
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
 def pick_columns(
@@ -154,17 +269,25 @@ def ratings_by_time(
     return df.iloc[order].reset_index(drop=True)
 
 # %% ../../nbs/33_data.files.ipynb #dab7743f
+_written = {'.csv': ',', '.tsv': '\t', '.parquet': None, '.txt': ',', '.data': '\t'}  # -> separator
+
+def _write_text(df, path, sep):
+    "Write CSV, or lines with tabs between values that are as they are."
+    if sep != '\t': return df.to_csv(path, sep=sep, index=False)
+    try: df.to_csv(path, sep=sep, index=False, quoting=QUOTE_NONE, quotechar='\1')
+    except CsvError: raise RatingsError(f'{path}: a value with a tab or a line break in it; expected none where tabs separate: write .csv or .parquet') from None
+
 def write_table(
     df:pd.DataFrame, # without an index that matters
-    path, # str or Path: .csv, .tsv or .parquet
+    path:str|Path, # .csv, .tsv or .parquet
 ) -> Path: # of the file
     "Write a table to a file, whole or not at all."
-    path, kind = Path(path), _kind_of(path)
+    path, kind = Path(path), _kind_of(path, _written)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{uuid.uuid4().hex}.part{path.suffix}')
     try:
         if kind == '.parquet': df.to_parquet(part, index=False)
-        else: df.to_csv(part, sep=_separators[kind], index=False)
+        else: _write_text(df, part, _written[kind])
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path

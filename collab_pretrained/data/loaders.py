@@ -110,6 +110,11 @@ def batch_sizes(n, bs, drop_last):
     if rest == 1 and full: return [bs]*(full-1) + [bs+1]
     return [bs]*full + [rest]
 
+# %% ../../nbs/34_data.loaders.ipynb #3a0e2fe7
+def check_rows(n, name:str, least:int=1, what:str='rows a batch'):
+    "Raise unless `n` is a whole number of rows."
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(f'{name}={n!r}; expected {least} or more {what}')
+
 # %% ../../nbs/34_data.loaders.ipynb #3eed0e88
 _block_rows = 2**20  # gathered at a time: 20 MB
 
@@ -131,7 +136,7 @@ class CollabDL(TfmdDL):
         num_workers=0, # accepted as fastai's loaders do: there are no worker processes
         **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
     ):
-        if isinstance(bs, bool) or not isinstance(bs, (int, np.integer)) or bs < 1: raise RatingsError(f'bs={bs!r}; expected 1 or more rows a batch')
+        check_rows(bs, 'bs')
         if kwargs.get('n') is not None: kwargs['n'] = max(min(kwargs['n'], len(dataset)), 0)
         for o in kwargs:
             if o not in _dl_params: raise TypeError(f'CollabDL got an unexpected keyword argument {o!r}')
@@ -405,6 +410,9 @@ class CollabDataLoaders(DataLoaders):
         verbose=False, # see `num_workers`
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
+        for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
+        if n is not None: check_rows(n, 'n', what='ratings to train on')
+        check_rows(min_count, 'min_count', 0, 'ratings')
         if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
         seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name, id_cast=id_cast,

@@ -30,6 +30,7 @@ from collab_pretrained.data.loaders import (
     rows_or_na,
     transform_batch,
 )
+from .files import hive_texts
 from .ratings import as_frame
 from .splits import check_valid_pct, fresh_seed
 
@@ -133,8 +134,10 @@ def _scan(ratings):
         f'{type(ratings).__name__}; expected the path of Parquet files, or a polars `LazyFrame`: a table in memory is for `from_df`')
     try:
         lf = pl.scan_parquet(ratings)
-        lf.collect_schema()
-        return lf
+        schema = lf.collect_schema()
+        texts = hive_texts([o.relative_to(ratings) for o in Path(ratings).rglob('*.parquet')]) if isinstance(ratings, (str, Path)) and Path(ratings).is_dir() else {}
+        if not any(texts.values()): return lf
+        return pl.scan_parquet(ratings, hive_schema={o: pl.String if is_text else schema[o] for o, is_text in texts.items()})
     except pl.exceptions.ComputeError as e: raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
 _row = 'row of the table'
