@@ -10,7 +10,6 @@ __all__ = ['read_csv', 'open_parquet', 'read_table', 'read_ids', 'pick_columns',
 # %% ../../nbs/33_data.files.ipynb #d14c4e00
 import bz2
 import gzip
-import json
 import lzma
 import os
 import re

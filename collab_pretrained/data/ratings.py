@@ -8,6 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.ratings.html.md
 __all__ = ['Ratings', 'read_ratings']
 
 # %% ../../nbs/32_data.ratings.ipynb #7c478ef0
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -144,6 +145,28 @@ def read_ratings(
     times = None if time_name is None else sortable_times(series[time_name], f'column {time_name!r}')
     weights = None if weight_name is None else read_numbers(series[weight_name], weight_name, above=0)
     return Ratings(names, users, items, user_ids, item_ids, values, times, rows, len(frame), weights)
+
+# %% ../../nbs/32_data.ratings.ipynb #06daf8c8
+def _same_kind(name, ids, vocab):
+    "Raise where ids of a column could never match a vocabulary."
+    if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
+        f'column {name!r}: {examples(ids)}, and the vocabulary has {examples(vocab.ids)}; expected ids of one kind, integers or text: cast the column')
+
+@patch
+def id_rows(self:Ratings,
+    vocabs:Mapping|Sequence, # vocabularies of users and of items, such as `dls.classes`
+) -> list: # for users and for items, int64 (ids): the row of each of `user_ids` and `item_ids`, -1 where it has none
+    "The rows of the distinct ids."
+    vocabs = [Vocab.of(o) for o in (vocabs.values() if isinstance(vocabs, Mapping) else vocabs)]
+    for name, ids, vocab in zip(self.names[:2], (self.user_ids, self.item_ids), vocabs, strict=True): _same_kind(name, ids, vocab)
+    return [vocab.rows(ids) for vocab, ids in zip(vocabs, (self.user_ids, self.item_ids), strict=True)]
+
+@patch
+def on(self:Ratings,
+    vocabs:Mapping|Sequence, # vocabularies of users and of items, such as `dls.classes`
+) -> np.ndarray: # int64 (n, 2), the user's and the item's row of each rating, -1 where an id has none
+    "The rows of all ratings."
+    return np.stack([rows[codes] for rows, codes in zip(self.id_rows(vocabs), (self.users, self.items), strict=True)], 1)
 
 # %% ../../nbs/32_data.ratings.ipynb #c7ea3ec3
 def _last_of_pairs(pairs, times):
