@@ -29,7 +29,7 @@ MOVED = {
     'ratings': ['data.ratings'],
     'sharded': ['scale.sharded'],
     'stream': ['data.stream'],
-    'update': ['learner.update'],
+    'update': ['learner.update', 'learner.forget'],
     'vocab': ['ids.vocab', 'ids.matching'],
 }
 

@@ -49,6 +49,7 @@ from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
 from ..models.embeddings import collab_splitter, describe, y_range_of
 from ..models.optim import FusedAdam
+from ..models.seen import Seen
 from ..weights.folders import save_folder
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, guess_names, load_opt, param_names
@@ -146,6 +147,9 @@ class CollabLearner(LeanLearner):
     ranking:Callback|None = None  # the `Ranking` that it learns; None where ratings are predicted
     frozen_rows:Callback|None = None  # the `FrozenRowsCallback`; None where all rows train
     mean_row:Callback|None = None  # the `MeanRowCallback`; None without `default_cbs`
+    solved:tuple|None = None  # what the rows were when they were solved or loaded, and the `Posterior` of these rows
+    seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
+    trained_here:bool = False  # whether the rows have learned from all of the training part
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values of an earlier model than the current one; None where there are none
 
@@ -228,8 +232,9 @@ def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}; a key tha
 def restore_tables(self:CollabLearner,
     tables:dict, # as `saved_tables` gave them, of the model that the weights came from
     report:MatchReport, # which row of that model each row here came from
-):
+) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
+    self.solved, self.seen, self.trained_here = None, None, False
 
 def loss_facts(learn:CollabLearner) -> dict: # {} unless it is a ranking
     "What a saved model should tell of its loss."
@@ -245,9 +250,7 @@ def _write_pair(learn, stem, with_opt):
     model, opt = get_model(learn.model), learn.opt if with_opt else None
     meta = {'y_range': y_range_of(model), **loss_facts(learn)}
     if opt is not None: meta['opt_names'] = param_names(opt, model)
-    save_pair(stem, model.state_dict(), learn.vocab, None if opt is None else opt.state_dict(), meta, **_tables_of(learn))
-
-def _tables_of(learn): return {'tables': tables} if (tables := learn.saved_tables()) else {}
+    save_pair(stem, model.state_dict(), learn.vocab, None if opt is None else opt.state_dict(), meta, learn.saved_tables())
 
 @patch
 def save(self:CollabLearner,
@@ -362,7 +365,7 @@ def load(self:CollabLearner,
         where = device or next(model.parameters()).device
         _give_opt(self, saved, lambda opt, names: load_opt(self.opt, model, to_device(opt, where), names))
         self._flag_biases()  # whatever the file's did
-    if tables := saved.meta.get('tables'): self.restore_tables(tables, match_classes(self.vocab, self.vocab))
+    self.restore_tables(saved.meta.get('tables', {}), match_classes(self.vocab, self.vocab))
     return self
 
 def _give_opt(learn, pre, give):
@@ -399,13 +402,15 @@ def _last_metrics(learn):
     if rec is None or not getattr(rec, 'values', None) or learn.outdated is rec.values: return {}
     names, values = metric_names_of(rec), rec.values[-1]
     is_epoch = len(values) == len(names)  # else of `validate`, or of `get_preds`
-    if is_epoch and learn.opt is None or not is_epoch and learn.dl is not learn.dls.valid: return {}
+    if is_epoch and learn.opt is None and not learn.trained_here or not is_epoch and learn.dl is not learn.dls.valid: return {}
     return {k: float(v) for k, v in zip(names[len(names)-len(values):], values, strict=True) if v is not None}
 
 # %% ../../nbs/51_learner.core.ipynb #dc059216
 @patch
 def save_pretrained(self:CollabLearner,
     folder:str|Path, # under `path` unless absolute; made where it isn't there
+    posterior:bool=True, # whether to save what is known beyond the rows, with which the model can be updated
+    seen:bool=True, # whether to save which pairs of a user and an item the model has seen
 ) -> Path: # the folder
     "Write weights, vocabulary and what is known about them into a folder, whole or not at all, and without a pickle."
     model, folder = get_model(self.model), self.path/folder
@@ -414,7 +419,8 @@ def save_pretrained(self:CollabLearner,
     config = {**describe(model), **loss_facts(self), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None),
               'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
-    save_folder(folder, model.state_dict(), self.vocab, known, **_tables_of(self))
+    tables = {k: v for k, v in self.saved_tables().items() if {'posterior': posterior, 'seen': seen}.get(k, True)}
+    save_folder(folder, model.state_dict(), self.vocab, known, tables)
     return folder
 
 # %% ../../nbs/51_learner.core.ipynb #81ec0f99

@@ -18,7 +18,7 @@ from ..ids.canonical import canonical_ids
 from ..weights.match import value_of_side
 from ..weights.roles import find_roles, roles
 from .core import CollabLearner
-from .foldin import frozen_rows_of
+from .als import frozen_rows_of
 
 # %% ../../nbs/54_learner.finetune.ipynb #4f0eecb6
 class FrozenRowsCallback(Callback):
@@ -28,7 +28,7 @@ class FrozenRowsCallback(Callback):
     def __repr__(self): return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
     def before_fit(self):
-        params, rows = dict(get_model(self.learn.model).named_parameters()), {side: frozen_rows_of(self.learn, side) for side in self.ids}
+        params, rows = dict(get_model(self.learn.model).named_parameters()), {side: frozen_rows_of(self.learn, side.removesuffix('s')) for side in self.ids}
         self.kept = [(params[o], r := rows[f'{roles[role]}s'].to(params[o].device), params[o].detach()[r]) for role, names in find_roles(params).items() for o in names]
 
     def after_backward(self):
@@ -53,6 +53,7 @@ def _without_rows(grad, rows):
 @patch
 def _do_fit(self:CollabLearner):
     "fastai's epochs, after which frozen rows are as they were, whatever ended them."
+    self.trained_here = True
     try: super(CollabLearner, self)._do_fit()
     finally:
         for cb in self._grab_cbs(FrozenRowsCallback): cb.put_back(); cb.kept = []

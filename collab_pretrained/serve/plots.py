@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core import RatingsError, VocabError, WeightsError, examples
 from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
-from ..learner.foldin import side_names
+from ..core import side_index
 from ..models.embeddings import y_range_of
 from ..weights.roles import find_roles, flat_weights
 from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
@@ -101,7 +101,7 @@ def plot_embeddings(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "A map of vectors along their two principal axes, the best known with their titles."
-    side_names(side)
+    side_index(side)
     _check_n(n)
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
@@ -124,7 +124,7 @@ def plot_bias(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of the largest and of the smallest biases."
-    side_names(side)
+    side_index(side)
     _check_n(n)
     vocab = list(self.vocab.values())[side == 'item']
     bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
@@ -154,7 +154,7 @@ def plot_coverage(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "How many ids had a pretrained row, by how often they are rated."
-    side_names(side)
+    side_index(side)
     match, counts = _match(self, side), _popularity(self, side)
     known, bins = match.rows[match.new_vocab.id_rows] >= 0, np.frexp(counts)[1]  # 0, 1, 2 to 3, 4 to 7, ...
     names = ['0', '1', *(f'{2**o} to {2**(o+1) - 1}' for o in range(1, bins.max(initial=1)))]
