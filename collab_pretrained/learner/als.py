@@ -43,7 +43,7 @@ from collab_pretrained.models.posterior import (
     read_posterior,
     start,
 )
-from ..models.seen import Seen, seen_in, seen_of_tables
+from ..data.seen import Seen, seen_in, seen_of_tables
 from ..weights.roles import as_tensor
 from .core import CollabLearner
 

@@ -49,7 +49,7 @@ from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
 from ..models.embeddings import collab_splitter, describe, y_range_of
 from ..models.optim import FusedAdam
-from ..models.seen import Seen
+from ..data.seen import Seen
 from ..weights.folders import save_folder
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, guess_names, load_opt, param_names

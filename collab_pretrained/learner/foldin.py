@@ -22,7 +22,7 @@ from ..ids.vocab import Vocab
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
 from ..models.embeddings import y_range_of
-from ..models.seen import Seen
+from ..data.seen import Seen
 from .als import dot_product, frozen_rows_of, read_for
 from .core import CollabLearner
 from .forget import add_rows

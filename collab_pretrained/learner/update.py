@@ -24,7 +24,7 @@ from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
 from ..ids.vocab import Vocab
 from ..models.embeddings import EmbeddingDotBias, y_range_of
-from ..models.seen import seen_in
+from ..data.seen import seen_in
 from .als import of_known, read_for
 from .core import CollabLearner
 from .factory import check_y_range

@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.topk.html.md"
 
 # %% auto #0
 __all__ = ['largest', 'user_vectors', 'item_vectors', 'DotScores', 'in_eval_mode', 'ForwardScores', 'scores_of', 'CosineScores',
-           'best', 'seen_pairs']
+           'best']
 
 # %% ../../nbs/47_models.topk.ipynb #aab8c7f7
 from copy import copy
@@ -20,8 +20,6 @@ from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 
 from ..core import WeightsError
-from ..data.loaders import rating_blocks
-from ..ids.vocab import Vocab
 from ..weights.roles import as_tensor
 from .embeddings import EmbeddingDotBias, y_range_of
 
@@ -233,17 +231,3 @@ def best(
     for part in progress_bar(parts, leave=False) if show and len(parts) > 2 else parts:
         vals[part], items[part] = _best_of_part(scores, rows[part], k, hidden and hidden(rows[part]))
     return vals[back], items[back]
-
-# %% ../../nbs/47_models.topk.ipynb #0b55e47d
-def seen_pairs(
-    dls, # `CollabDataLoaders`, ours or fastai's
-    rows:np.ndarray=None, # int64, the user rows to look for; None for all
-    valid:bool=True, # whether the ratings that validate count as well
-) -> np.ndarray: # int64 (n, 2), pairs of a user row and an item row, in no order
-    "Who has rated what, by row."
-    users = Vocab.of(next(iter(dls.classes.values())), 'the vocabulary of users')
-    wanted = np.zeros(len(users), dtype=bool)
-    wanted[users.id_rows if rows is None else rows] = True
-    if users.na_row is not None: wanted[users.na_row] = False
-    parts = (x.cpu().numpy() for dl in dls.loaders[:1 + valid] for x, *_ in rating_blocks(dl.dataset))
-    return np.concatenate([x[wanted[x[:,0]]] for x in parts])

@@ -26,7 +26,8 @@ from ..data.ratings import as_frame
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
-from ..models.topk import CosineScores, best, scores_of, seen_pairs
+from ..models.topk import CosineScores, best, scores_of
+from ..data.seen import seen_pairs
 from .evaluate import check_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
 
