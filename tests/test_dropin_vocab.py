@@ -24,7 +24,8 @@ def test_a_few_ids_of_a_large_category_map_are_found_at_once():
 
 def test_numpy_ids_cost_as_much_as_pythons():
     ids = np.random.default_rng(0).permutation(200_000)
-    assert fastest(lambda: Vocab(['#na#', *map(np.int64, ids)])) < 6*fastest(lambda: Vocab(['#na#', *ids.tolist()]))  # was 100 times
+    # was 100 times
+    assert fastest(lambda: Vocab(['#na#', *map(np.int64, ids)])) < 6*fastest(lambda: Vocab(['#na#', *ids.tolist()]))
 
 
 def test_indexing_is_that_of_a_category_map():

@@ -23,6 +23,7 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.showdoc import BasicMarkdownRenderer
+from pages import page_imports
 from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,12 +105,15 @@ def prepare(nb_path:Path) -> None:
     running examples."""
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
-    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[
-        0
-    ]  # nbdev takes title and summary out, with all that stands in their cell
+    # nbdev takes title and summary out, with all that stands in their cell
+    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[0]
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
+    imports_shown = page_imports(nb_path)
     cells = []
     for c in nb.cells:
+        if imports_shown and c.cell_type == 'code':  # above all other code
+            cells.append(mk_cell(f'#| eval: false\n{imports_shown}'))
+            imports_shown = ''
         cells.append(c)
         body = c.parsed_() or []
         imports = [isinstance(o, (ast.Import, ast.ImportFrom)) for top in body for o in ast.walk(top)]
@@ -133,15 +137,17 @@ def prepare(nb_path:Path) -> None:
 
 
 def page_name(rel:Path) -> Path: # the page's source, named as nbdev's links expect
-    "`02_match.ipynb` becomes `match.ipynb`."
+    "`21_weights.match.ipynb` becomes `weights.match.ipynb`."
     return nbpath2html(rel).with_suffix('.ipynb')
 
 
 def site_config(
-    nbs: Path, engine: str
+    nbs: Path,
+    engine: str,  # 'quarto' or 'smalldocs'
 ) -> dict:  # `_quarto.yml`, with the sidebar's globs spelled out in the notebooks' order
     "The site's configuration for the pages under their final names."
-    cfg, facts = (yaml.safe_load((nbs/o).read_text()) for o in ('_quarto.yml', 'nbdev.yml'))
+    text = (nbs/'_quarto.yml').read_text().replace('{repository}', get_config().git_url)
+    cfg, facts = yaml.safe_load(text), yaml.safe_load((nbs/'nbdev.yml').read_text())
     for k in ('project', 'website'): cfg[k] = facts[k] | cfg[k]
     del cfg['metadata-files']
     if engine == 'smalldocs': del cfg['format']['commonmark'], cfg['format']['html']['grid'] # it knows neither

@@ -1,8 +1,7 @@
 """What a page of the site shows as code, and the imports that this code needs.
 
-A reference page shows no import cell, since its imports stand in exported and hidden cells. `page_imports` collects those
-that the visible code uses, and the site shows them at the top of the page, so that its code can be copied.
-"""
+A reference page shows no import cell, since its imports stand in exported and hidden cells. `page_imports` collects
+those that the visible code uses, and the site shows them at the top of the page, so that its code can be copied. """
 import ast
 import importlib
 import json

@@ -1,12 +1,14 @@
 """Make README.md from nbs/index.ipynb and the outputs it holds: `readme.py` writes it, `readme.py --check` compares.
 
-Hidden cells go and names in backticks become links, as on the documentation site. Pictures are put into index_files/.
+Hidden cells go, as on the documentation site. Names in backticks and links lead to files of the repository, which are
+there wherever README is read. Pictures are put into index_files/.
 """
 import re
 import sys
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
+from nbdev.config import get_config, nbpath2html
 from nbdev.process import NBProcessor
 from nbdev.processors import (
     add_links,
@@ -25,6 +27,14 @@ PROCS = [strip_ansi, hide_line, filter_stream_, rm_header_dash, rm_export, clean
 MARK = '<!-- Made from nbs/index.ipynb by tools/readme.py: edit that notebook. -->\n\n'
 
 
+def in_repository(text: str) -> str:
+    "The links of a page of the site, to the notebooks that its pages are made from."
+    notebooks = {nbpath2html(o.relative_to(ROOT/'nbs')).name: o.relative_to(ROOT) for o in (ROOT/'nbs').glob('*.ipynb')}
+    text = re.sub(r'\]\((?=[\w/]+\.ipynb)', '](nbs/', text)
+    text = re.sub(re.escape(get_config().doc_url) + r'([\w.]+\.html)(#[\w.]+)?', lambda o: str(notebooks[o[1]]), text)
+    return re.sub(r'(?<![\[(])\bCONTRIBUTING\.md', '[CONTRIBUTING.md](CONTRIBUTING.md)', text)
+
+
 def render(nb:Path) -> dict: # path below the root: bytes
     "README.md, and the pictures it shows."
     proc = NBProcessor(nb, procs=PROCS)
@@ -34,9 +44,8 @@ def render(nb:Path) -> dict: # path below the root: bytes
         from_dict({**proc.nb, 'cells': cells, 'metadata': {'language_info': {'name': 'python'}}}),
         resources={'output_files_dir': 'index_files', 'unique_key': 'index'},
     )
-    text = re.sub(
-        r'<style scoped>.*?</style>\n?', '', text, flags=re.DOTALL
-    )  # GitHub and PyPI would show pandas' styles as text
+    # GitHub and PyPI would show pandas' styles as text
+    text = re.sub(r'<style scoped>.*?</style>\n?', '', in_repository(text), flags=re.DOTALL)
     text = MARK + re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return {'README.md': text.encode(), **{k: v for k, v in made['outputs'].items()}}
 

@@ -51,7 +51,7 @@ def model_card(
     return f"""{_front_matter(config, license)}
 # {repo_id}
 
-A collaborative-filtering model of [collab_pretrained](https://github.com/collab-pretrained/collab_pretrained): {what}. Its embeddings are matched by id to a ratings table of your own.
+A collaborative-filtering model of `collab_pretrained`: {what}. Its embeddings are matched by id to a ratings table of your own.
 
 ## Data
 
