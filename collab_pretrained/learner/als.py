@@ -8,7 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'train_ratings', 'frozen_rows_of', 'frozen_masks', 'run_rounds',
            'read_for', 'of_known', 'new_evidence']
 
-# %% ../../nbs/52_learner.als.ipynb #75d54fb4
+# %% ../../nbs/52_learner.als.ipynb #9a2ee877
 import warnings
 from collections.abc import Callable
 from dataclasses import replace

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.foldin.html.
 # %% auto #0
 __all__ = ['FoldedIn']
 
-# %% ../../nbs/57_learner.foldin.ipynb #aacb259a
+# %% ../../nbs/57_learner.foldin.ipynb #a7ac5178
 import warnings
 from dataclasses import dataclass
 

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.
 # %% auto #0
 __all__ = ['UpdateReport', 'all_or_nothing']
 
-# %% ../../nbs/58_learner.update.ipynb #410fbd36
+# %% ../../nbs/58_learner.update.ipynb #d91d8e29
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def _error(learn, ds):
     with learn.no_bar(): losses = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False), with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
-# %% ../../nbs/58_learner.update.ipynb #35165933
+# %% ../../nbs/58_learner.update.ipynb #d7412c64
 @contextmanager
 def all_or_nothing(
     learn:CollabLearner, # any learner
@@ -70,7 +70,7 @@ def all_or_nothing(
     params = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     classes = getattr(model, 'classes', None)
-    state = opt and (deepcopy(opt.state_dict()), [list(group) for group in opt.param_lists])
+    state = opt and ([list(group) for group in opt.param_lists], [{p: deepcopy(v) for p, v in o.items()} for o in _states(opt)])
     try: yield
     except BaseException:
         _put_back(model, params, buffers, classes)
@@ -91,9 +91,15 @@ def _put_back(model, params, buffers, classes):
     for name, b in model.named_buffers(): b.copy_(buffers[name])
     if classes is not None: model.classes = classes
 
-def _put_back_opt(opt, state, groups):
+def _states(opt):
+    "The states of an optimizer by parameter; an `OptimWrapper` has those of torch's optimizer as well."
+    return [o.state for o in (opt, getattr(opt, 'opt', None)) if o is not None]
+
+def _put_back_opt(opt, groups, states):
     for group, params in zip(opt.param_lists, groups, strict=True): group[:] = params
-    opt.load_state_dict(state)
+    for state, saved in zip(_states(opt), states, strict=True):
+        state.clear()
+        state.update(saved)
 
 # %% ../../nbs/58_learner.update.ipynb #c374935d
 def _grown(learn, ratings):
