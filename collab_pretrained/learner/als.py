@@ -200,7 +200,7 @@ def run_rounds(
         learn.opt, learn.n_epoch = None, n_rounds
         learn._with_events(partial(_all_rounds, learn, step), 'fit', CancelFitException, learn._end_cleanup)
 
-# %% ../../nbs/52_learner.als.ipynb #610ab9d4
+# %% ../../nbs/52_learner.als.ipynb #0f0ed38f
 def _start(learn, x, y, weight, y_range):
     "Where to begin: at the rows that are there, if any were trained, else at random ones."
     if learn.solved or learn.trained_here or learn.match_report is not None: return learn.posterior
@@ -229,12 +229,12 @@ def fit_als(self:CollabLearner,
         posterior = next(rounds)
         self.set_posterior(posterior)
         return posterior.noise**2
-    if y_range is None: model.answer_range = y.min().item(), y.max().item()
+    if y_range is None: model.limits = y.min().item(), y.max().item()
     self.trained_here = True
     run_rounds(self, step, n_rounds, cbs)
     return self
 
-# %% ../../nbs/52_learner.als.ipynb #881998e9
+# %% ../../nbs/52_learner.als.ipynb #fda2a718
 @patch
 def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; None where it isn't known
     "The (user, item) pairs that the rows have learned from: those of the pretrained model, and of training here."
@@ -250,7 +250,9 @@ def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}
     if not is_whole or not isinstance(self.dls.train.dataset, CollabDataset): return {}
     own, evidence, res = seen_in(self.dls), self.evidence(), {}
     seen = own if evidence is None else evidence.with_pairs(own.pairs())
-    if self.solved is not None: res['posterior'] = {k: v.cpu() for k, v in posterior_tables(self.posterior).items()}
+    if self.solved is not None:
+        res['posterior'] = {k: v.cpu() for k, v in posterior_tables(self.posterior).items()}
+        if model.limits: res['posterior']['limits'] = torch.tensor(model.limits)
     return {**res, 'seen': seen.tables()}
 
 @patch
@@ -266,6 +268,7 @@ def restore_tables(self:CollabLearner,
     old = [torch.empty(len(report.side(o).old_vocab), side_table(model, o).shape[1]) for o in SIDES]
     known = match_posterior(read_posterior(tables['posterior'], *old), report)
     self.solved = _stamp(model), _with_means(known, _tables(self))
+    if 'limits' in tables['posterior'] and y_range_of(model) is None: model.limits = tuple(tables['posterior']['limits'].tolist())
 
 # %% ../../nbs/52_learner.als.ipynb #53b81876
 def read_for(

@@ -67,11 +67,11 @@ def _ratings_to_solve(learn, ratings, side, ids):
     weight = None if table.weights is None else torch.tensor(table.weights[use]).to(device)
     return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device), weight
 
-# %% ../../nbs/57_learner.foldin.ipynb #dcd4e17f
+# %% ../../nbs/57_learner.foldin.ipynb #6e32f460
 def _is_new(learn, side, rows, x):
     "Which ratings the rows have not learned from."
-    evidence = learn.evidence()
-    if evidence is None or not (rows >= 0).any(): return torch.ones(len(x), dtype=torch.bool, device=x.device)
+    evidence = learn.evidence() if (rows >= 0).any() else None
+    if evidence is None: return torch.ones(len(x), dtype=torch.bool, device=x.device)
     own, other = torch.from_numpy(rows).to(x.device)[x[:,0]], x[:,1]
     pairs = torch.stack([own, other] if side == 'user' else [other, own], 1).clamp(min=0).cpu().numpy()
     return (own < 0) | ~torch.from_numpy(evidence.has(pairs)).to(x.device)

@@ -67,6 +67,7 @@ def _by_lookup(tables):
 # %% ../../nbs/40_models.embeddings.ipynb #3f1d2892
 class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
+    limits:tuple|None = None  # (low, high) that answers are clamped to in evaluation, as `fit_als` sets them; None for none
     classes, user, item = None, None, None  # column -> names of the rows, and which columns are users and items
     _vocabs = None  # column -> its names and their `Vocab`, where they are another's, such as fastai's
     def __init__(self,
@@ -82,11 +83,14 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
     ) -> Tensor: # (n,)
         "The answers to pairs of a user and an item."
         if torch.jit.is_scripting(): res = self._looked_up(x[:,0], x[:,1])
-        else: res = self._scores(x[:,0], x[:,1])
+        else: res = self._within_limits(self._scores(x[:,0], x[:,1]))
         return res if self.y_range is None else torch.sigmoid(res)*(self.y_range[1] - self.y_range[0]) + self.y_range[0]
 
     def _looked_up(self, users, items):
         return (self.u_weight(users)*self.i_weight(items)).sum(1) + self.u_bias(users).squeeze(-1) + self.i_bias(items).squeeze(-1)
+
+    @torch.jit.unused
+    def _within_limits(self, res): return res if self.limits is None or self.training else res.clamp(*self.limits)
 
     @torch.jit.unused
     def _scores(self, users, items):
