@@ -59,12 +59,11 @@ def check_guess(
     options:str='`user_name=`, `item_name=`, `rating_name=`', # what names columns
 ):
     "Raise or warn where a column that was taken for `role` by its position looks like another."
-    remedy = f'or name all columns: {options}'
-    if re.fullmatch(r'Unnamed: \d+|__index_level_\d+__|', str(name)): raise RatingsError(
-        f'column {name!r} would be taken for the {role}s, and it has no name, like an index that was saved along; expected a name: '
-        f'leave it out (`index_col=0` of `from_csv`), {remedy}')
-    if isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?', name): raise RatingsError(
-        f'column {name!r} would be taken for the {role}s, and its name is a number; expected names: where the first line is a rating already, '
+    said, remedy = f'column {name!r} would be taken for the {role}s, and', f'or name all columns: {options}'
+    if re.fullmatch(r'Unnamed: 0|__index_level_\d+__|', str(name)): raise RatingsError(
+        f'{said} it has no name, like an index that was saved along; expected a name: leave it out (`index_col=0` of `from_csv`), {remedy}')
+    if isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?|Unnamed: \d+', name): raise RatingsError(
+        f'{said} {"it has no name" if "U" in name else "its name is a number"}; expected names: where the first line is a rating already, '
         f'`header=None` (`from_csv`), {remedy}')
     if role not in (_roles_of(name) or {role}): warn_user(f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 

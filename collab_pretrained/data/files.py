@@ -48,6 +48,7 @@ def _check_one_column(first, said):
 def _check_csv(df, said, **kwargs):
     "Raise where `df` came out as a file that was read with the wrong options."
     has_names = 'header' not in kwargs and 'names' not in kwargs
+    if str(df.columns[0]).startswith('{'): raise RatingsError(f'{said}JSON, {str(df.columns[0])[:40]!r}; expected a table: name the file .jsonl and read it by `read_table`')
     if df.shape[1] == 1: _check_one_column(str(df.columns[0]) if has_names else str(df.iloc[0, 0]) if len(df) else '', said)
     if has_names and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
         f'{said}the columns are called {examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
