@@ -188,6 +188,7 @@ def _distinct(values):
     try: return pd.factorize(values)
     except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # pyarrow's lists and the like, which `canonical_ids` refuses
 
+# %% ../../nbs/31_data.columns.ipynb #93df52ce
 def cast_of(id_cast, name):
     "The function that casts the ids of column `name`, out of what a caller may give as `id_cast`; None for none."
     cast = id_cast.get(name) if isinstance(id_cast, dict) else id_cast
@@ -195,10 +196,11 @@ def cast_of(id_cast, name):
     if cast is not None and not callable(cast): raise RatingsError(f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
     return cast
 
-def check_casts(id_cast, names):
-    "Raise where `id_cast` is for other columns than `names`, those of users and of items."
+def casts_of(id_cast, names:list) -> list:
+    "`cast_of` for the columns of users and of items; raises where `id_cast` is for others."
     if isinstance(id_cast, dict) and set(id_cast) - set(names): raise RatingsError(
         f'id_cast names {examples(list(id_cast))}; expected the user and item columns, {names[0]!r} and {names[1]!r}')
+    return [cast_of(id_cast, o) for o in names]
 
 def _cast_ids(ids, cast, name):
     if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, name)  # 7.0 is the id 7, and is cast as such

@@ -278,6 +278,11 @@ def rows_or_na(
     return np.where(rows < 0, vocab.na_row, rows)
 
 # %% ../../nbs/34_data.loaders.ipynb #7fec4b53
+def check_vocab_or_count(vocab, min_count:int):
+    "Raise unless `min_count` is a number of ratings, and above 0 only where no vocabulary says who has a row."
+    check_rows(min_count, 'min_count', 0, 'ratings')
+    if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
+
 def given_classes(vocab, names):
     "The caller's `vocab` by column: by the names of its columns, or users first where it has other names or none."
     if isinstance(vocab, Mapping) and set(names) <= set(vocab): vocab = {o: vocab[o] for o in names}
@@ -412,8 +417,7 @@ class CollabDataLoaders(DataLoaders):
         "Read a ratings table into loaders for training and validation."
         for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
         if n is not None: check_rows(n, 'n', what='ratings to train on')
-        check_rows(min_count, 'min_count', 0, 'ratings')
-        if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
+        check_vocab_or_count(vocab, min_count)
         seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name, id_cast=id_cast,
                              on_missing=on_missing, implicit=implicit)

@@ -20,8 +20,7 @@ from fastcore.basics import patch
 from ..core import RatingsError, VocabError, examples
 from ..ids.vocab import Vocab
 from collab_pretrained.data.columns import (
-    cast_of,
-    check_casts,
+    casts_of,
     check_choice,
     check_column,
     column_names,
@@ -133,14 +132,14 @@ def read_ratings(
     names = user_name, _, rating_name = column_names(cols, user_name, item_name, rating_name, implicit)
     for name, role in ((time_name, 'time'), (weight_name, 'weight')):
         if name is not None: check_column(cols, name, role)
-    check_casts(id_cast, names[:2])
+    casts = casts_of(id_cast, names[:2])
     used = [o for o in dict.fromkeys([*names, time_name, weight_name]) if o is not None]
     frame = as_frame(ratings, used)
     rows = complete_rows(frame, used, on_missing)
     series = _columns(frame, used, rows)
     _check_no_header(series, names)
     if not len(series[user_name]): raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
-    (users, user_ids), (items, item_ids) = (encode_ids(series[o], o, cast_of(id_cast, o)) for o in names[:2])
+    (users, user_ids), (items, item_ids) = (encode_ids(series[o], o, cast) for o, cast in zip(names[:2], casts, strict=True))
     values = np.ones(len(users), dtype=np.float32) if rating_name is None else read_numbers(series[rating_name], rating_name)
     times = None if time_name is None else sortable_times(series[time_name], f'column {time_name!r}')
     weights = None if weight_name is None else read_numbers(series[weight_name], weight_name, above=0)

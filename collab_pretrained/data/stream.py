@@ -8,6 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.stream.html.md"
 __all__ = ['StreamDataset', 'StreamDL']
 
 # %% ../../nbs/35_data.stream.ipynb #96102ca6
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,9 +17,9 @@ import torch
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 
-from ..core import NA, RatingsError
-from ..ids.vocab import Vocab
-from .columns import cast_of, check_casts, check_choice, column_names, encode_ids, read_numbers, warn_user
+from ..core import NA, RatingsError, examples
+from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
+from .files import hive_texts
 from collab_pretrained.data.loaders import (
     CollabDataLoaders,
     CollabDataset,
@@ -26,13 +27,15 @@ from collab_pretrained.data.loaders import (
     SplitReport,
     batch_sizes,
     batch_slices,
+    check_rows,
+    check_vocab_or_count,
     given_classes,
     rows_or_na,
     transform_batch,
 )
-from .files import hive_texts
 from .ratings import as_frame
 from .splits import check_valid_pct, fresh_seed
+from ..ids.vocab import Vocab
 
 # %% ../../nbs/35_data.stream.ipynb #2089cf2e
 def _tensors(raw):
@@ -42,23 +45,24 @@ def _tensors(raw):
 class StreamDataset(CollabDataset):
     "Ratings in a file, 12 bytes each, with the vocabularies of their ids."
     def __init__(self,
-        file, # path of the file: int32 (n, 3), the user row, the item row, and the bits of the rating as float32
-        classes, # dict: the name of the user column and its `Vocab`, then of the item column
-        rating_name=None, # name of the rating column; None where there is none
+        file:str|Path, # int32 (n, 3): the user row, the item row, and the bits of the rating as float32
+        classes:dict, # the name of the user column and its `Vocab`, then of the item column
+        rating_name=None, # name of the rating column; None where each row counts as a 1
         id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
+        folder:TemporaryDirectory|None=None, # that holds the file, and is deleted with the last dataset in it; None for another
     ):
-        self.file, self.n = Path(file), Path(file).stat().st_size//12
+        self.file, self.n, self.folder = Path(file), Path(file).stat().st_size//12, folder
         self.classes, self.rating_name, self.id_cast = classes, rating_name, id_cast
 
     @property
-    def tensors(self): return _tensors(torch.from_numpy(self.raw(0, self.n)))
+    def tensors(self): return _tensors(torch.from_numpy(self.raw(0, self.n)))  # ty: ignore[incompatible-property-override] read, and never set
     def __len__(self): return self.n
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
 
     def raw(self,
-        start, # the first rating, 0 or more
-        stop, # the one behind the last; what lies beyond the file is left out
+        start:int, # the first rating, 0 or more
+        stop:int, # the one behind the last; what lies beyond the file is left out
     ) -> np.ndarray: # int32 (stop - start, 3)
         "Some ratings as the file has them."
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
@@ -69,15 +73,15 @@ _pieces = 64  # of a window
 class StreamDL(CollabDL):
     "Batches from a `StreamDataset`: every row once an epoch, shuffled by the window, in an order that `seed` fixes."
     def __init__(self,
-        dataset, # `StreamDataset`
-        bs=64, # rows in a batch, 1 or more
-        shuffle=False, # another order each epoch? False for the order of the file
-        seed=None, # integer that fixes the order of every epoch; None for `fresh_seed`
-        window=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
+        dataset:StreamDataset,
+        bs:int=64, # rows in a batch, 1 or more
+        shuffle:bool=False, # another order each epoch? False for the order of the file
+        seed:int|None=None, # of the order of every epoch; None for `fresh_seed`
+        window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
         **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, seed=seed, **kwargs)
-        if window < _pieces: raise RatingsError(f'window={window}; expected {_pieces} or more rows, and many times bs={bs}')
+        check_rows(window, 'window', _pieces, f'rows, and many times bs={bs}')
         self.window = window
 
     def get_idxs(self):
@@ -85,8 +89,8 @@ class StreamDL(CollabDL):
         return range(self.n)
 
     def new(self,
-        dataset=None, # another dataset; None for the same
-        cls=None, # another class of loader; None for one that fits the dataset
+        dataset:CollabDataset|None=None, # another dataset; None for the same
+        cls:type|None=None, # another class of loader; None for one that fits the dataset
         **kwargs, # parameters to change
     ):
         "A loader that differs in what is given."
@@ -103,10 +107,11 @@ def _windows(dl):
         raw = np.concatenate([dl.dataset.raw(o, min(o + size, dl.n)) for o in some])
         yield raw.take(torch.randperm(len(raw), generator=rng, dtype=torch.int32).numpy(), 0) if dl.shuffle else raw
 
+# %% ../../nbs/35_data.stream.ipynb #68d2a2dc
 @patch
 def create_batches(self:StreamDL,
     samps=None, # accepted as fastai's loaders do, and not used
-): # yields (x, y), on the loader's device
+) -> Iterator: # of (x, y), on the loader's device
     "Read windows and slice batches off."
     bs, rest = self.bs, torch.empty(0, 3, dtype=torch.int32, device=self.device)
     for window in _windows(self):
@@ -121,153 +126,199 @@ def create_batches(self:StreamDL,
 def __iter__(self:StreamDL):
     self.randomize()
     self.before_iter()
-    yield from transform_batch(self, self.create_batches())
+    yield from transform_batch(self, self.create_batches(None))
     self.after_iter()
 
-# %% ../../nbs/35_data.stream.ipynb #e5808d85
+# %% ../../nbs/35_data.stream.ipynb #298fd3dc
+def _polars():
+    try: import polars
+    except ImportError as e: raise ImportError("streams are read with polars: `pip install 'collab_pretrained[data]'`") from e
+    return polars
+
+def _scan_parquet(path):
+    "Parquet files as a `LazyFrame`; partitions such as `user=007` are text, as `open_parquet` has them."
+    pl = _polars()
+    lf = pl.scan_parquet(path)
+    schema = lf.collect_schema()
+    is_folder = isinstance(path, (str, Path)) and Path(path).is_dir()
+    texts = hive_texts([o.relative_to(path) for o in Path(path).rglob('*.parquet')]) if is_folder else {}
+    if not any(texts.values()): return lf
+    return pl.scan_parquet(path, hive_schema={o: pl.String if is_text else schema[o] for o, is_text in texts.items()})
+
 def _scan(ratings):
     "A polars `LazyFrame` of the ratings."
-    try: import polars as pl
-    except ImportError as e: raise ImportError("streams are read with polars: `pip install 'collab_pretrained[data]'`") from e
+    pl = _polars()
     if isinstance(ratings, (pl.LazyFrame, pl.DataFrame)): return ratings.lazy()
     if not isinstance(ratings, (str, Path, list, tuple)): raise RatingsError(
         f'{type(ratings).__name__}; expected the path of Parquet files, or a polars `LazyFrame`: a table in memory is for `from_df`')
-    try:
-        lf = pl.scan_parquet(ratings)
-        schema = lf.collect_schema()
-        texts = hive_texts([o.relative_to(ratings) for o in Path(ratings).rglob('*.parquet')]) if isinstance(ratings, (str, Path)) and Path(ratings).is_dir() else {}
-        if not any(texts.values()): return lf
-        return pl.scan_parquet(ratings, hive_schema={o: pl.String if is_text else schema[o] for o, is_text in texts.items()})
+    try: return _scan_parquet(ratings)
     except pl.exceptions.ComputeError as e: raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
+# %% ../../nbs/35_data.stream.ipynb #92a6919e
 _row = 'row of the table'
+
+def _gaps(lf, names):
+    "For each of the columns `names` an expression that is true where a value is missing."
+    pl, schema = _polars(), lf.collect_schema()
+    return {o: pl.col(o).is_null() | (pl.col(o).is_nan() if schema[o].is_float() else False) for o in names}
+
+def _count(lf, conditions):
+    "How many rows there are, and for each of some conditions in how many rows it is true and in which first."
+    pl = _polars()
+    asked = [f.alias(f'{k} {what}') for k, o in enumerate(conditions) for what, f in (('times', o.sum()), ('first', o.arg_max()))]
+    try: n, *seen = lf.select(pl.len(), *asked).collect(engine='streaming').row(0)
+    except pl.exceptions.SchemaError as e: raise RatingsError(
+        f'{e}; expected each column to be of one type in all files: write them anew with one') from None
+    return n, list(zip(seen[::2], seen[1::2], strict=True))
 
 def _complete(lf, names, on_missing):
     "`lf` with the numbers of its rows and without those where a column of `names` is missing; raises if there are any and that isn't asked for."
-    import polars as pl
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
-    schema, lf = lf.collect_schema(), lf.with_row_index(_row)
-    is_gap = {o: pl.col(o).is_null() | (pl.col(o).is_nan() if schema[o].is_float() else False) for o in names}
-    counts = lf.select(pl.len(), *[f.alias(f'{k}{kind}') for k, gap in enumerate(is_gap.values()) for kind, f in (('n', gap.sum()), ('first', gap.arg_max()))])
-    try: n, *seen = counts.collect(engine='streaming').row(0)
-    except pl.exceptions.SchemaError as e: raise RatingsError(f'{e}; expected each column to be of one type in all files: write them anew with one') from None
+    lf, gaps = lf.with_row_index(_row), _gaps(lf, names)
+    n, found = _count(lf, gaps.values())
     if not n: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
-    gaps = {o: (k, first) for o, k, first in zip(names, seen[::2], seen[1::2]) if k}
-    if not gaps: return lf
-    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first}' for o, (k, first) in gaps.items())
+    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first}' for o, (k, first) in zip(gaps, found, strict=True) if k)
+    if not said: return lf
     if on_missing == 'raise': raise RatingsError(
         f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`")
     warn_user(f'{said} (counted from 0): left out')
-    return lf.filter(~pl.any_horizontal(*is_gap.values()))
+    return lf.filter(~_polars().any_horizontal(*gaps.values()))
 
+# %% ../../nbs/35_data.stream.ipynb #a872ca9b
 def _counted_ids(lf, name, cast):
     "The distinct ids of a column, in vocabulary order, and how many rows each has."
-    import polars as pl
-    table = lf.group_by(name).agg(pl.len().alias(_row)).collect(engine='streaming')
+    table = lf.group_by(name).agg(_polars().len().alias(_row)).collect(engine='streaming')
     codes, ids = encode_ids(as_frame(table, [name])[name], name, cast)
     counts = np.bincount(codes, table[_row].to_numpy(), len(ids)).astype(np.int64)
     order = np.argsort(ids, kind='stable')  # a category column has another
     return ids[order], counts[order]
 
-# %% ../../nbs/35_data.stream.ipynb #7b832297
+def _check_no_header(lf, names):
+    "Raise where the names of the columns stand among the rows."
+    pl, schema = _polars(), lf.collect_schema()
+    user, item = names[:2]
+    if not (schema[user] == schema[item] == pl.String): return
+    _, [(k, first)] = _count(lf, [(pl.col(user) == pl.lit(user)) & (pl.col(item) == pl.lit(item))])
+    if k: raise RatingsError(f'row {first} (counted from 0): {examples(names[:2])}, the names of the columns, among the rows; expected one header: where files '
+                             'were joined, leave out the headers of all but the first')
+
+# %% ../../nbs/35_data.stream.ipynb #9bdab090
 _valid = 'row that validates'
 
 def _split_of(lf, splits):
     "`lf`, with a column that says which rows validate where `splits` is an expression."
-    import polars as pl
     if splits is None: return lf
+    pl = _polars()
     if not isinstance(splits, pl.Expr): raise RatingsError(
         f"splits={splits!r}; expected None for a random split, or a polars expression that is true where a row validates, e.g. `pl.col('time') >= 1_700_000_000`")
     lf = lf.with_columns(splits.fill_null(False).alias(_valid))
     if (dtype := lf.collect_schema()[_valid]) != pl.Boolean: raise RatingsError(f'splits: an expression of type {dtype}; expected true or false for each row')
     return lf
 
+# %% ../../nbs/35_data.stream.ipynb #09504fbc
+def _encoded(block, names, classes, casts):
+    "The ratings of a polars DataFrame as the file has them, int32 (n, 3)."
+    frame, raw = as_frame(block, [o for o in names if o is not None]), np.empty((len(block), 3), dtype=np.int32)
+    for k, ((name, vocab), cast) in enumerate(zip(classes.items(), casts, strict=True)):
+        codes, ids = encode_ids(frame[name], name, cast)
+        rows = vocab.rows(ids)
+        raw[:,k] = np.where(rows < 0, vocab.na_row, rows)[codes]
+    values = np.ones(len(block), dtype=np.float32)
+    if names[2] is not None: values = read_numbers(frame[names[2]].set_axis(block[_row].to_numpy()), names[2])
+    raw[:,2] = values.view(np.int32)
+    return raw
+
 def _write(
     lf, # polars `LazyFrame`, complete, with the numbers of its rows
-    names, # of the user, item and rating columns; None for the last where each row counts as a 1
-    classes, # dict from column name to `Vocab`
-    casts, # for users and for items, a function from an id to an id; None for none
-    valid_pct, # share to validate on, where no column says so
-    seed, # integer
-    files, # paths to write to: what trains, what validates
+    names:list, # of the user, item and rating columns; None for the last where each row counts as a 1
+    classes:dict, # column name -> `Vocab`
+    casts:list, # for users and for items, a function from an id to an id; None for none
+    valid_pct:float, # share to validate on, where no column says so
+    seed:int,
+    files:list, # paths to write to: what trains, what validates
 ):
     "Encode the ratings."
-    rng, used = np.random.default_rng(seed % 2**64), [o for o in names if o is not None]
-    is_split = _valid in lf.collect_schema()
+    rng, is_split = np.random.default_rng(seed % 2**64), _valid in lf.collect_schema()
+    used = [_row, *(o for o in names if o is not None), *[_valid]*is_split]
     with open(files[0], 'wb') as train, open(files[1], 'wb') as valid:
-        for block in lf.select(_row, *used, *[_valid]*is_split).collect_batches(chunk_size=2**20, engine='streaming'):
-            frame, raw = as_frame(block, used), np.empty((len(block), 3), dtype=np.int32)
-            for k, ((name, vocab), cast) in enumerate(zip(classes.items(), casts)):
-                codes, ids = encode_ids(frame[name], name, cast)
-                rows = vocab.rows(ids)
-                raw[:,k] = np.where(rows < 0, vocab.na_row, rows)[codes]
-            values = np.ones(len(block), dtype=np.float32) if names[2] is None else read_numbers(frame[names[2]].set_axis(block[_row].to_numpy()), names[2])
-            raw[:,2] = values.view(np.int32)
+        for block in lf.select(used).collect_batches(chunk_size=2**20, engine='streaming'):
+            raw = _encoded(block, names, classes, casts)
             validates = block[_valid].to_numpy() if is_split else rng.random(len(block)) < valid_pct
             train.write(raw[~validates].tobytes())
             valid.write(raw[validates].tobytes())
+
+# %% ../../nbs/35_data.stream.ipynb #007dea35
+def _na_ratings(ds):
+    "How many ratings have a user or an item without a row of its own."
+    na_rows = torch.tensor([-1 if v.na_row is None else v.na_row for v in ds.classes.values()])
+    return sum(int((x == na_rows).any(1).sum()) for x, *_ in ds.blocks())
 
 def _report(train, valid):
     "The `SplitReport` of two datasets."
     vocabs = list(train.classes.values())
     is_trained, is_new = ([torch.zeros(len(v), dtype=torch.bool) for v in vocabs] for _ in range(2))
-    new_ratings = na_ratings = 0
-    for ds in (train, valid):
-        for x, y in ds.blocks():
-            new = torch.zeros(len(x), dtype=torch.bool)
-            for rows, trained, is_of_new in zip(x.T, is_trained, is_new):
-                if ds is train: trained[rows] = True
-                else:
-                    is_of_new[rows[~trained[rows]]] = True
-                    new |= ~trained[rows]
-            new_ratings += int(new.sum())
-            na_ratings += int(sum(rows == v.na_row for rows, v in zip(x.T, vocabs)).bool().sum())
-    return SplitReport(len(train), len(valid), *(len(v.ids) for v in vocabs), *(int(o.sum()) for o in is_new), new_ratings, na_ratings)
+    for x, *_ in train.blocks():
+        for rows, trained in zip(x.T, is_trained, strict=True): trained[rows] = True
+    new_ratings = 0
+    for x, *_ in valid.blocks():
+        new = torch.stack([~trained[rows] for rows, trained in zip(x.T, is_trained, strict=True)])
+        for rows, of_new, here in zip(x.T, is_new, new, strict=True): of_new[rows[here]] = True
+        new_ratings += int(new.any(0).sum())
+    new_ids = [int(o.sum()) for o in is_new]
+    return SplitReport(len(train), len(valid), *(len(v.ids) for v in vocabs), *new_ids, new_ratings, _na_ratings(train) + _na_ratings(valid))
+
+# %% ../../nbs/35_data.stream.ipynb #4cd29525
+def _vocabularies(lf, names, casts, vocab, min_count):
+    "By column, the given vocabulary, or that of the ids of a table that have `min_count` ratings."
+    names = names[:2]
+    counted = [_counted_ids(lf, o, cast) for o, cast in zip(names, casts, strict=True)]
+    if vocab is None: return {o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted, strict=True)}
+    classes = given_classes(vocab, names)
+    for (name, v), (ids, counts) in zip(classes.items(), counted, strict=True): rows_or_na(v, ids, counts, name)
+    return classes
 
 # %% ../../nbs/35_data.stream.ipynb #8e6c752e
 @patch(cls_method=True)
 def from_stream(cls:CollabDataLoaders,
     ratings, # path of a Parquet file, of a folder of them, or a list of files; or a polars `LazyFrame`, of `pl.scan_csv` for example
-    valid_pct=0.2, # share to validate on, 0 to below 1, but for chance
+    valid_pct:float=0.2, # share to validate on, 0 to below 1, but for chance
     user_name=None, # name of the user column; None for the first
     item_name=None, # name of the item column; None for the second
     rating_name=None, # name of the rating column; None for the third
-    seed=None, # integer that fixes the split and the order of every epoch; None for `fresh_seed`
-    path='.', # folder for what a learner saves
+    seed:int|None=None, # integer that fixes the split and the order of every epoch; None for `fresh_seed`
+    path:str|Path='.', # folder for what a learner saves
     *,
-    bs=64, # rows in a training batch, 1 or more
-    val_bs=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least
+    bs:int=64, # rows in a training batch, 1 or more
+    val_bs:int|None=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least
     device=None, # where batches are; None for fastai's default
     splits=None, # polars expression, true where a row validates; None for a random split
     vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids of `ratings`
     id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either
-    min_count=0, # ids with fewer ratings, those that validate included, share the row of '#na#'
-    on_missing='raise', # rows where an id or a rating is missing: 'raise', or 'drop' them and say how many
-    implicit=False, # count every row as a rating of 1 and read no rating column?
-    window=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
-    scratch=None, # folder on a disk with room for 12 bytes a rating, in use while the loaders live; None for the system's folder of temporary files
+    min_count:int=0, # ids with fewer ratings, those that validate included, share the row of '#na#'
+    on_missing:str='raise', # rows where an id or a rating is missing: 'raise', or 'drop' them and say how many
+    implicit:bool=False, # count every row as a rating of 1 and read no rating column?
+    window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
+    scratch:str|Path|None=None, # folder on a disk with room for 12 bytes a rating, in use while the loaders live; None for the system's folder of temporary files
     after_batch=None, # transforms of a batch, as in fastai; None for none
-): # `CollabDataLoaders` of `StreamDL`, whose `report` is a `SplitReport`
+) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
-    if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
+    for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
     check_valid_pct(valid_pct)
+    check_vocab_or_count(vocab, min_count)
     seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
-    check_casts(id_cast, names[:2])
-    casts = [cast_of(id_cast, o) for o in names[:2]]
+    casts = casts_of(id_cast, names[:2])
     lf = _split_of(_complete(lf, [o for o in names if o is not None], on_missing), splits)
-    counted = [_counted_ids(lf, o, cast) for o, cast in zip(names, casts)]
-    classes = {o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted)} if vocab is None else given_classes(vocab, names[:2])
-    for (name, v), (ids, counts) in zip(classes.items(), counted): rows_or_na(v, ids, counts, name, is_expected=vocab is None)
+    _check_no_header(lf, names)
+    classes = _vocabularies(lf, names, casts, vocab, min_count)
     folder = TemporaryDirectory(prefix='collab_pretrained_', dir=scratch)
     files = [Path(folder.name)/o for o in ('train', 'valid')]
     _write(lf, names, classes, casts, valid_pct, seed, files)
-    dss = [StreamDataset(o, classes, names[2], id_cast) for o in files]
-    for o in dss: o.folder = folder  # deleted with them
-    if not len(dss[0]): raise RatingsError(f'no ratings to train on, {len(dss[1])} validate; expected at least one: see `splits` and `valid_pct`')
-    dls = [StreamDL(ds, bs=n, shuffle=is_train, seed=seed, window=window, device=device, after_batch=after_batch)
-           for ds, n, is_train in zip(dss, (bs, max(bs, 4096) if val_bs is None else val_bs), (True, False))]
-    res = cls(*dls, path=path, device=device)
-    res.report = _report(*dss)
+    train, valid = (StreamDataset(o, classes, names[2], id_cast, folder) for o in files)
+    if not len(train): raise RatingsError(f'no ratings to train on, {len(valid)} validate; expected at least one: see `splits` and `valid_pct`')
+    common = {'seed': seed, 'window': window, 'device': device, 'after_batch': after_batch}
+    dls = [StreamDL(train, bs=bs, shuffle=True, **common), StreamDL(valid, bs=max(bs, 4096) if val_bs is None else val_bs, **common)]
+    res = cls(*dls, path=path, device=device)  # ty: ignore[call-non-callable] a class, by `cls_method`
+    res.report = _report(train, valid)
     return res
