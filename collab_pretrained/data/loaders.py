@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.loaders.html.md
 
 # %% auto #0
 __all__ = ['CollabDataset', 'rating_blocks', 'row_counts', 'CollabDL', 'batch_slices', 'transform_batch', 'SplitReport',
-           'CollabDataLoaders', 'with_datasets']
+           'CollabDataLoaders', 'loaders_like', 'with_datasets']
 
 # %% ../../nbs/34_data.loaders.ipynb #811b1715
 import inspect
@@ -47,23 +47,14 @@ class CollabDataset:
     def implicit(self) -> bool: return self.rating_name is None  # clicks or the like: there is nothing to predict, only to rank
     @property
     def cat_names(self): return list(self.classes)  # fastai's `get_emb_sz` asks for it
-    @property
-    def items(self): return self.decode(self.tensors)
     def __len__(self): return len(self.tensors[0])
     def __getitem__(self, idx): return tuple(o[idx] for o in self.tensors)
+    def new(self, tensors, times=None, weights=None): # other ratings of the same vocabularies, in memory
+        return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast, self.time_name, times, weights)
     def new_empty(self): return self.new(tuple(o.new_empty(0, *o.shape[1:]) for o in self.tensors))
     def blocks(self): return [self.tensors]
 
 # %% ../../nbs/34_data.loaders.ipynb #942a84b6
-@patch
-def new(self:CollabDataset,
-    tensors:tuple, # other ratings of the same vocabularies, as in `CollabDataset`
-    times:Tensor=None, # their times; None for unknown
-    weights:Tensor=None, # their weights; None for 1
-) -> CollabDataset: # in memory
-    "The same with other ratings."
-    return CollabDataset(tensors, self.classes, self.rating_name, self.id_cast, self.time_name, times, weights)
-
 @patch
 def take(self:CollabDataset,
     idx, # positions, or a mask, of ratings
@@ -79,6 +70,11 @@ def decode(self:CollabDataset,
     x, *y = (o.detach().cpu().numpy() for o in b)
     res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in zip(self.classes.items(), x.T, strict=True)}
     return pd.DataFrame({**res, **({self.rating_name or 'rating': y[0].reshape(len(x))} if y else {})})
+
+@patch(as_prop=True)
+def items(self:CollabDataset) -> pd.DataFrame:
+    "All ratings as the table that they came from."
+    return self.decode(self.tensors)
 
 # %% ../../nbs/34_data.loaders.ipynb #f9d0f2f4
 def rating_blocks(
@@ -381,6 +377,8 @@ def _report(table, train, valid, rows, classes):
 # %% ../../nbs/34_data.loaders.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
+    report: SplitReport|None = None  # what the split asks of a model; None where it wasn't made here
+    past: list|None = None  # for users and for items, ids and how many ratings each was trained on that are no longer at hand
     @classmethod
     def from_df(cls,
         ratings, # table with a row for each rating: pandas, polars or pyarrow; it is not changed, and its index is ignored
@@ -444,10 +442,16 @@ class CollabDataLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/34_data.loaders.ipynb #13b08030
-def with_datasets(dls, datasets):
+def loaders_like(dls:CollabDataLoaders, loaders:list) -> CollabDataLoaders:
+    "Other loaders of the same ratings, or of some of them."
+    res = CollabDataLoaders(*loaders, path=dls.path, device=dls.device)
+    res.report, res.past = dls.report, dls.past
+    return res
+
+def with_datasets(dls:CollabDataLoaders, datasets:list) -> CollabDataLoaders:
     "The same loaders over other datasets."
-    res = type(dls)(*[dl.new(ds) for dl, ds in zip(dls.loaders, datasets)], path=dls.path, device=dls.device)
-    res.past = getattr(dls, 'past', None)
+    res = loaders_like(dls, [dl.new(ds) for dl, ds in zip(dls.loaders, datasets, strict=True)])
+    res.report = None
     return res
 
 @patch

@@ -11,6 +11,7 @@ __all__ = ['rankings', 'is_positive', 'RankingDL', 'Ranking', 'BPR', 'WARP', 'So
 import warnings
 from collections.abc import Mapping
 from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,92 +23,99 @@ from fastcore.basics import listify, patch
 from torch import Tensor, nn
 
 from ..core import CollabWarning, RatingsError, WeightsError
-from ..data.loaders import CollabDataLoaders, CollabDL, batch_sizes
+from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, batch_sizes, loaders_like
 from .embeddings import y_range_of
 from .losses import BprOfAll, SoftmaxOfAll, WarpOfAll, bpr_loss, softmax_loss, warp_choose
 from .sampling import UnseenItems
 
 # %% ../../nbs/45_models.ranking.ipynb #b5ec367d
-def is_positive(y, min_rating):
-    "Which of the ratings `y` (n, 1) count as liked, bool (n,)."
+def is_positive(
+    y:Tensor, # (n, 1): ratings
+    min_rating:float|None, # a rating from which on they are positive; None if every one is
+) -> Tensor: # bool (n,)
+    "Which ratings are positive."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
 
 class RankingDL(CollabDL):
-    "Batches of what users liked, the rows of each user together; unshuffled, a `CollabDL` of all ratings."
+    "Batches of positives, the rows of each user together; unshuffled, a `CollabDL` of all ratings."
     def __init__(self,
-        dataset, # `CollabDataset`
-        min_rating:float=None, # a rating from which on an item counts as liked; None if every row does
+        dataset:CollabDataset,
+        min_rating:float|None=None, # a rating from which on it is positive; None if every row is
         **kwargs, # parameters of `CollabDL`
     ):
         super().__init__(dataset, **kwargs)
         self.min_rating = min_rating
-        self.liked = torch.nonzero(is_positive(dataset.tensors[1][:self.n], min_rating)).flatten().cpu().numpy()
+        self.positives = torch.nonzero(is_positive(dataset.tensors[1][:self.n], min_rating)).flatten().cpu().numpy()
 
-    def __len__(self): return len(batch_sizes(len(self.liked), self.bs, self.drop_last)) if self.shuffle else super().__len__()
-    def new(self,
-        dataset=None, # another `CollabDataset`; None for the same
-        cls=None, # another class of loader; None for the same
-        **kwargs, # parameters to change
-    ):
-        "A loader that differs in what is given."
-        return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
+    def __len__(self): return len(batch_sizes(len(self.positives), self.bs, self.drop_last)) if self.shuffle else super().__len__()
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
 
-    def get_idxs(self):
-        if not self.shuffle: return super().get_idxs()
-        rng, users = np.random.default_rng((self.seed % 2**64, self.epoch)), self.dataset.tensors[0][:,0].cpu().numpy()[self.liked]
-        order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
-        if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
-        return self.liked[order[turn[users[order]].argsort(kind='stable')]]
+# %% ../../nbs/45_models.ranking.ipynb #19fec20b
+@patch
+def get_idxs(self:RankingDL):
+    if not self.shuffle: return np.arange(self.n)
+    rng, users = np.random.default_rng((self.seed % 2**64, self.epoch)), self.dataset.tensors[0][:,0].cpu().numpy()[self.positives]
+    order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
+    if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
+    return self.positives[order[turn[users[order]].argsort(kind='stable')]]
+
+# %% ../../nbs/45_models.ranking.ipynb #8d648ae1
+def _is_whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+
+def _check_ranking(min_rating, n_neg):
+    "Raise for what can't be the parameters of a `Ranking`."
+    is_rating = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool) and np.isfinite(min_rating)
+    if not (is_rating or min_rating in ('mean', None)): raise RatingsError(f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
+    if n_neg is not None and not (_is_whole(n_neg) and 1 <= n_neg <= 2**20): raise RatingsError(
+        f'n_neg={n_neg!r}; expected 1 or more items to compare with, a million at most')
 
 # %% ../../nbs/45_models.ranking.ipynb #532f2f2a
 class Ranking(Callback):
-    "What ranking losses share: which ratings count as liked, and unseen items to compare with."
+    "What ranking losses share: which ratings are positive, and unseen items to compare with."
     name, lr, wd, needs_dot, n_neg = 'ranking', .1, .75, False, 1  # lr and wd are those of ten batches an epoch
     order, pairs = 60, None  # after callbacks that change a batch; a batch's pairs, while the model is asked
-    from_old_save = False  # made from a save that doesn't say what counts as liked?
+    learn: Any  # the learner, while there is one
+    from_old_save = False  # made from a save that doesn't say from which rating on a rating is positive?
     def __init__(self,
-        min_rating='mean', # a rating from which on an item counts as liked; 'mean' for the mean of the first ratings it is trained on; None if every row does
-        n_neg:int=None, # unseen items to compare with, 1 or more; None for the loss's own number
-        seed:int=None, # of what is drawn; None for that of the loaders
+        min_rating:float|str|None='mean', # a rating from which on it is positive; 'mean' for the mean of the first ratings it is trained on; None if every row is
+        n_neg:int|None=None, # unseen items to compare with, 1 or more; None for the loss's own number
+        seed:int|None=None, # of what is drawn; None for that of the loaders
     ):
-        is_number = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool) and np.isfinite(min_rating)
-        if not (is_number or min_rating in ('mean', None)): raise RatingsError(f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
-        if n_neg is not None and (isinstance(n_neg, bool) or not isinstance(n_neg, (int, np.integer)) or not 1 <= n_neg <= 2**20):
-            raise RatingsError(f'n_neg={n_neg!r}; expected 1 or more items to compare with, a million at most')
+        _check_ranking(min_rating, n_neg)
         self.min_rating, self.n_neg, self.seed, self.unseen, self.generator = min_rating, n_neg or self.n_neg, seed, {}, None
 
     def __getstate__(self): return {**self.__dict__, 'unseen': {}, 'generator': None, 'pairs': None}
     def __repr__(self): return f'{type(self).__name__}(min_rating={self.min_rating!r}, n_neg={self.n_neg})'
-    def config(self): return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
+    def config(self) -> dict: return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
 
 # %% ../../nbs/45_models.ranking.ipynb #ed40d655
 @patch
 def threshold(self:Ranking,
     y:Tensor, # ratings to train on, of any shape
     weights:Tensor|None=None, # their weights, as many; None for 1
-) -> float|None: # None if every row counts, or if there are no ratings to say
-    "The rating from which on an item counts as liked: a number, which the first ratings settle for good."
+) -> float|None: # None if every row is positive, or if there are no ratings to say
+    "The rating from which on ratings are positive: a number, which the first ratings settle for good."
     if self.min_rating != 'mean': return self.min_rating
     if not len(y): return None
-    w = torch.ones(len(y)) if weights is None else weights
-    mean = (y.double().flatten()*w.to(y.device)).sum()/w.double().sum()
+    weights = torch.ones(len(y)) if weights is None else weights
+    mean = (y.double().flatten()*weights.to(y.device)).sum()/weights.double().sum()
     self.min_rating = min(mean.item(), y.max().item())
     if self.from_old_save: warnings.warn(
-        f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean that was; taken is that of the {len(y)} ratings '
-        f'at hand, {self.min_rating:g}, from now on: if it was another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
+        f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean that was; taken is that of the '
+        f'{len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
     return self.min_rating
 
 # %% ../../nbs/45_models.ranking.ipynb #efb4ae15
 @patch
 def _start(self:Ranking, epoch):
-    seed = self.dls.train.seed if self.seed is None else self.seed
+    seed = self.learn.dls.train.seed if self.seed is None else self.seed
     state = np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1, np.uint64)[0]
     self.generator = torch.Generator(next(self.learn.model.parameters()).device).manual_seed(int(state) >> 1)
 
 @patch
 def before_train(self:Ranking):
     "Draw by the loader's seed and the number of the epoch."
-    self._start(self.dls.train.epoch + 1)
+    self._start(self.learn.dls.train.epoch + 1)
 @patch
 def before_validate(self:Ranking):
     "Draw the same each time."
@@ -118,22 +126,24 @@ def _unseen(self:Ranking):
     "What users haven't seen in the training part; while validating, in either part."
     data = [dl.dataset for dl in self.learn.dls.loaders[:1 if self.learn.training else 2]]
     parts, sizes = [o.tensors for o in data], [*map(len, data[0].classes.values())]
-    had = self.unseen.get(len(parts))
-    if had is None or had[-1] != sizes or any(a is not b for a, b in zip(had[-2], parts)):
+    unseen, of, n_rows = self.unseen.get(len(parts), (None, (), None))
+    if unseen is None or n_rows != sizes or any(a is not b for a, b in zip(of, parts, strict=True)):
         device = next(self.learn.model.parameters()).device
-        x = torch.cat([o[0].to(device) for o in parts])
-        self.unseen[len(parts)] = had = UnseenItems(x, *sizes), self.threshold(parts[0][1], data[0].weights), parts, sizes
-    return had[:2]
+        unseen = UnseenItems(torch.cat([o[0].to(device) for o in parts]), *sizes)
+        self.unseen[len(parts)] = unseen, parts, sizes
+    return unseen
 
 # %% ../../nbs/45_models.ranking.ipynb #4fd07d54
+def _is_dot(model): return isinstance(get_model(model), collab.EmbeddingDotBias)
+
 @patch
-def asks_itself(self:Ranking) -> bool: # true for a dot product, whose tables answer for themselves
+def asks_itself(self:Ranking) -> bool: # true for a dot product, whose tables give all scores
     "Whether the loss needs no answers to the pairs of a batch."
-    return hasattr(get_model(self.learn.model), 'i_weight')
+    return _is_dot(self.learn.model)
 
 @patch
 def before_batch(self:Ranking):
-    "Ask the model for no pairs in vain."
+    "Don't compute answers that aren't needed."
     if self.learn.training and self.asks_itself(): self.pairs, self.learn.xb = self.learn.xb, (self.learn.xb[0][:0],)
 
 @patch
@@ -145,21 +155,23 @@ def loss_func(self:Ranking,
     pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch; or none, where it `asks_itself`
     y:Tensor, # (n, 1): their ratings
     reduction:str='mean', # or 'none'
-) -> Tensor: # (); or (n,), with zeros for what wasn't liked
+) -> Tensor: # (); or (n,), with zeros for what isn't positive
     "The loss of a batch."
-    x, pos, (unseen, min_rating) = self.learn.xb[0], pred.flatten(), self._unseen()
-    use = is_positive(y, min_rating) & (unseen.free[x[:,0]] > 0)
+    x, pos, unseen, train = self.learn.xb[0], pred.flatten(), self._unseen(), self.learn.dls.train_ds
+    use = is_positive(y, self.threshold(train.tensors[1], train.weights)) & (unseen.free[x[:,0]] > 0)
     if not use.all(): x, pos = x[use], pos[use] if len(pos) else pos
     with torch.autocast(x.device.type, enabled=False):  # scores in single precision: their differences count
-        res = self._losses(x, pos, unseen) if len(x) else pos[:0]  # (n,), one for each liked pair: what makes a loss another, in the classes below
-    return res.sum()/max(len(res), 1) if reduction == 'mean' else torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
+        res = self._losses(x, pos, unseen) if len(x) else pos[:0]  # (n,), one for each positive: what makes a loss another, in the classes below
+    if reduction == 'mean': return res.sum()/max(len(res), 1)
+    return torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
+# %% ../../nbs/45_models.ranking.ipynb #b3237cc0
 @patch
 def _all_items(self:Ranking, users, items):
     "The tables that give a few users' scores of all items, and where among these each user's begin (n, 1); None where pair by pair is less work."
-    model, width = get_model(self.learn.model), self._unseen()[0].n_items
+    model, width = get_model(self.learn.model), self._unseen().n_items
     own, of = (torch.unique_consecutive if self.learn.training else torch.unique)(users, return_inverse=True)  # training batches have a user's rows together
-    if not hasattr(model, 'i_weight') or len(own)*width > 16*items.numel(): return None
+    if not _is_dot(model) or len(own)*width > 16*items.numel(): return None
     return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
 
 @patch
@@ -172,7 +184,7 @@ def scores(self:Ranking,
 
 # %% ../../nbs/45_models.ranking.ipynb #e236d1bc
 class BPR(Ranking):
-    "Each liked item against some unseen ones."
+    "Each positive against some unseen items."
     n_neg, lr, wd = 7, .2, .7
     def _losses(self, x, pos, unseen):
         items = unseen.draw(x[:,0], self.n_neg, self.generator)
@@ -184,7 +196,7 @@ class BPR(Ranking):
 
 # %% ../../nbs/45_models.ranking.ipynb #f46199c1
 class WARP(Ranking):
-    "Each liked item against the first unseen one that comes too near, of `n_neg` at most."
+    "Each positive against the first unseen item that comes too near, of `n_neg` at most."
     n_neg, lr, wd, margin = 8, .08, 1.2, 1.
     def _losses(self, x, pos, unseen):
         items, free = unseen.draw(x[:,0], self.n_neg, self.generator), unseen.free[x[:,0]]
@@ -197,7 +209,7 @@ class WARP(Ranking):
 
 # %% ../../nbs/45_models.ranking.ipynb #d0f98789
 class Softmax(Ranking):
-    "Each liked item against all unseen ones, or `n_neg` where there are more."
+    "Each positive against all unseen items, or `n_neg` where there are more."
     n_neg, needs_dot = 8192, True
     def asks_itself(self): return len(get_model(self.learn.model).i_weight.weight) - 1 <= self.n_neg
     def _losses(self, x, pos, unseen):
@@ -212,7 +224,7 @@ class Softmax(Ranking):
         unseen:UnseenItems, # what to choose from
     ) -> tuple: # rows of items, int64, ascending, of `n_neg` draws by popularity; what to take off their scores, as long
         "Items to compare with."
-        q = (unseen.items.bincount(minlength=unseen.n_items) + 1).float()  # so that an item that nobody has seen is drawn, too
+        q = (unseen.items.bincount(minlength=unseen.n_items) + 1).float()  # so that an item without ratings is drawn, too
         q[0] = 0
         q = q/q.sum()
         items, times = q.multinomial(self.n_neg, replacement=True, generator=self.generator).unique(return_counts=True)
@@ -228,22 +240,27 @@ def pace(self:Ranking,
     return {'lr': self.lr*share**.5, 'wd': self.wd*share**.75}
 
 # %% ../../nbs/45_models.ranking.ipynb #f06911b3
+def _check_ranked(ranking, dls, model):
+    "Raise where a ranking can't be trained on the loaders or with the model."
+    if not isinstance(dls.train_ds, CollabDataset): raise RatingsError(
+        f'{ranking} with loaders of {type(dls).__name__} from fastai; expected our own `CollabDataLoaders`')
+    if y_range_of(model) is not None: raise WeightsError(f'{ranking} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
+    if ranking.needs_dot and not _is_dot(model): raise WeightsError(
+        f'{ranking} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
+
 @patch
 def prepare(self:Ranking,
-    dls, # `CollabDataLoaders`; not changed
+    dls:CollabDataLoaders, # not changed
     model:nn.Module, # whose answers are scores
-    kwargs:Mapping=None, # of `Learner`; what it says of `lr` and `wd` holds; None for nothing
+    kwargs:Mapping|None=None, # of `Learner`; what it says of `lr` and `wd` holds; None for nothing
 ) -> tuple: # the learner's `CollabDataLoaders`, its `loss_func`, and its other arguments, a dict
     "What to make a `Learner` of."
-    if not hasattr(dls.train_ds, 'tensors'): raise RatingsError(f'{self} with loaders of {type(dls).__name__} from fastai; expected our own `CollabDataLoaders`')
-    if y_range_of(model) is not None: raise WeightsError(f'{self} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
-    if self.needs_dot and not isinstance(get_model(model), collab.EmbeddingDotBias): raise WeightsError(
-        f'{self} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
-    datasets = [o.new(o.tensors, o.times, o.weights) for o in (dl.dataset for dl in dls.loaders)]  # in memory, where they were streams: what was seen is looked up in every batch
-    train = dls.train.new(datasets[0], RankingDL, min_rating=self.threshold(datasets[0].tensors[1], datasets[0].weights), n=dls.train.n)
-    res = CollabDataLoaders(train, *[dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:])], path=dls.path, device=dls.device)
-    res.report, res.past = getattr(dls, 'report', None), getattr(dls, 'past', None)
-    kwargs = {**self.pace(len(train)), **(kwargs or {})}
+    _check_ranked(self, dls, model)
+    datasets = [o.new(o.tensors, o.times, o.weights) for o in (dl.dataset for dl in dls.loaders)]  # in memory: what was seen is looked up in every batch
+    train = datasets[0]
+    train_dl = dls.train.new(train, RankingDL, min_rating=self.threshold(train.tensors[1], train.weights), n=dls.train.n)
+    res = loaders_like(dls, [train_dl, *(dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:], strict=True))])
+    kwargs = {**self.pace(len(train_dl)), **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
 
 # %% ../../nbs/45_models.ranking.ipynb #210af1a4
@@ -259,6 +276,7 @@ def _saved_ranking(config):
     res.from_old_save = res.min_rating == 'mean'
     return res
 
+# %% ../../nbs/45_models.ranking.ipynb #f4c5ead1
 def as_ranking(
     loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking` (of which a copy is made), or None for the pretrained model's
     loss_func=None, # the loss of a rating model, instead; None for none
