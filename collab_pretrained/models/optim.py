@@ -34,12 +34,30 @@ class FusedAdam(Optimizer):
     ):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
         self.owed = {}  # table that was stepped by row -> `_Owed`
+        self.zeros = {}  # parameter -> the zeros that stand for its gradient between steps, and their version
         self.anchors = {}  # of the next step alone: table -> what its rows are pulled to, and how strongly, (rows, 1); see `AnchorCallback`
 
     def zero_grad(self):
-        "Drop the gradients: a tensor of zeros would have to be written, and added to."
-        for pg in self.param_lists:
-            for p in pg: p.grad = None
+        "Set the gradients to zero: to tensors of zeros that are kept, and not written again unless somebody changed them."
+        for p in (p for pg in self.param_lists for p in pg if p.grad is not None):
+            zeros, version = self.zeros.get(p, (None, 0))
+            if zeros is None or zeros.layout != p.grad.layout: zeros = torch.zeros_like(p.grad)
+            elif zeros._version != version: zeros.zero_()
+            p.grad, self.zeros[p] = zeros, (zeros, zeros._version)
+
+    def drop_zeros(self):
+        "Before a backward pass: take gradients that are zeros away, so that it need not add to them."
+        for p, (zeros, version) in self.zeros.items():
+            if p.grad is zeros and zeros._version == version: p.grad = None
+
+    def forget(self):
+        "Drop what is kept of parameters that are gone, and of a step that was interrupted."
+        self.zeros, self.anchors = {}, {}
+
+    def restore_zeros(self):
+        "After it: give them back where there is no other gradient."
+        for p, (zeros, _) in self.zeros.items():
+            if p.grad is None: p.grad = zeros
 
 def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
     "One step of `params`, which share their hyperparameters."
@@ -57,7 +75,7 @@ def step(self:FusedAdam,
     with torch.no_grad():
         for pg, hyper in zip(self.param_lists, self.hypers):
             for p in pg:
-                if p.grad is None: continue
+                if p.grad is None or not p.requires_grad: continue
                 state = self.state[p]
                 if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
                 state['step'] += 1
