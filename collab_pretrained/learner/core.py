@@ -56,7 +56,7 @@ from ..weights.moments import carry_moments, guess_names, load_opt, param_names
 from ..weights.pairs import read_pair, save_pair
 from ..weights.pretrained import Pretrained
 from ..weights.roles import find_roles, flat_weights, load_pretrained_keys, roles
-from .loop import LeanLearner
+from .loop import ForgetfulCallback, LeanLearner
 
 # %% ../../nbs/51_learner.core.ipynb #5f6cc5e1
 def side_tables(
@@ -66,10 +66,12 @@ def side_tables(
     try: return find_roles(dict(get_model(model).named_parameters()))
     except WeightsError: return {}
 
-class MeanRowCallback(Callback):
+class MeanRowCallback(ForgetfulCallback):
     "After the training part of each epoch, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
+    trained:dict = {}  # side -> bool (rows,), those that steps of this fit have trained
     def before_fit(self): self.trained, self.pairs, self.n_stepped, self.cancelled = {}, [], 0, False
+    def forget(self): self.pairs, self.n_stepped = [], 0
     def after_cancel_step(self): self.cancelled = True
 
     def before_batch(self):

@@ -15,13 +15,15 @@ from fastcore.basics import patch
 
 from ..core import VocabError, examples
 from ..ids.canonical import canonical_ids
+from ..models.optim import FusedAdam
 from ..weights.match import value_of_side
 from ..weights.roles import find_roles, roles
 from .core import CollabLearner
+from .loop import ForgetfulCallback
 from .als import frozen_rows_of
 
 # %% ../../nbs/54_learner.finetune.ipynb #4f0eecb6
-class FrozenRowsCallback(Callback):
+class FrozenRowsCallback(ForgetfulCallback):
     "Leaves the rows of some ids bit-equal, whatever the optimizer does; `learn.freeze_rows` adds it."
     order, run_valid = 60, False  # after gradients were accumulated, and after a step in half precision was copied to the model
     def __init__(self): self.ids, self.kept = {'users': [], 'items': []}, []  # ids and not rows, so that they stay right when rows are renumbered
@@ -42,7 +44,8 @@ class FrozenRowsCallback(Callback):
     def after_step(self): self.put_back()
     def after_train(self): self.put_back()
     def before_batch(self):
-        if getattr(self.opt, 'owed', None): self.put_back()  # sparse steps give rows their weight decay late
+        if isinstance(self.opt, FusedAdam) and self.opt.owed: self.put_back()  # sparse steps give rows their weight decay late
+    def forget(self): self.kept = []
 
 def _without_rows(grad, rows):
     if not grad.is_sparse: return grad.index_fill_(0, rows, 0)
@@ -56,7 +59,9 @@ def _do_fit(self:CollabLearner):
     self.trained_here = True
     try: super(CollabLearner, self)._do_fit()
     finally:
-        for cb in self._grab_cbs(FrozenRowsCallback): cb.put_back(); cb.kept = []
+        for cb in self._grab_cbs(FrozenRowsCallback):
+            cb.put_back()
+            cb.forget()
 
 # %% ../../nbs/54_learner.finetune.ipynb #277d0246
 def known_ids(learn, side, ids):
