@@ -23,7 +23,7 @@ def run(*argv, cwd):
     return res
 
 
-def content(folder): return {o.name: o.read_bytes() for o in sorted(folder.iterdir())}
+def content(folder): return {o.name: o.read_bytes() for o in sorted(folder.iterdir()) if o.name != '.lock'}
 def vocab(folder): return [set(o) for o in read_folder(folder)[1].values()]
 
 

@@ -1,4 +1,56 @@
-"The command `collab-pretrained`."
-from .commands import main
+"The command `collab-pretrained`; its help and its version need no more than this file."
+import os
+import sys
 
-__all__ = ['main']
+from .. import __version__
+
+__all__ = ['main', 'DESCRIPTIONS']
+
+DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
+    'train': 'Train a model on a ratings table, from scratch or from another model, and save it.',
+    'match': 'Tell which users and items of a table a saved model knows.',
+    'update': 'Take new ratings into a saved model, known and new users and items alike, and save it.',
+    'evaluate': 'Measure a saved model on ratings: how far predictions are off, and how good the lists are.',
+    'recommend': 'Name the items that each user would rate highest.',
+    'inspect': 'Tell what a saved model is, and whether it is whole.',
+    'export': 'Write the vectors of users and items for a search index.',
+    'demo': 'Start a model from an earlier one, train the same from scratch beside it, and show what came of it.',
+}
+
+USAGE = '''usage: collab-pretrained COMMAND ...
+
+{}
+
+`collab-pretrained COMMAND --help` tells a command's options. A week of nights:
+
+  collab-pretrained train monday.csv model
+  collab-pretrained update model tuesday.csv --min-overlap 0.5
+  collab-pretrained recommend model --ratings tuesday.csv --out lists.csv
+
+Exit status: 0; 1 where a check fell short, and nothing was saved; 2 for input that can't be used; 3 for a fault of the
+program itself; 130 for Ctrl-C.'''
+
+
+def _show(text):
+    "Print to standard output, whose reader may have gone."
+    try: print(text, flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def main(
+    argv:list|None=None, # the command's arguments; None means `sys.argv[1:]`
+) -> int: # the exit status
+    "Run a command of `collab-pretrained`."
+    name, *args = (sys.argv[1:] if argv is None else argv) or ['--help']
+    described = '\n'.join(f'  {k:10}  {o}' for k, o in DESCRIPTIONS.items())
+    if name in ('-h', '--help'): return _show(USAGE.format(described))
+    if name == '--version': return _show(f'collab-pretrained {__version__}')
+    try:
+        if name in DESCRIPTIONS:
+            from .commands import run
+            return run(name, args)
+        message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2
+    except KeyboardInterrupt: message, status = 'interrupted', 130  # also while torch is imported
+    print(f'collab-pretrained: {message}', file=sys.stderr)
+    return status

@@ -1,0 +1,221 @@
+"What the command line promises, in processes of its own: exit statuses, closed pipes, locks, words, and what was seen."
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from collab_pretrained.cli import DESCRIPTIONS, main
+from collab_pretrained.cli.commands import commands
+from collab_pretrained.core import planted_ratings
+
+MODULE = [sys.executable, '-m', 'collab_pretrained']
+
+
+def run(*argv):
+    "Exit status, standard output and standard error of a command in this process."
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): status = main([str(o) for o in argv])
+    return status, out.getvalue(), err.getvalue()
+
+
+def refused(*argv):
+    "The one line of a command that can't use its input."
+    status, out, err = run(*argv)
+    assert (status, out, err.count('\n')) == (2, '', 1), (status, out, err)
+    return err
+
+
+@pytest.fixture(scope='module')
+def nights(tmp_path_factory):
+    "A folder with two nights' tables and the model of the first."
+    folder = tmp_path_factory.mktemp('nights')
+    df = planted_ratings(n_users=60, n_items=50, n_ratings=2000, seed=2)
+    for day, period in (('monday', 'early'), ('tuesday', 'late')):
+        df[df.period == period][['user', 'item', 'rating']].to_csv(folder/f'{day}.csv', index=False)
+    assert run('train', folder/'monday.csv', folder/'monday', '--n-factors', 4, '--epochs', 1)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def night(nights, tmp_path, monkeypatch):
+    "A copy of it, in which the test works."
+    subprocess.run(['cp', '-r', f'{nights}/.', tmp_path], check=True)
+    (tmp_path/'monday').rename(tmp_path/'model')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def content(folder): return {o.name: o.read_bytes() for o in sorted(folder.iterdir()) if o.name != '.lock'}
+
+
+def test_help_and_version_without_torch():
+    code = "import sys; from collab_pretrained.cli import main; main(['--help']); main(['--version']); assert 'torch' not in sys.modules"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith('usage: collab-pretrained COMMAND') and 'collab-pretrained 0' in out
+    assert {k: f.__doc__ for k, f in commands.items()} == DESCRIPTIONS
+    assert subprocess.run([*MODULE, '--version'], capture_output=True, text=True, check=True).stdout in out
+
+
+@pytest.mark.parametrize('output', ['| true', '>&-', '2>&1 | true'])
+def test_work_is_done_whatever_becomes_of_the_output(night, output):
+    def status(*argv):
+        line = f'PYTHONUNBUFFERED=1 {" ".join([*MODULE, *argv])} {output}; exit ${{PIPESTATUS[0]}}'
+        return subprocess.run(['bash', '-c', line], capture_output=True).returncode
+    Path('new.csv').write_text('user,item,rating\n1,1,1\n999,2,3\n')
+    before = content(night/'model')
+    assert status('update', 'model', 'tuesday.csv') == 0 and content(night/'model') != before
+    if output == '| true': assert status('match', 'model', 'new.csv', '--min-overlap', '1') == 1
+
+
+def test_output_that_cant_encode_an_id(night):
+    df = pd.read_csv('monday.csv').assign(item=lambda o: '中' + o['item'].astype(str))
+    df.to_csv('chinese.csv', index=False)
+    env = {**os.environ, 'PYTHONIOENCODING': 'ascii'}
+    train = [*MODULE, 'train', 'chinese.csv', 'chinese', '--epochs', '1', '--n-factors', '2']
+    assert subprocess.run(train, env=env, capture_output=True).returncode == 0 and (night/'chinese/config.json').exists()
+    ask = [*MODULE, 'recommend', 'chinese', '--users', '1', '--allow-seen']
+    done = subprocess.run(ask, env=env, capture_output=True, text=True)  # what it prints is its work
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr
+
+
+def test_ctrl_c_is_one_line(night):
+    with subprocess.Popen([*MODULE, 'train', 'monday.csv', 'new', '--epochs', '100000', '--n-factors', '4'],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stderr.readline()  # the first epoch is over
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'Traceback' not in err
+    assert err.splitlines()[-1] == 'collab-pretrained: interrupted' and not (night/'new').exists()
+
+
+def test_two_updates_at_once_lose_nothing(night):
+    df = pd.read_csv('monday.csv')[:200]
+    for k in (1000, 2000): df.assign(user=df.user + k).to_csv(f'{k}.csv', index=False)
+    both = [subprocess.Popen([*MODULE, 'update', 'model', f'{k}.csv'], stdout=subprocess.DEVNULL) for k in (1000, 2000)]
+    assert [o.wait() for o in both] == [0, 0]
+    out = run('match', 'model', '1000.csv', '--min-overlap', 1), run('match', 'model', '2000.csv', '--min-overlap', 1)
+    assert [o[0] for o in out] == [0, 0]
+
+
+def test_a_writer_that_is_busy_is_waited_for(night):
+    from collab_pretrained.serve.export import one_writer
+    with one_writer('model'):
+        began = time.monotonic()
+        assert 'another program is writing to it' in refused('update', 'model', 'tuesday.csv', '--wait', '.2')
+        assert time.monotonic() - began < 5
+
+
+def test_a_base_that_another_program_saved_is_not_overwritten(night, monkeypatch):
+    from collab_pretrained.learner.core import CollabLearner
+    update = CollabLearner.update
+
+    def interfere(self, *args, **kwargs):
+        res = update(self, *args, **kwargs)
+        CollabLearner.from_pretrained('model').save_pretrained(Path('model').resolve())
+        Path('model/config.json').write_text(Path('model/config.json').read_text() + ' ')
+        return res
+    monkeypatch.setattr(CollabLearner, 'update', interfere)
+    status, out, err = run('update', 'model', 'tuesday.csv')
+    assert status == 2 and 'another program has saved a model there' in err and 'saved:' not in out
+
+
+def test_nobody_is_recommended_what_they_rated(night):
+    assert run('update', 'model', 'tuesday.csv', '--min-overlap', .3)[0] == 0
+    status, _, err = run('recommend', 'model', '--ratings', 'tuesday.csv', '--history', 'monday.csv', '--out', 'lists.csv')
+    lists = pd.read_csv('lists.csv')
+    assert status == 0 and not len(err)
+    for day in ('monday', 'tuesday'): assert not len(lists.merge(pd.read_csv(f'{day}.csv'), on=['user', 'item']))
+
+
+def test_what_was_seen_is_known_or_it_is_said(night):
+    assert run('update', 'model', 'tuesday.csv')[0] == 0
+    status, _, err = run('recommend', 'model', '--ratings', 'tuesday.csv', '--out', 'lists.csv')
+    again = pd.read_csv('lists.csv').merge(pd.read_csv('monday.csv'), on=['user', 'item'])
+    assert status == 0 and (not len(again) or 'seen is not all known' in err)
+    assert run('recommend', 'model', '--allow-seen')[0] == 0
+
+
+def test_clicks_are_ranked(night):
+    pd.read_csv('monday.csv')[['user', 'item']].to_csv('clicks.csv', index=False)
+    for argv in (['monday.csv', 'a', '--implicit'], ['clicks.csv', 'b', '--implicit']):
+        status, out, _ = run('train', *argv, '--epochs', 1, '--n-factors', 4)
+        assert status == 0 and 'recall@10' in out and 'popularity alone' in out
+        assert "'kind': 'softmax'" in run('inspect', argv[1])[1] and 'liked: ' in run('inspect', argv[1])[1]
+
+
+@pytest.mark.parametrize('argv', [
+    ('--n-factors', '1e12'), ('--n-factors', '1000000000000'), ('--epochs', '1_0'), ('--k', '٣'), ('--lr', 'nan'),
+    ('--pretrained', ''), ('--user', ''), ('--sep', ''), ('--decimal', ',,'), ('--quoting', 'odd'), ('--on-missing', 'fill'),
+    ('--encoding', 'klingon'), ('--seed', '9'*5000),
+])
+def test_options_that_mean_nothing(night, argv):
+    err = refused('train', 'monday.csv', 'new', *argv)
+    assert argv[0] in err and not (night/'new').exists()
+
+
+@pytest.mark.parametrize('users', ['1_0', '١', '+1', '01', '9'*5000, '', 'ann', '1,,2', '1.0'])
+def test_ids_match_exactly(night, users):
+    assert '--users' in refused('recommend', 'model', '--allow-seen', '--users', users)
+
+
+def test_files_that_cant_be_used(night):
+    import bz2
+    import gzip
+    import lzma
+    whole = Path('monday.csv').read_bytes()
+    for ending, pack in (('gz', gzip.compress), ('bz2', bz2.compress), ('xz', lzma.compress)):
+        Path(f'cut.csv.{ending}').write_bytes(pack(whole)[:-30])
+        Path(f'no.csv.{ending}').write_bytes(b'not at all')
+    Path('no.csv.zip').write_bytes(b'PK and no more')
+    Path('header.csv').write_text('user,item,rating\n')
+    Path('empty.csv').write_text('')
+    for path in [*Path().glob('cut.*'), *Path().glob('no.*'), Path('header.csv'), Path('empty.csv'), Path('nowhere.csv')]:
+        assert str(path) in refused('train', path, 'new')
+        assert str(path) in refused('recommend', 'model', '--ratings', path)
+        assert str(path) in refused('update', 'model', path)
+    digits = '9'*5000
+    Path('long.csv').write_text(f'user,item,rating\n{digits},1,3\n')
+    assert run('train', 'long.csv', 'new')[0] == 2
+    assert run('update', 'model', 'long.csv')[0] == 2
+
+
+def test_odd_tables_are_read_with_the_options_that_errors_name(night):
+    df = pd.read_csv('monday.csv').astype(str)
+    text = '\n'.join([';'.join(df.columns), *(';'.join(o) for o in df.assign(rating=df.rating.str.replace('.', ','))
+                                             .itertuples(index=False))])
+    Path('odd.csv').write_text(text.replace('user;', 'usér;'), encoding='latin-1')
+    assert '--encoding' in refused('train', 'odd.csv', 'new')
+    assert '--sep' in refused('train', 'odd.csv', 'new', '--encoding', 'latin-1')
+    options = ['--encoding', 'latin-1', '--sep', ';', '--columns', 'user,item,rating', '--decimal', ',']
+    for command in (['train', 'odd.csv', 'new', '--epochs', 1, '--n-factors', 2], ['update', 'model', 'odd.csv'],
+                    ['evaluate', 'model', 'odd.csv'], ['match', 'model', 'odd.csv'],
+                    ['recommend', 'model', '--ratings', 'odd.csv', '--out', 'lists.csv']):
+        assert run(*command, *options)[0] == 0
+    Path('bare.csv').write_text('\n'.join(','.join(o) for o in df.itertuples(index=False)))
+    assert '--no-header' in refused('train', 'bare.csv', 'new')
+    assert run('update', 'model', 'bare.csv', '--no-header', '--columns', 'user,item,rating')[0] == 0
+
+
+def test_missing_ids_and_ids_called_na(night):
+    pd.DataFrame({'user': ['NA', 'b', 'c']*20, 'item': ['None', 'x', 'y']*20, 'rating': [1, 2, 3]*20}).to_csv('na.csv', index=False)
+    err = refused('train', 'na.csv', 'new', '--epochs', 1, '--n-factors', 2)
+    assert '--na-values' in err and '--on-missing drop' in err
+    options = ['--epochs', 1, '--n-factors', 2, '--duplicates', 'keep']
+    assert run('train', 'na.csv', 'new', *options, '--na-values', '')[0] == 0
+    assert "'NA'" in run('inspect', 'new')[1]
+    assert run('train', 'na.csv', 'less', *options, '--on-missing', 'drop')[0] == 0
+    assert "'NA'" not in run('inspect', 'less')[1]
+
+
+def test_no_file_is_left_behind(night):
+    run('recommend', 'model', '--allow-seen', '--out', 'lists.csv')
+    run('export', 'model', 'vectors')
+    assert not [o for o in night.rglob('*') if o.name.endswith('.part')]
+    assert len(pd.read_parquet('vectors/users.parquet')) == pd.read_csv('monday.csv').user.nunique()
