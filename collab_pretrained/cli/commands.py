@@ -332,7 +332,7 @@ def cli_update(
     out:str|None=None, # folder to write the model to; else that of the model itself
     old:str|None=None, # ratings of before, a share of which trains again
     replay:float=.2, # which share, 0 to 1
-    epochs:int=0, # how often to train on both, after rows were solved from them
+    epochs:int|None=None, # how often to train on both; else not at all where rows can be solved, and once where not
     lr:float|None=None, # highest learning rate of these epochs; else 0.001
     min_overlap:float=0., # the share of the new ratings' users, and of items, that must have a row already, 0 to 1
     max_rmse:float|None=None, # save only where the error on the new ratings held out is no larger

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.options.html.md"
 # %% auto #0
 __all__ = ['BY_ENDING', 'option_parser', 'Reading', 'drop_incomplete', 'tables_for', 'in_options']
 
-# %% ../../nbs/82_cli.options.ipynb #3bd542ab
+# %% ../../nbs/82_cli.options.ipynb #233a1450
 import re
 import types
 from argparse import ArgumentParser, BooleanOptionalAction, HelpFormatter
@@ -24,7 +24,7 @@ from fastcore.docments import docments
 
 from ..core import CollabError, RatingsError, examples
 from ..data.columns import complete_rows
-from ..data.files import read_csv, read_table
+from ..data.files import read_table
 from ..ids.vocab import Vocab
 
 # %% ../../nbs/82_cli.options.ipynb #b2cdf911
@@ -67,9 +67,7 @@ def option_parser(
     for name, param in params.items(): _add_option(group, name, param)
     return parser
 
-# %% ../../nbs/82_cli.options.ipynb #6435a542
-_ENDINGS = {'.tsv': '\t', '.data': '\t'}  # and commas in all others
-
+# %% ../../nbs/82_cli.options.ipynb #29128fb0
 @dataclass(frozen=True)
 class Reading:
     "How the tables of a command are read; Parquet needs none of it."
@@ -86,13 +84,10 @@ class Reading:
     @property
     def names(self): return None if self.columns is None else self.columns.split(',')
 
-    def is_default(self): return self == Reading(on_missing=self.on_missing, text_ids=self.text_ids)
-
-    def csv_options(self,
-        path:Path, # of the file
-    ) -> dict: # for pandas' `read_csv`
+    @property
+    def options(self) -> dict: # for pandas' `read_csv`
         "The options of a text file."
-        res = {'sep': self.sep or next((sep for ending, sep in _ENDINGS.items() if ending in path.suffixes), ',')}
+        res = {'sep': self.sep} if self.sep else {}
         if self.names: res['names'] = self.names
         if not self.header: res['header'] = None
         elif self.names: res['header'] = 0
@@ -104,7 +99,7 @@ class Reading:
 
 BY_ENDING = Reading()  # as the ending of a file says
 
-# %% ../../nbs/82_cli.options.ipynb #9a1fc7e9
+# %% ../../nbs/82_cli.options.ipynb #f0e1060d
 def _check_reading(reading):
     "Raise for options that name nothing."
     choices = {'quoting': (None, 'minimal', 'none'), 'on_missing': ('raise', 'drop')}
@@ -114,11 +109,8 @@ def _check_reading(reading):
     if reading.sep == '': raise RatingsError("--sep ''; expected what stands between columns, such as ';'")
     if len(reading.decimal) != 1: raise RatingsError(f'--decimal {reading.decimal!r}; expected one character')
 
-def is_parquet(path): return Path(path).is_dir() or Path(path).suffix.lower() == '.parquet'
-
 def _with_names(df, path, names):
-    "A table whose columns are called `names`; a named index of pandas becomes columns."
-    if any(o is not None and o != 'line' for o in df.index.names): df = df.reset_index()
+    "A table whose columns are called `names`, if these are given."
     if names and len(names) != df.shape[1]: raise RatingsError(
         f'{path}: {df.shape[1]} columns ({examples(list(df))}), and --columns names {len(names)}; expected as many')
     return df.set_axis(names, axis=1) if names else df
@@ -129,18 +121,14 @@ def read_file(
     text:Iterable=(), # names, or positions from 0, of columns to read as text
 ) -> pd.DataFrame:
     "The table in a file."
-    path = Path(path)
     _check_reading(reading)
-    if is_parquet(path): return _with_names(read_table(path), path, reading.names)
-    if reading.is_default(): return read_table(path, text=text)
-    if not path.is_file(): raise RatingsError(f'{path}: no such file; expected a table: CSV, TSV or Parquet')
-    options = reading.csv_options(path)
-    if text:
-        names = list(read_csv(path, **{**options, 'nrows': 1}).columns)
-        text = {names[o] if isinstance(o, int) and o < len(names) else o: str for o in text}
-    return read_csv(path, **options, dtype=text or None)
+    is_parquet = Path(path).is_dir() or Path(path).suffix.lower() == '.parquet'
+    if is_parquet: df = _with_names(read_table(path), path, reading.names)
+    else: df = read_table(path, text=text, **reading.options)
+    if not len(df): raise RatingsError(f'{path}: no line below the first; expected a line for each rating')
+    return df
 
-# %% ../../nbs/82_cli.options.ipynb #7c14b5f8
+# %% ../../nbs/82_cli.options.ipynb #0bba7c10
 def drop_incomplete(
     df:pd.DataFrame, # a table
     path, # where it is from, for messages
@@ -165,7 +153,6 @@ def tables_for(
         lost = [o for o in vocab if o not in df]
         if lost: raise RatingsError(f'{path}: no columns {lost}; the columns are {list(df)}, and expected are those '
                                     f'that the model was trained on, {list(vocab)}: `--columns` names them')
-        if not len(df): raise RatingsError(f'{path}: no line below the first; expected a line for each rating')
         parts.append(drop_incomplete(df, path, [*vocab, rating_name], reading))
     return parts[0] if len(parts) == 1 else pd.concat([o.reset_index(drop=True) for o in parts], ignore_index=True)
 

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples
 from ..data.loaders import rating_blocks, row_counts
-from ..data.ratings import as_frame, read_ratings, schema_names
+from ..data.ratings import as_frame, open_table, read_ratings, schema_names
 from ..learner.core import CollabLearner
 from ..models.topk import best, in_eval_mode, scores_of
 from ..data.seen import seen_pairs
@@ -63,12 +63,15 @@ def predictions_for(model, x):
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #4fb9ff19
-def check_columns(learn, table):
-    "Raise unless a table has the user and the item column of training."
-    names = schema_names(table)
+def own_columns(learn, table):
+    "The user and the item column of a table, and the rating column if it is there, as a DataFrame."
+    opened = open_table(table)
+    names = schema_names(opened)
     lost = [o for o in learn.vocab if o not in names]
     if lost: raise RatingsError(f'no column {lost[0]!r}; the columns are {examples(names, 12)}, and expected are '
                                 f'those of training, {list(learn.vocab)}: rename them')
+    rating_name = getattr(learn.dls.train_ds, 'rating_name', None)  # fastai's loaders have none
+    return as_frame(opened, [*learn.vocab, *([rating_name] if rating_name in names else [])])
 
 def _check_kind(col, vocab, ids):
     if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
@@ -77,8 +80,7 @@ def _check_kind(col, vocab, ids):
 
 def pairs_in(learn, table, new=()):
     "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
-    check_columns(learn, table)
-    frame = as_frame(table, list(learn.vocab))
+    frame = own_columns(learn, table)
     if not len(frame): return np.zeros((0, 2), dtype=np.int64)
     id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's have none
     read = read_ratings(frame, *learn.vocab, implicit=True, id_cast=id_cast)
@@ -105,14 +107,19 @@ def relevant_pairs(learn, x, y, min_rating):
     first = np.unique(_keys(x[has_row], len(items)), return_index=True)[1]
     return np.concatenate([x[has_row][first], x[~has_row]])
 
+def known_pairs(learn, rows):
+    "What the users `rows` have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
+    recorded = [] if learn.seen is None else [learn.seen.pairs(rows)]
+    return np.concatenate([seen_pairs(learn.dls, rows), *recorded])
+
 def top_lists(learn, x, relevant, k, seen=None, scores=None):
     """Users with a row and a relevant item, ascending, and the `k` best items of each by `scores` (the model's), but
-    those that they rated in the learner's ratings or the table `seen`, and not among `x`."""
+    those that they are known to have seen, by the learner or the table `seen`, and that are not among `x`."""
     items = learn.side('item').vocab
     asked = np.intersect1d(relevant[:,0], learn.side('user').vocab.id_rows)
     measured, more = _keys(x, len(items)), x[:0] if seen is None else pairs_in(learn, seen)
     def seen_elsewhere(rows):
-        pairs = np.concatenate([seen_pairs(learn.dls, rows), more])
+        pairs = np.concatenate([known_pairs(learn, rows), more])
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]
     scores = scores or scores_of(get_model(learn.model), items.id_rows)
     return asked, best(scores, asked, k, seen_elsewhere, show=hasattr(learn, 'progress'))[1]
@@ -183,7 +190,7 @@ class PopularityScores:
 def bias_model(learn, seen=None, measured=None):
     "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
-    if seen is not None and getattr(learn.dls.train_ds, 'rating_name', None) in schema_names(seen):
+    if seen is not None and getattr(learn.dls.train_ds, 'rating_name', None) in own_columns(learn, seen):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', CollabWarning)  # it may have ids without a row
             parts.append(pairs_of(learn.dls.test_dl(seen).dataset))

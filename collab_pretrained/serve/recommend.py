@@ -22,13 +22,11 @@ from torch import nn
 from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples
 from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import row_counts
-from ..data.ratings import as_frame
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
 from ..models.topk import CosineScores, best, scores_of
-from ..data.seen import seen_pairs
-from .evaluate import check_columns, pairs_in
+from .evaluate import known_pairs, own_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
@@ -90,9 +88,7 @@ def _asked_users(learn, users, ratings, on_unknown):
     "Who is asked for: `users`, else those of `ratings`, else all; `on_unknown` says what becomes of the unknown."
     check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
     of, rated = learn.side('user'), []
-    if ratings is not None:
-        check_columns(learn, ratings)
-        rated = asked_ids(learn, 'user', as_frame(ratings, [of.column])[of.column])[0]
+    if ratings is not None: rated = asked_ids(learn, 'user', ratings[of.column])[0]
     ids, rows = asked_ids(learn, 'user', rated if users is None and ratings is not None else users)
     has_ratings = (rows < 0) & pd.Index(ids).isin(rated)
     unknown = (rows < 0) & ~has_ratings
@@ -114,15 +110,16 @@ def _rated_before(learn):
 
 def _check_history(learn, asked, pairs, is_told):
     "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
-    n_own, is_recorded = len(learn.dls.train_ds), getattr(learn, 'seen', None) is not None
+    n_own, is_recorded = len(learn.dls.train_ds), learn.seen is not None
     if not (n_own or is_recorded or is_told or len(pairs)): raise RatingsError(
         'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
         'what they have rated: give a table of them as `seen=`, or say `exclude_seen=False`')
-    if is_recorded or is_told: return
-    past = _rated_before(learn)
-    n_known = np.bincount(np.unique(pairs, axis=0)[:,0], minlength=len(past))[:len(past)]
-    rows = asked.rows[asked.known]
-    n = (past > n_known)[rows].sum()
+    if is_told: return
+    past, n_known = _rated_before(learn), np.zeros(asked.n_users, dtype=np.int64)
+    tables = np.unique(pairs[pairs[:,0] < asked.n_users], axis=0)
+    n_known += np.bincount(tables[:,0], minlength=asked.n_users)
+    if is_recorded: n_known = np.where(n_known + learn.seen.counts > 0, past, 0)  # a pair that repeats is there once
+    n = (past > n_known)[asked.rows[asked.known]].sum()
     if n: warnings.warn(
         f'what {n} of {len(asked.ids)} users have seen is not all known: the model was trained on ratings that it does '
         'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
@@ -135,11 +132,8 @@ def _seen_by(learn, asked, exclude_seen, seen, ratings):
     pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *tables])
     pairs = pairs[(pairs >= 0).all(1)]
     _check_history(learn, asked, pairs, bool(told))
-    record = getattr(learn, 'seen', None)
     def seen_by(rows):
-        own = rows[rows < asked.n_users]
-        recorded = [] if record is None else [record.pairs(own)]
-        return np.concatenate([pairs[np.isin(pairs[:,0], rows)], seen_pairs(learn.dls, own), *recorded])
+        return np.concatenate([pairs[np.isin(pairs[:,0], rows)], known_pairs(learn, rows[rows < asked.n_users])])
     return seen_by
 
 # %% ../../nbs/62_serve.recommend.ipynb #bff66701
@@ -206,6 +200,7 @@ def recommend(self:CollabLearner,
 ) -> pd.DataFrame: # user, rank (from 1), item, score: the predicted rating, or for 'popular' how many ratings there are
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
+    if ratings is not None: ratings = own_columns(self, ratings)
     asked = _asked_users(self, users, ratings, on_unknown)
     item_rows = _candidate_rows(self, candidates)
     hidden = _seen_by(self, asked, exclude_seen, seen, ratings)
