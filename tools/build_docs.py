@@ -166,6 +166,7 @@ def rename_pages(nbs:Path, proc:Path) -> None:
         text = re.sub(r'output-file: [\w.-]+\\n', '', p.read_text())
         text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text) # private names have no entry to link to
         text = text.replace(url, '../'*(len(rel.parts) - 1) or './')
+        text = re.sub(r'\]\(((?:\.\./)*)\d+_([\w.]+\.ipynb)', r'](\1\2', text)  # links to notebooks, by their numbers
         p.unlink()
         (proc/page_name(rel)).write_text(text)
 
