@@ -194,3 +194,41 @@ def test_mistakes(tmp_path):
     network = collab_learner(learn.dls, use_nn=True, y_range=(0, 5.5))
     with pytest.raises(RatingsError, match='epochs=0'): network.update(LATE, epochs=0)
     assert update.UpdateReport.__doc__
+
+
+# rankings in closed form
+
+def ranked(df=EARLY, tmp_path='.'):
+    learn = collab_learner(CollabDataLoaders.from_df(df, seed=1), n_factors=4, loss='ials', path=tmp_path)
+    return quiet(learn, 'fit_als', 5)
+
+
+def test_ranking_nights_count_once_and_travel(tmp_path):
+    learn = ranked(tmp_path=tmp_path)
+    learn.save_pretrained('monday')
+    again = CollabLearner.from_pretrained(tmp_path/'monday')
+    assert same(rows(learn), rows(again)) and again.ranking.min_rating == learn.ranking.min_rating
+    for o in (learn, again):
+        assert quiet(o, 'update', LATE).n_new == len(LATE)
+        before = rows(o)
+        for _ in range(5): assert quiet(o, 'update', LATE).n_new == 0
+        assert same(before, rows(o))
+    a, b = rows(learn), rows(again)
+    for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-4)
+
+
+def test_dislikes_are_not_likes(tmp_path):
+    "Someone with nothing but one-star ratings gets the list of someone of whom nothing is known."
+    learn = ranked(tmp_path=tmp_path)
+    disliked = pd.DataFrame({'user': 'x', 'item': EARLY['item'].unique()[:8], 'rating': .5}).assign(user=99999)
+    row = learn.fold_in(disliked).rows[0]
+    torch.testing.assert_close(row, als.side_table(learn.model, 'user')[0])
+
+
+def test_dropped_from_a_ranking(tmp_path):
+    learn = ranked(tmp_path=tmp_path)
+    gone = learn.side('user').vocab.ids[:3].tolist()
+    learn.drop_ids(users=gone)
+    assert len(learn.posterior.user_counts) == len(learn.side('user').vocab)
+    learn.save_pretrained('x')
+    assert quiet(CollabLearner.from_pretrained(tmp_path/'x'), 'update', LATE).n_new == len(LATE)

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.foldin.html.
 # %% auto #0
 __all__ = ['FoldedIn']
 
-# %% ../../nbs/57_learner.foldin.ipynb #a7ac5178
+# %% ../../nbs/57_learner.foldin.ipynb #7c194006
 import warnings
 from dataclasses import dataclass
 
@@ -22,8 +22,21 @@ from ..ids.vocab import Vocab
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
 from ..models.embeddings import y_range_of
+from ..models.ials import IALS, ImplicitFactors, ials_fold_in, with_fallback
+from ..models.losses import liking_offset, solve_liking
+from ..models.ranking import is_positive
 from ..data.seen import Seen
-from .als import dot_product, frozen_rows_of, read_for
+from collab_pretrained.learner.als import (
+    dot_product,
+    factors_of,
+    frozen_rows_of,
+    known_positives,
+    read_for,
+    set_factors,
+    set_side_table,
+    side_table,
+    train_ratings,
+)
 from .core import CollabLearner
 from .forget import add_rows
 
@@ -67,7 +80,7 @@ def _ratings_to_solve(learn, ratings, side, ids):
     weight = None if table.weights is None else torch.tensor(table.weights[use]).to(device)
     return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device), weight
 
-# %% ../../nbs/57_learner.foldin.ipynb #6e32f460
+# %% ../../nbs/57_learner.foldin.ipynb #de88b800
 def _is_new(learn, side, rows, x):
     "Which ratings the rows have not learned from."
     evidence = learn.evidence() if (rows >= 0).any() else None
@@ -94,12 +107,52 @@ def fold_in(self:CollabLearner,
     names, rows, x, y, weight = _ratings_to_solve(self, ratings, side, ids)
     new = _is_new(self, side, rows, x)
     if not new.all(): x, y, weight = x[new], y[new], None if weight is None else weight[new]
-    found = solve_new_rows(self.posterior, side, x, y, torch.from_numpy(rows).to(x.device), weight, y_range)
-    res = FoldedIn(names, *_unmoved(self.posterior.side(side)[0], rows, x, *found))
+    if self.ranking is not None: res = FoldedIn(names, _fold_ranking(self, side, rows, x, y), None)
+    else:
+        found = solve_new_rows(self.posterior, side, x, y, torch.from_numpy(rows).to(x.device), weight, y_range)
+        res = FoldedIn(names, *_unmoved(self.posterior.side(side)[0], rows, x, *found))
     if commit: _commit(self, side, res, rows, x, y, weight)
     return res
 
-# %% ../../nbs/57_learner.foldin.ipynb #50d4388a
+# %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
+def _fold_ranking(learn, side, rows, x, y):
+    "Rows from positives, vector and bias."
+    k, table = side_index(side), side_table(dot_product(learn), side)
+    known, liked = torch.from_numpy(rows).to(x.device), is_positive(y[:,None], learn.ranking.threshold(y))
+    if isinstance(learn.ranking, IALS): return _fold_ials(learn, side, k, known, x[liked])
+    has = torch.from_numpy(learn.side(side).vocab.id_rows).to(x.device)
+    mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
+    centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
+    seen, values, _ = train_ratings(learn)
+    offset = liking_offset(others, table, seen, is_positive(values[:,None], learn.ranking.threshold(values))) if k else None
+    return solve_liking(centre, x, liked, others, spread, torch.where(known >= 0, 1., .3), offset)
+
+def _fold_ials(learn, side, k, known, pairs):
+    "Rows from these positives and those that known ids are known to have."
+    factors, old = factors_of(learn), known_positives(learn)
+    place = torch.full((len(factors[k]),), -1, device=known.device)
+    place[known[known >= 0]] = torch.nonzero(known >= 0)[:,0]
+    mine = old[place[old[:,k]] >= 0]
+    every = torch.cat([pairs, torch.stack([place[mine[:,k]], mine[:,1-k]], 1)]).unique(dim=0)
+    vectors = ials_fold_in(factors, side, every, len(known))
+    lost = (torch.bincount(every[:,0], minlength=len(known)) == 0)[:,None]
+    vectors = torch.where(lost, with_fallback(factors)[k][known.clamp(min=0)] if k else with_fallback(factors).users[0], vectors)
+    return torch.cat([vectors, torch.zeros_like(vectors[:,:1])], 1)
+
+# %% ../../nbs/57_learner.foldin.ipynb #0969cc43
+def _set_ranked_rows(learn, side, all_rows, rows, x, y):
+    "Put rows of a ranking into the model, and count their positives."
+    model, k = dot_product(learn), side_index(side)
+    factors, known = factors_of(learn), known_positives(learn)
+    new = x[is_positive(y[:,None], learn.ranking.threshold(y))]
+    pairs = torch.stack([all_rows[new[:,0]], new[:,1]] if side == 'user' else [new[:,1], all_rows[new[:,0]]], 1)
+    if isinstance(learn.ranking, IALS):
+        counts = [n.index_add(0, pairs[:,i], n.new_ones(len(pairs))) for i, n in enumerate(factors[2:])]
+        tables = [o.index_copy(0, all_rows, rows[:,:-1]) if i == k else o for i, o in enumerate(factors[:2])]
+        set_factors(learn, ImplicitFactors(*tables, *counts))
+    else: set_side_table(model, side, side_table(model, side).index_copy(0, all_rows, rows))
+    learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *map(len, learn.vocab.values()))
+
 def _commit(learn, side, folded, rows, x, y, weight):
     "Put folded rows into model, vocabulary and posterior."
     frozen = np.isin(rows, frozen_rows_of(learn, side))
@@ -111,7 +164,8 @@ def _commit(learn, side, folded, rows, x, y, weight):
         classes = {**learn.vocab, place.column: Vocab(np.append(np.array([*place.vocab, None], dtype=object)[:-1], added), place.column)}
         add_rows(learn, classes)
     all_rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(x.device)
-    learn.set_posterior(with_rows(learn.posterior, side, all_rows, folded.rows, folded.variance, x, weight))
+    if learn.ranking is None: learn.set_posterior(with_rows(learn.posterior, side, all_rows, folded.rows, folded.variance, x, weight))
+    else: _set_ranked_rows(learn, side, all_rows, folded.rows, x, y)
     pairs = torch.stack([all_rows[x[:,0]], x[:,1]] if side == 'user' else [x[:,1], all_rows[x[:,0]]], 1).cpu().numpy()
     sizes = [*map(len, learn.vocab.values())]
     known = Seen.of_pairs(pairs[:0], *sizes) if learn.evidence() is None else learn.evidence()

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.
 # %% auto #0
 __all__ = ['UpdateReport', 'all_or_nothing']
 
-# %% ../../nbs/58_learner.update.ipynb #d91d8e29
+# %% ../../nbs/58_learner.update.ipynb #a0d532c7
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
 from ..ids.vocab import Vocab
 from ..models.embeddings import EmbeddingDotBias, y_range_of
+from ..models.ials import IALS
 from ..data.seen import seen_in
 from .als import of_known, read_for
 from .core import CollabLearner
@@ -59,14 +60,14 @@ def _error(learn, ds):
     with learn.no_bar(): losses = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False), with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
-# %% ../../nbs/58_learner.update.ipynb #d7412c64
+# %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
 @contextmanager
 def all_or_nothing(
     learn:CollabLearner, # any learner
 ):
     "Put a learner back as it was if what happens inside fails or is interrupted."
     model, opt = get_model(learn.model), learn.opt
-    fields = {o: getattr(learn, o) for o in ('dls', 'match_report', 'solved', 'seen', 'trained_here')}
+    fields = {o: getattr(learn, o) for o in ('dls', 'match_report', 'solved', 'seen', 'liked', 'trained_here')}
     params = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     classes = getattr(model, 'classes', None)
@@ -129,8 +130,8 @@ def _replace(ds, x, y, n_items):
     if len(new): values[there] = y.to(values)[order][at][there][:,None]
     return ds.new((ds.tensors[0], values)), int((values != ds.tensors[1]).sum())
 
-# %% ../../nbs/58_learner.update.ipynb #bca94707
-def _solves(learn): return isinstance(get_model(learn.model), EmbeddingDotBias) and learn.ranking is None
+# %% ../../nbs/58_learner.update.ipynb #f4c7fe33
+def _solves(learn): return isinstance(get_model(learn.model), EmbeddingDotBias) and (learn.ranking is None or isinstance(learn.ranking, IALS))
 
 def _take(learn, new, n_replaced, rounds, epochs, lr, replayed):
     "Have the rows learn from new ratings: in closed form where they can be solved, then by epochs."
