@@ -151,6 +151,7 @@ class CollabLearner(LeanLearner):
     mean_row:Callback|None = None  # the `MeanRowCallback`; None without `default_cbs`
     solved:tuple|None = None  # what the rows were when they were solved or loaded, and the `Posterior` of these rows
     seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
+    liked:Seen|None = None  # of a ranking: the positives among `seen`
     trained_here:bool = False  # whether the rows have learned from all of the training part
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values of an earlier model than the current one; None where there are none
@@ -236,7 +237,7 @@ def restore_tables(self:CollabLearner,
     report:MatchReport, # which row of that model each row here came from
 ) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
-    self.solved, self.seen, self.trained_here = None, None, False
+    self.solved, self.seen, self.liked, self.trained_here = None, None, None, False
 
 def loss_facts(learn:CollabLearner) -> dict: # {} unless it is a ranking
     "What a saved model should tell of its loss."

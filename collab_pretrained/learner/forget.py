@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.forget.html.
 # %% auto #0
 __all__ = ['renumber', 'own_datasets', 'moved_dataset', 'joined_datasets', 'some_rows', 'add_rows', 'Dropped']
 
-# %% ../../nbs/55_learner.forget.ipynb #abf8c7c8
+# %% ../../nbs/55_learner.forget.ipynb #07e39c6e
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +21,14 @@ from ..core import RatingsError, VocabError
 from ..data.loaders import CollabDataset, with_datasets
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
-from ..models.posterior import match_posterior
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, param_names
 from ..weights.roles import find_roles, flat_weights
+from .als import move_solved
 from .core import CollabLearner
 from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
 
-# %% ../../nbs/55_learner.forget.ipynb #ce70cf9c
+# %% ../../nbs/55_learner.forget.ipynb #0f0c851d
 def _swap_param(model, opt, name, table):
     "Put `table` in the place of a parameter, in every module and in the optimizer."
     old = model.get_parameter(name)
@@ -51,7 +51,7 @@ def renumber(
 ) -> MatchReport: # of the vocabulary before and after
     "Move everything that is indexed by a learner's vocabulary to another one, but for its loaders."
     model, opt, report = get_model(learn.model), learn.opt, match_classes(learn.vocab, classes)
-    solved, seen = learn.solved and learn.posterior, learn.seen
+    solved, seen = learn.solved and learn.posterior, (learn.seen, learn.liked)
     moments = opt and (opt.state_dict(), param_names(opt, model))  # first, as it may settle what weights are owed
     wgts = match_wgts(flat_weights(model.state_dict()), report, seed=seed)
     for names in find_roles(dict(model.named_parameters())).values():
@@ -61,8 +61,8 @@ def renumber(
         carry_moments(opt, model, *moments, report)
     if hasattr(model, 'classes'): model.classes = classes
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
-    learn.seen = seen and seen.moved(report)
-    if solved: learn.set_posterior(match_posterior(solved, report))
+    learn.seen, learn.liked = (o and o.moved(report) for o in seen)
+    if solved: move_solved(solved, report, learn)
     return report
 
 # %% ../../nbs/55_learner.forget.ipynb #c68e7558
