@@ -15,6 +15,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .. import __version__
@@ -29,7 +30,15 @@ from collab_pretrained.weights.pairs import (
     fingerprint_of,
     pending_path,
 )
-from .reading import check_weight, from_safetensors, json_columns, split_saved, to_builtin
+from collab_pretrained.weights.reading import (
+    check_facts,
+    check_weight,
+    from_safetensors,
+    json_columns,
+    read_json,
+    split_saved,
+    to_builtin,
+)
 from .roles import flat_weights
 from .unpickle import file_content, file_kind
 
@@ -72,14 +81,16 @@ def _tensor_bytes(tensors):
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
 def read_config(path, raw):
     "The configuration in `raw`, the content of `path`, checked."
-    try: config = json.loads(raw)
-    except Exception as e: raise CheckpointError(f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
+    config = read_json(path, raw)
     if not isinstance(config, dict) or type(config.get('schema')) is not int: raise CheckpointError(
         f"{path}: no 'schema' in it; expected the configuration of a checkpoint, as `learn.save_pretrained` writes it")
     if config['schema'] > _SCHEMA: raise CheckpointError(
         f"{path}: of schema {config['schema']}; this version of collab_pretrained reads up to {_SCHEMA}: upgrade it")
-    if config.get('checksum') != config_checksum(config): raise CheckpointError(f'{path}: changed since it was saved (its checksum is of other content); '
-                                                                          'expected it as `learn.save_pretrained` wrote it: save the model again')
+    try: unchanged = config.get('checksum') == config_checksum(config)
+    except RecursionError: unchanged = False
+    if not unchanged: raise CheckpointError(
+        f'{path}: changed since it was saved (its checksum is of other content); expected it as `learn.save_pretrained` wrote it: '
+        'save the model again')
     hashes = isinstance(config.get('files'), dict) and [config['files'].get(o) for o in checkpoint_files(config)]
     if not hashes or not all(re.fullmatch('[0-9a-f]{64}', str(o)) for o in hashes) or not are_columns(config.get('columns')):
         raise CheckpointError(f"{path}: 'files' or 'columns' in it is malformed; expected it as `learn.save_pretrained` wrote it")
@@ -96,9 +107,13 @@ def _part(path, sha):
 # %% ../../nbs/27_weights.folders.ipynb #7b77c406
 def _check_counts(counts, vocabs):
     by_side = dict(zip(('users', 'items'), vocabs, strict=True))
-    for side, n in (counts or {}).items():
-        if side not in by_side: raise ValueError(f"counts of {side!r}; expected 'users', 'items' or both")
-        if len(n) != len(by_side[side].ids): raise ValueError(f'counts of {side}: {len(n)} numbers for {len(by_side[side].ids)} ids')
+    if not isinstance(counts, (dict, type(None))) or set(counts or {}) - {*by_side}: raise ValueError(
+        f"counts of {list(counts) if isinstance(counts, dict) else type(counts).__name__}; expected 'users', 'items' or both")
+    for side, values in (counts or {}).items():
+        n, n_ids = np.asarray(values), len(by_side[side].ids)
+        if n.shape != (n_ids,): raise ValueError(f'counts of {side}: {len(values)} numbers for {n_ids} ids')
+        if n_ids and (n.dtype.kind not in 'iuf' or not (n >= 0).all()): raise ValueError(
+            f'counts of {side}: {n.min() if n.dtype.kind in "iuf" else n.dtype}; expected numbers from 0')
 
 def _encoded(folder, model_state, vocabs, columns, tables):
     "The content of every file but `config.json`, {name: bytes}, checked as a reader would."
@@ -169,6 +184,9 @@ def read_folder(
     sides = two_vocabs(vocab, vocab_path)[0]
     if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(f'{vocab_path}: not the vocabulary that {path} was saved with')
     check_lengths(wgts, sides, wgts_path, vocab_path)
+    check_facts(path, config, wgts)
+    try: _check_counts(config.get('counts'), sides)
+    except (TypeError, ValueError) as e: raise CheckpointError(f'{path}: {e}') from None
     tables = {o.removesuffix('.safetensors'): from_safetensors(path.with_name(o), raw) for o, raw in parts.items()}
     if tables: config['tables'] = checked_tables(folder, tables, sides)
     return wgts, dict(zip(config['columns'], sides, strict=True)) if config.get('columns') else vocab, config

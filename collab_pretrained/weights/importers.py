@@ -13,58 +13,71 @@ import mmap
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, examples
 from .pretrained import Pretrained, from_arrays
+from .unpickle import file_content
 
 # %% ../../nbs/23_weights.importers.ipynb #e1de3477
 class Vectors(NamedTuple):
     "The ids and the vectors in one file."
-    ids: object # n ids
-    vectors: object # n vectors: an array (n, n_factors) or a column of them
+    ids: Any # n ids
+    vectors: Any # n vectors: an array (n, n_factors) or a column of them
 
 def _is_int(text): return re.fullmatch(r'0|-?[1-9]\d{0,18}', text, re.ASCII) and -2**63 <= int(text) < 2**63
 
 def _text_ids(texts, id_type, label):
     "Ids that a file holds as text: integers where all of them are written as such."
-    if id_type not in (None, int, str): raise VocabError(f'id_type={id_type!r}; expected int, str, or None for what all ids look like')
+    if id_type not in (None, int, str): raise VocabError(
+        f'id_type={id_type!r}; expected int, str, or None for what all ids look like')
     odd = [] if id_type is str else [o for o in texts if not _is_int(o)]
     if id_type is int and odd: raise VocabError(f'{label}: {examples(odd)} are no integers; expected integers (`id_type=int`)')
     return list(texts) if odd or id_type is str else list(map(int, texts))
 
 # %% ../../nbs/23_weights.importers.ipynb #dab278e8
+def _known_columns(names, columns, label):
+    "`names`, which must be columns."
+    if lost := [c for c in names if c not in columns]: raise CheckpointError(
+        f'{label}: no column {examples(lost)} among {examples(list(columns), 8)}; expected names that are there: of the ids with '
+        '`id_name=`, of the vectors with `vector_name=`')
+    return names
+
 def _id_column(columns, id_name, label):
-    name = id_name if id_name is not None else 'id' if 'id' in columns else columns[0] if len(columns) else None
-    if name not in columns: raise CheckpointError(f'{label}: no column {name!r} among {examples(list(columns), 8)}; expected the one of the ids (`id_name=`)')
-    return name
+    "The column of the ids: the one named, or 'id', or the first."
+    if id_name is None: id_name = 'id' if 'id' in columns else columns[0] if len(columns) else 'id'
+    return _known_columns([id_name], columns, label)[0]
 
 def _is_list(o): return isinstance(o, (list, tuple, np.ndarray))
+
+def _columns_beside(columns, id_name, vector_name, label):
+    "The columns that may hold vectors: those named, or all but the ids."
+    if vector_name is None: return [c for c in columns if c != id_name]
+    return _known_columns(list(vector_name) if _is_list(vector_name) else [vector_name], columns, label)
 
 def _frame_vectors(frame, id_name, vector_name, label):
     "The ids and vectors in a table, whose index may hold the ids if it has a name."
     if frame.index.name is not None: frame = frame.reset_index()
     id_name = _id_column(frame.columns, id_name, label)
     if not len(frame): raise CheckpointError(f'{label}: no rows; expected ids and their vectors')
-    rest = [c for c in frame.columns if c != id_name] if vector_name is None else list(vector_name) if _is_list(vector_name) else [vector_name]
-    if lost := [c for c in rest if c not in frame.columns]: raise CheckpointError(f'{label}: no column {examples(lost)} among {examples(list(frame.columns), 8)}')
+    rest = _columns_beside(frame.columns, id_name, vector_name, label)
     lists = [c for c in rest if _is_list(frame[c].iloc[0])]
     if len(lists) == 1: return Vectors(frame[id_name], frame[lists[0]].tolist())
     odd = lists or [c for c in rest if not pd.api.types.is_numeric_dtype(frame[c])]
-    if odd or not rest: raise CheckpointError(f'{label}: {examples(odd) or "no column"} beside the ids {id_name!r}; expected one column of vectors or a '
-                                              'column of numbers for each dimension: name what to take with `vector_name=`')
-    return Vectors(frame[id_name], frame[rest].to_numpy())
+    if not odd and rest: return Vectors(frame[id_name], frame[rest].to_numpy())
+    raise CheckpointError(f'{label}: {examples(odd) or "no column"} beside the ids {id_name!r}; expected one column of vectors or a '
+                          'column of numbers for each dimension: name what to take with `vector_name=`')
 
 # %% ../../nbs/23_weights.importers.ipynb #9ffaa629
 def _read_parquet(path, id_name, vector_name, id_type):
-    try: import pyarrow  # noqa: F401
-    except ImportError as e: raise ImportError('Parquet files are read with pyarrow: `pip install pyarrow`') from e
     try: frame = pd.read_parquet(path, engine='pyarrow')
+    except ImportError: raise  # pyarrow itself, and no fault of the file
     except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
     return _frame_vectors(frame, id_name, vector_name, path)
 
@@ -73,45 +86,62 @@ def _unbracketed(column):
     if pd.api.types.is_numeric_dtype(column) or not column.str.fullmatch(r'\s*\[[-+.,\deE\s]+\]\s*').all(): return column
     return [np.array(re.split(r'[\s,]+', o.strip(' []\n')), dtype=np.float64) for o in column]
 
+def _csv(path, **kw):
+    return pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',', keep_default_na=False, encoding='utf-8-sig', **kw)
+
 def _read_csv(path, id_name, vector_name, id_type):
-    kw = dict(sep='\t' if path.suffix == '.tsv' else ',', keep_default_na=False, encoding='utf-8-sig')
     try:
-        id_name = _id_column(pd.read_csv(path, nrows=0, **kw).columns, id_name, path)
-        frame = pd.read_csv(path, dtype={id_name: str}, **kw)
-        frame = frame.assign(**{c: _unbracketed(frame[c]) for c in frame.columns if c != id_name})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise CheckpointError(f'{path}: {e}; expected CSV with a header') from None
+        id_name = _id_column(_csv(path, nrows=0).columns, id_name, path)
+        frame = _csv(path, dtype={id_name: str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise CheckpointError(f'{path}: {e}; expected CSV with a header') from None
+    frame = frame.assign(**{c: _unbracketed(frame[c]) for c in frame.columns if c != id_name})
     ids, vectors = _frame_vectors(frame, id_name, vector_name, path)
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
 # %% ../../nbs/23_weights.importers.ipynb #193ccb09
+def _check_array(f, name, size):
+    "Raise where the record `f` of an archive holds no array of `size` bytes."
+    read_header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(f) == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(f)
+    if dtype.hasobject: raise ValueError(
+        f'{name} holds pickled Python objects: save ids of text with `np.array(ids, dtype=str)`')
+    n_bytes = np.prod([dtype.itemsize, *shape], dtype=object)
+    if f.tell() + n_bytes != size: raise ValueError(f'{name} promises an array of shape {shape}')
+
 def _check_npz(path):
-    "Raise where the archive at `path` would unpack to far more than it holds, or promises arrays of another size than its records."
+    "Raise where the archive at `path` would unpack to far more than it holds, or promises other arrays than it has."
     with zipfile.ZipFile(path) as z:
         for o in z.infolist():
             if not o.filename.endswith('.npy'): raise ValueError(f'{o.filename} in it is no array')
-            if o.file_size > max(200*path.stat().st_size, 2**20): raise ValueError(f'{o.filename} unpacks to {o.file_size} bytes')
-            with z.open(o) as f:
-                version = np.lib.format.read_magic(f)
-                shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)
-                if dtype.hasobject: raise ValueError(f'{o.filename} holds pickled Python objects: save ids of text with `np.array(ids, dtype=str)`')
-                if f.tell() + np.prod([dtype.itemsize, *shape], dtype=object) != o.file_size: raise ValueError(f'{o.filename} promises an array of shape {shape}')
+            if o.file_size > max(200*path.stat().st_size, 2**20): raise ValueError(
+                f'{o.filename} unpacks to {o.file_size} bytes')
+            with z.open(o) as f: _check_array(f, o.filename, o.file_size)
 
-def _read_npz(path, id_name, vector_name, id_type):
+# %% ../../nbs/23_weights.importers.ipynb #f98558cd
+def _arrays(path):
+    "The arrays in an archive, by name."
     try:
         _check_npz(path)
-        with np.load(path, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-    except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:200]}; expected an archive of arrays, as `np.savez` writes it') from None
-    names = [[k for k, o in arrays.items() if o.ndim == n] if name is None else [name] for name, n in ((id_name, 1), (vector_name, 2))]
-    if [len(o) for o in names] != [1, 1] or {k for o in names for k in o} - {*arrays}: raise CheckpointError(
-        f'{path}: arrays {({k: o.shape for k, o in arrays.items()})}; expected one of ids and one of vectors: name them with `id_name=` and `vector_name=`')
-    return Vectors(*(arrays[o[0]] for o in names))
+        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
+    except Exception as e: raise CheckpointError(
+        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected an archive of arrays, as `np.savez` writes it') from None
+
+def _read_npz(path, id_name, vector_name, id_type):
+    arrays = _arrays(path)
+    def named(name, n_dim): return [k for k, o in arrays.items() if o.ndim == n_dim] if name is None else [name]
+    ids, vectors = named(id_name, 1), named(vector_name, 2)
+    if len(ids) != 1 or len(vectors) != 1 or {*ids, *vectors} - {*arrays}: raise CheckpointError(
+        f'{path}: arrays {({k: o.shape for k, o in arrays.items()})}; expected one of ids and one of vectors: name them with '
+        '`id_name=` and `vector_name=`')
+    return Vectors(arrays[ids[0]], arrays[vectors[0]])
 
 # %% ../../nbs/23_weights.importers.ipynb #64669306
 def _row_of_text(line, width):
     "The key and the numbers in one line of text; None where it isn't one."
-    try: key, *values = line.decode().rsplit(None, width)
-    except ValueError: return None
-    try: return (key, np.array(values, dtype=np.float32)) if len(values) == width else None
+    try:
+        key, *values = line.decode().rsplit(None, width)
+        return (key, np.array(values, dtype=np.float32)) if len(values) == width else None
     except ValueError: return None
 
 def _text_vectors(path, lines, width, n, first):
@@ -120,53 +150,70 @@ def _text_vectors(path, lines, width, n, first):
     for at, line in enumerate(lines, first):
         rows.append(_row_of_text(line, width))
         if rows[-1] is None: raise CheckpointError(f'{path}: line {at} is {line[:40]!r}; expected a key and {width} numbers')
-    if n not in (None, len(rows)): raise CheckpointError(f'{path}: its first line promises {n} vectors, and {len(rows)} follow; expected as many: is it cut short?')
+    if n not in (None, len(rows)): raise CheckpointError(
+        f'{path}: its first line promises {n} vectors, and {len(rows)} follow; expected as many: is it cut short?')
     return Vectors([k for k, _ in rows], np.stack([v for _, v in rows]))
+
+# %% ../../nbs/23_weights.importers.ipynb #d8aff692
+def _binary_rows(path, m, at, width, n):
+    "The keys and the vectors in the bytes `m` from `at` on."
+    keys, vectors = [], np.empty((n, width), dtype=np.float32)
+    for row in range(n):
+        start = m.find(b' ', at) + 1
+        if not start or start + 4*width > len(m): raise CheckpointError(
+            f'{path}: ends in vector {row} of {n}; expected all that its first line promises')
+        keys.append(m[at:start-1].lstrip(b'\n'))
+        vectors[row] = np.frombuffer(m, '<f4', width, start)
+        at = start + 4*width
+    if m[at:].strip(): raise CheckpointError(f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
+    return keys, vectors
 
 def _binary_vectors(path, at, width, n):
     "Ids and vectors of the bytes from `at` on."
-    ids, vectors = [], np.empty((n, width), dtype=np.float32)
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        for row in range(n):
-            start = m.find(b' ', at) + 1
-            if not start or start + 4*width > len(m): raise CheckpointError(f'{path}: ends in vector {row} of {n}; expected all that its first line promises')
-            ids.append(m[at:start-1].lstrip(b'\n'))
-            vectors[row] = np.frombuffer(m, '<f4', width, start)
-            at = start + 4*width
-        if m[at:].strip(): raise CheckpointError(f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
-    try: return Vectors([o.decode() for o in ids], vectors)
-    except UnicodeDecodeError as e: raise CheckpointError(f'{path}: the key {e.object[:40]!r} is no text; expected a word2vec file') from None
+    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: keys, vectors = _binary_rows(path, m, at, width, n)
+    try: return Vectors([o.decode() for o in keys], vectors)
+    except UnicodeDecodeError as e: raise CheckpointError(
+        f'{path}: the key {e.object[:40]!r} is no text; expected a word2vec file') from None
 
 # %% ../../nbs/23_weights.importers.ipynb #e100c3da
-def _read_word2vec(path, id_name, vector_name, id_type):
-    with open(path, 'rb') as f: first, second, size = f.readline(), f.readline(), path.stat().st_size
+def _promised(path, first):
+    "The number of vectors and their width by the first line, if it says so; else None and the width by what it holds."
     header = re.fullmatch(rb'(\d{1,15}) (\d{1,9})\s*', first)
-    n, width = map(int, header.groups()) if header else (None, len(first.split()) - 1)
-    if header and not 2*n*width <= size: raise CheckpointError(
-        f'{path}: its first line promises {n} vectors of {width} numbers, and {size} bytes can not hold them; expected a word2vec file')
-    sample = _row_of_text(second if header else first, width) if width > (0 if header else 1) else None
-    if n == 0 or sample is None and not header: raise CheckpointError(
-        f"{path}: it begins with {first[:40]!r}; expected Parquet, CSV, .npz or word2vec (a line 'number width', then a key and its numbers in each)")
+    if not header: return None, len(first.split()) - 1
+    n, width = map(int, header.groups())
+    if 2*n*width > (size := path.stat().st_size): raise CheckpointError(
+        f'{path}: its first line promises {n} vectors of {width} numbers, and {size} bytes can not hold them; expected a word2vec '
+        'file')
+    return n, width
+
+def _read_word2vec(path, id_name, vector_name, id_type):
+    with open(path, 'rb') as f: first, second = f.readline(), f.readline()
+    n, width = _promised(path, first)
+    has_header = n is not None
+    sample = _row_of_text(second if has_header else first, width) if width > (not has_header) else None
+    if n == 0 or sample is None and n is None: raise CheckpointError(
+        f"{path}: it begins with {first[:40]!r}; expected Parquet, CSV, .npz or word2vec (a line 'number width', then a key and "
+        'its numbers in each)')
     if sample is None: ids, vectors = _binary_vectors(path, len(first), width, n)
     else:
-        with open(path, 'rb') as f: ids, vectors = _text_vectors(path, islice(f, bool(header), None), width, n, 1 + bool(header))
+        with open(path, 'rb') as f: ids, vectors = _text_vectors(path, islice(f, has_header, None), width, n, 1 + has_header)
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
 # %% ../../nbs/23_weights.importers.ipynb #3e190dd3
-def _reader(path):
+def _reader(path:Path) -> Callable:
     "The function that reads `path`."
-    if not path.exists(): raise CheckpointNotFoundError(f'{path}: no such file; expected vectors: Parquet, CSV, .npz or word2vec')
     if path.is_dir(): return _read_parquet
-    with open(path, 'rb') as f: head = f.read(4)
+    head = file_content(path, 4)
     if head in (b'PAR1', b'PK\x03\x04'): return _read_parquet if head == b'PAR1' else _read_npz
-    if head[:2] == b'\x1f\x8b': raise CheckpointError(f'{path}: compressed with gzip; expected a file as it is: unpack it first')
+    if head[:2] == b'\x1f\x8b': raise CheckpointError(
+        f'{path}: compressed with gzip; expected a file as it is: unpack it first')
     return _read_csv if path.suffix in ('.csv', '.tsv') else _read_word2vec
 
 def read_vectors(
-    source, # str or Path: a Parquet file or a folder of them, '.csv' or '.tsv', '.npz', word2vec text or binary; or a DataFrame
+    source:str|Path|pd.DataFrame, # a Parquet file or a folder of them, '.csv' or '.tsv', '.npz', word2vec text or binary; or a table
     id_name=None, # the column or array of the ids; None for 'id' or else the first column, and for the one array of one dimension
     vector_name=None, # the column of vectors, the columns of the dimensions in order, or the array; None where only one is possible
-    id_type:type=None, # ids in text files: `int`, `str`, or None for integers where all of them are written as such
+    id_type:type|None=None, # ids in text files: `int`, `str`, or None for integers where all of them are written as such
 ) -> Vectors: # ids and vectors, in the order in which `from_arrays` takes them; nothing in a file is run
     "The ids and the vectors in a file."
     if isinstance(source, pd.DataFrame): return _frame_vectors(source, id_name, vector_name, 'the table')
@@ -181,14 +228,13 @@ def _attr(model, name, expected):
 def _keyed(model, id_type):
     "The ids and vectors of gensim's `KeyedVectors`, or of a model around them."
     if model is None: return None, None
-    expected = "gensim's KeyedVectors or a model with them"
-    kv = getattr(model, 'wv', model)
+    expected, kv = "gensim's KeyedVectors or a model with them", getattr(model, 'wv', model)
     return _text_ids(list(map(str, _attr(kv, 'index_to_key', expected))), id_type, 'the keys'), _attr(kv, 'vectors', expected)
 
 def from_gensim(
     users=None, # `KeyedVectors` of the users, e.g. `Doc2Vec(...).dv`; None for none
     items=None, # `KeyedVectors` of the items, or a `Word2Vec` or `FastText` model; None for none
-    id_type:type=None, # `int`, `str`, or None for integers where all keys of a side are written as such
+    id_type:type|None=None, # `int`, `str`, or None for integers where all keys of a side are written as such
 ) -> Pretrained: # vectors without biases
     "The vectors of gensim."
     return from_arrays(*_keyed(users, id_type), *_keyed(items, id_type), name='gensim')

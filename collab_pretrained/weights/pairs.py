@@ -24,7 +24,15 @@ import torch
 
 from ..core import SIDES, CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, side_index
 from ..ids.matching import two_vocabs
-from .reading import check_weight, load_torch, plain_opt, read_vocab, split_saved, to_builtin
+from collab_pretrained.weights.reading import (
+    check_facts,
+    check_weight,
+    load_torch,
+    plain_opt,
+    read_vocab,
+    split_saved,
+    to_builtin,
+)
 from .roles import as_tensor, find_roles, flat_weights, roles
 from .unpickle import file_kind
 
@@ -208,7 +216,7 @@ def _facts(wgts):
     ours = isinstance(facts, Mapping) and are_columns(facts.get('columns')) and re.fullmatch('[0-9a-f]{32}', str(facts.get('vocab')))
     return facts if ours else {}
 
-def are_columns(x): return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True]
+def are_columns(x): return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
 
 def _stem(wgts_path): return re.sub(r'\.(pth|safetensors)$', '', str(wgts_path))
 
@@ -249,6 +257,7 @@ def read_pair(
         else: break
     sides = two_vocabs(vocab, vocab_path)[0]
     check_lengths(wgts, sides, wgts_path, vocab_path)
+    check_facts(wgts_path, facts, wgts)
     if 'tables' in facts: facts = {**facts, 'tables': checked_tables(wgts_path, facts['tables'], sides)}
     return wgts, vocab, {**facts, 'opt': plain_opt(wgts_path, opt)} if with_opt else facts
 

@@ -8,39 +8,59 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/weights.unpickle.htm
 __all__ = ['pickle_notes', 'file_content', 'file_kind', 'plain_value', 'PickleRefused', 'unpickle']
 
 # %% ../../nbs/24_weights.unpickle.ipynb #ec0d9c90
+import os
 import pickle
 import re
+import stat
 import uuid
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..core import CheckpointError, CheckpointNotFoundError
 
 # %% ../../nbs/24_weights.unpickle.ipynb #81f58e0f
-def file_content(path, n=-1):
-    "The first `n` bytes of the file at `path`, or all."
-    try:
-        with open(path, 'rb') as f: return f.read(n)  # no look beforehand: a saver may rename the file between a look and this
-    except FileNotFoundError: raise CheckpointNotFoundError(f'{path}: no such file; expected the path of a file that was saved') from None
-    except IsADirectoryError: raise CheckpointError(f'{path}: a folder; expected a file') from None
+def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe keeps nobody waiting
 
-def file_kind(path):
-    "What the file at `path` is, in words."
+def file_content(
+    path:str|Path, # of a file
+    n:int=-1, # bytes, from the first; -1 for all
+) -> bytes:
+    "What is in a file; raises one of our errors where it can't be read."
+    try:
+        with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise CheckpointError(
+                f'{path}: a pipe or a device; expected a file')
+            return f.read(n)
+    except (FileNotFoundError, NotADirectoryError): raise CheckpointNotFoundError(
+        f'{path}: no such file; expected the path of a file that was saved') from None
+    except IsADirectoryError: raise CheckpointError(f'{path}: a folder; expected a file') from None
+    except OSError as e: raise CheckpointError(
+        f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
+
+# %% ../../nbs/24_weights.unpickle.ipynb #32a0547f
+def file_kind(
+    path:str|Path, # of a file
+) -> str: # 'a torch file', 'a pickle', 'a safetensors file', 'JSON', or what else it seems to be
+    "What a file is, by its first bytes."
     head = file_content(path, 64)
     if not head: return 'an empty file'
-    if head.startswith(b'PK\x03\x04') or head.startswith(b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'): return 'a torch file'
+    if head.startswith((b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')): return 'a torch file'
     if head.startswith(b'version https://git-lfs'): return 'a git-lfs pointer (`git lfs pull` fetches the file itself)'
     if head.lstrip().startswith(b'<'): return 'an HTML page (a download that failed?)'
     if head.startswith(b'\x80'): return 'a pickle'
     if head[8:9] == b'{': return 'a safetensors file'
-    if head.lstrip()[:1] in (b'{', b'['): return 'JSON'
-    return 'something else'
+    return 'JSON' if head.lstrip()[:1] in (b'{', b'[') else 'something else'
 
 # %% ../../nbs/24_weights.unpickle.ipynb #1465a40f
 class _Note(dict):
     "What a pickle asks to have made, written down: its arguments, state and entries."
-    state, __hash__, __eq__ = None, object.__hash__, object.__eq__
+    args:tuple
+    state:Any = None
+    __hash__, __eq__ = object.__hash__, object.__eq__
+    make:Any = None  # note -> plain value
     def __new__(cls, *args):
         self = super().__new__(cls)
         self.args = args
@@ -54,13 +74,14 @@ def _dtype(note):
     return np.dtype((note.state[1] if note.state[1] in '<>' else '=') + code)
 
 def _array(dtype, shape, data):
+    dtype = plain_value(dtype)
     if len(shape) != 1: raise ValueError(f'an array of shape {shape}')
     if dtype.hasobject: return data
     return np.frombuffer(plain_value(data), dtype, count=shape[0]).tolist()
 
 # %% ../../nbs/24_weights.unpickle.ipynb #23b9bb6f
 _makers = {  # what a pickle may ask for -> the plain value of the note
-    'builtins.int': None, 'numpy.ndarray': None, 'pandas.Index': None, 'pandas.core.indexes.base.Index': None,  # arguments of those below
+    **dict.fromkeys(['builtins.int', 'numpy.ndarray', 'pandas.Index', 'pandas.core.indexes.base.Index']),  # arguments
     '_codecs.encode': lambda note: note.args[0].encode('latin1'),
     'collections.OrderedDict': dict,
     'collections.defaultdict': dict,
@@ -68,45 +89,51 @@ _makers = {  # what a pickle may ask for -> the plain value of the note
     'fastai.data.transforms.CategoryMap': lambda note: note.state['items'],
     'uuid.UUID': lambda note: str(uuid.UUID(int=note.state['int'])),
     'numpy.dtype': _dtype,
-    'numpy.core.multiarray.scalar': lambda note: _array(plain_value(note.args[0]), (1,), note.args[1])[0],
-    'numpy.core.multiarray._reconstruct': lambda note: _array(plain_value(note.state[2]), note.state[1], note.state[4]),
-    'numpy.core.numeric._frombuffer': lambda note: _array(plain_value(note.args[1]), note.args[2], note.args[0]),
+    'numpy.core.multiarray.scalar': lambda note: _array(note.args[0], (1,), note.args[1])[0],
+    'numpy.core.multiarray._reconstruct': lambda note: _array(note.state[2], note.state[1], note.state[4]),
+    'numpy.core.numeric._frombuffer': lambda note: _array(note.args[1], note.args[2], note.args[0]),
     'pandas.core.indexes.base._new_Index': lambda note: note.args[1]['data'],
 }
 _makers.update({k.replace('numpy.core', 'numpy._core'): v for k, v in _makers.items()})  # as numpy 2 calls it
-pickle_notes = {name: type(name.split('.')[-1], (_Note,), {'make': staticmethod(make)}) for name, make in _makers.items()}
+pickle_notes = {  # name -> the class that stands in for it, for torch's allow-list as well
+    name: type(name.split('.')[-1], (_Note,), {'make': staticmethod(make)}) for name, make in _makers.items()}
 
-def plain_value(x):
+def plain_value(
+    x, # what `unpickle` or torch has read
+) -> Any: # of Python's own types, its entries as they are
     "The plain value that a note stands for; anything else as it is."
     return plain_value(x.make(x)) if isinstance(x, _Note) else x
 
 # %% ../../nbs/24_weights.unpickle.ipynb #dc5abd2a
-class _Unpickler(pickle._Unpickler):  # the one in Python: the one in C lets a few bytes ask for gigabytes of memory
+class PickleRefused(pickle.UnpicklingError): "A pickle asks for something that isn't on the list; the message is its name."
+
+def _read_bytes(unpickler:Any):  # pickle's own takes the memory before it looks whether the bytes are there
+    n = int.from_bytes(unpickler.read(8), 'little')
+    if len(data := unpickler.read(n)) < n: raise EOFError(f'{n} bytes announced, {len(data)} there')
+    unpickler.append(bytearray(data))
+
+class _Unpickler(pickle._Unpickler):  # the one in Python: for the one in C a few bytes can ask for gigabytes
     "Reads plain values and notes."
-    def _read_bytes(self):  # pickle's own takes the memory before it looks whether the bytes are there
-        n = int.from_bytes(self.read(8), 'little')
-        if len(data := self.read(n)) < n: raise EOFError(f'{n} bytes announced, {len(data)} there')
-        self.append(bytearray(data))
     dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _read_bytes}
 
     def find_class(self,
-        module, # where the pickle says that it is
-        name, # what it asks for
-    ):
+        module:str, # where the pickle says that it is
+        name:str, # what it asks for
+    ) -> type: # a note
         "The stand-in for `module.name`, or a refusal."
         name = f'{module}.{name}'.replace('__builtin__', 'builtins')
         if name not in pickle_notes: raise PickleRefused(name)
         return pickle_notes[name]
 
-class PickleRefused(pickle.UnpicklingError): "A pickle asks for something that isn't on the list; the message is its name."
-
 # %% ../../nbs/24_weights.unpickle.ipynb #2f2acfdf
 _sized = b'|'.join(re.escape(bytes([n])) + b'.{%d}' % n for n in range(256))  # one byte of length, and as many bytes
-_harmless = re.compile(
-    rb'(?:\x80[\x02-\x05]|\x95.{8}|[}\](aesu\x94.]|K.|M..|J....|h.|j....|[\x8a\x8c](?:' + _sized + rb')){1,1000}', re.DOTALL)
+_harmless = re.compile(rb'(?:\x80[\x02-\x05]|\x95.{8}|[}\](aesu\x94.]|K.|M..|J....|h.|j....|[\x8a\x8c](?:'
+                       + _sized + rb')){1,1000}', re.DOTALL)
 
-def unpickle(raw):
-    "The plain values and notes in a pickle."
+def unpickle(
+    raw:bytes, # a pickle
+) -> Any: # plain values and notes (see `plain_value`)
+    "What is in a pickle, without running it; raises `PickleRefused` where it asks for more."
     at = 0
     while m := _harmless.match(raw, at): at = m.end()
     return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()
