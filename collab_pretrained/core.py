@@ -7,9 +7,13 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 # %% auto #0
 __all__ = ['NA', 'SIDES', 'CollabError', 'RatingsError', 'VocabError', 'UnknownIdError', 'WeightsError', 'ShapeError',
            'CheckpointError', 'CheckpointNotFoundError', 'SaveError', 'CollabWarning', 'examples', 'side_index',
-           'planted_ratings']
+           'file_content', 'planted_ratings']
 
 # %% ../nbs/00_core.ipynb #d21db6aa
+import os
+import stat
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -44,6 +48,25 @@ def side_index(
     "Where a side stands in everything that has two of them; raises `RatingsError` for any other word."
     if side not in SIDES: raise RatingsError(f"side={side!r}; expected 'user' or 'item'")
     return SIDES.index(side)
+
+# %% ../nbs/00_core.ipynb #db463f3d
+def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe keeps nobody waiting
+
+def file_content(
+    path:str|Path, # of a file
+    n:int=-1, # bytes, from the first; -1 for all
+) -> bytes:
+    "What is in a file; raises one of our errors where it can't be read."
+    try:
+        with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between
+            if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise CheckpointError(
+                f'{path}: a pipe or a device; expected a file')
+            return f.read(n)
+    except (FileNotFoundError, NotADirectoryError): raise CheckpointNotFoundError(
+        f'{path}: no such file; expected the path of a file that was saved') from None
+    except IsADirectoryError: raise CheckpointError(f'{path}: a folder; expected a file') from None
+    except OSError as e: raise CheckpointError(
+        f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
 
 # %% ../nbs/00_core.ipynb #677fbd1f
 def planted_ratings(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..core import CheckpointError, CheckpointNotFoundError, SaveError
+from ..core import CheckpointError, CheckpointNotFoundError, SaveError, file_content
 from ..ids.matching import two_vocabs
 from collab_pretrained.weights.pairs import (
     TABLE_NAME,
@@ -40,7 +40,7 @@ from collab_pretrained.weights.reading import (
     to_builtin,
 )
 from .roles import flat_weights
-from .unpickle import file_content, file_kind
+from .unpickle import file_kind
 
 # %% ../../nbs/27_weights.folders.ipynb #a05d36c8
 _SCHEMA, _PARTS = 2, ('model.safetensors', 'vocab.json')

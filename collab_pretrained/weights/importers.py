@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, examples
+from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, examples, file_content
 from .pretrained import Pretrained, from_arrays
-from .unpickle import file_content
 
 # %% ../../nbs/23_weights.importers.ipynb #e1de3477
 class Vectors(NamedTuple):

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from fastcore.foundation import L
 
-from ..core import CheckpointError, WeightsError
+from ..core import CheckpointError, WeightsError, file_content
 from ..ids.vocab import Vocab
 from .roles import bare_name, find_roles, flat_weights
-from .unpickle import PickleRefused, file_content, file_kind, pickle_notes, plain_value, unpickle
+from .unpickle import PickleRefused, file_kind, pickle_notes, plain_value, unpickle
 
 # %% ../../nbs/25_weights.reading.ipynb #86130f67
 _costly = re.compile(r'(builtins|__builtin__)\.(bytearray|set)|collections\.Counter|torch(\.\w+)?\.\w*Tensor|'
