@@ -11,7 +11,10 @@ __all__ = ['commands', 'FellShort', 'run', 'cli_train', 'cli_match', 'cli_update
 # %% ../../nbs/83_cli.commands.ipynb #6a9afa93
 import contextlib
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -124,6 +127,18 @@ def _status(name, args):
     return status
 
 # %% ../../nbs/83_cli.commands.ipynb #f86efd07
+@contextlib.contextmanager
+def _ending_in_order():
+    "Let `kill` end the program as an exception does, so that nothing half-written is left behind."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def stop(number, frame): sys.exit(128 + number)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+# %% ../../nbs/83_cli.commands.ipynb #5cf45809
 def run(
     name:str, # of a command
     args:list, # its arguments
@@ -132,7 +147,7 @@ def run(
     out, err = Unbreakable(sys.stdout), Unbreakable(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter('always', CollabWarning)
-        status = _status(name, args)
+        with _ending_in_order(): status = _status(name, args)
         out.flush()
         if out.error is None or isinstance(out.error, BrokenPipeError): return status  # who reads has seen enough
         _say(f'standard output: {out.error}; what was printed is not what should have been, and all else is done')
@@ -161,6 +176,15 @@ def _check_overlap(match, min_overlap):
         share = match.side(side).coverage
         if share < min_overlap: raise FellShort(f'{share:.1%} of the {side}s have a row in the model, '
                                                 f'expected {min_overlap:.1%} (--min-overlap)')
+
+# %% ../../nbs/83_cli.commands.ipynb #38a8696d
+def _write(df, path):
+    "Write a table, and remove what writers into the same folder that were killed an hour ago or more have left there."
+    write_table(df, path)
+    for o in Path(path).parent.glob('.*.part*'):
+        is_ours = re.fullmatch(r'\.[0-9a-f]{32}\.part(\.\w+)*', o.name)
+        with contextlib.suppress(OSError):
+            if is_ours and time.time() - o.stat().st_mtime > 3600: o.unlink()
 
 # %% ../../nbs/83_cli.commands.ipynb #acbcdcc4
 def _is_ranking(learn, max_rmse):
@@ -292,7 +316,7 @@ def cli_match(
     names = pick_columns(df, ratings, user=user, item=item)
     report = _known(saved.vocab, drop_incomplete(df, ratings, names, reading), names, saved.meta.get('counts'))
     print(report)
-    if out: write_table(_every_id(report), out)
+    if out: _write(_every_id(report), out)
     _check_overlap(report, min_overlap)
 
 def _every_id(report):
@@ -374,7 +398,7 @@ def cli_evaluate(
     df = tables_for(learn.vocab, ratings, reading, rating_name)
     seen = tables_for(learn.vocab, history, reading) if history else None
     with progress_to_stderr(learn): res = learn.evaluate(df, k, min_rating, seen)
-    if out: write_table(res, out)
+    if out: _write(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
@@ -421,7 +445,7 @@ def cli_recommend(
     if titles:
         names = _read_titles(titles, learn.side('item').vocab.kind == 'text')
         res.insert(3, 'title', titles_of(names, res['item'].tolist()))
-    if out: write_table(res, out)
+    if out: _write(res, out)
     else: res.to_csv(sys.stdout, index=False)
 
 commands['recommend'] = cli_recommend

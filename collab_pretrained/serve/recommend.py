@@ -20,11 +20,12 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples
-from ..data.columns import cast_of, check_choice, encode_ids
+from ..data.columns import cast_of, check_choice, encode_ids, read_numbers
 from ..data.loaders import row_counts
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
+from ..models.embeddings import y_range_of
 from ..models.topk import CosineScores, best, scores_of
 from .evaluate import known_pairs, own_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
@@ -182,12 +183,23 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
     return best(scores_of(model, item_rows), np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #2cd2d799
+def _check_values(learn, ratings):
+    "Warn of later ratings outside the range of the model's answers."
+    y_range, name = y_range_of(get_model(learn.model)), getattr(learn.dls.train_ds, 'rating_name', None)
+    if y_range is None or name not in ratings: return
+    values = read_numbers(ratings[name].dropna(), name)
+    n_out = ((values < y_range[0]) | (values > y_range[1])).sum()
+    if n_out: warnings.warn(
+        f'{n_out} of {len(ratings)} ratings lie outside y_range={tuple(y_range)}, in which the model answers: they go '
+        f'from {values.min():g} to {values.max():g}; expected ratings on the scale of training', CollabWarning, stacklevel=3)
+
 def _candidate_rows(learn, candidates):
     "The rows of the items to choose from, ascending."
     items, rows = asked_ids(learn, 'item', candidates)
     check_known(learn, 'item', items, rows, 'leave the others out of `candidates`')
     return np.unique(rows)
 
+# %% ../../nbs/62_serve.recommend.ipynb #a26bd906
 @patch
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, else all
@@ -200,7 +212,9 @@ def recommend(self:CollabLearner,
 ) -> pd.DataFrame: # user, rank (from 1), item, score: the predicted rating, or for 'popular' how many ratings there are
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
-    if ratings is not None: ratings = own_columns(self, ratings)
+    if ratings is not None:
+        ratings = own_columns(self, ratings)
+        _check_values(self, ratings)
     asked = _asked_users(self, users, ratings, on_unknown)
     item_rows = _candidate_rows(self, candidates)
     hidden = _seen_by(self, asked, exclude_seen, seen, ratings)
