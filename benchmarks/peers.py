@@ -5,7 +5,7 @@ Usage: python benchmarks/peers.py [--python cornac=/path/to/bin/python surprise=
 surprise ...]   (MovieLens 100K; a minute, one thread) A library runs in the Python that `--python` names for it, else
 in this one; what does not import there is named as missing. The split is 80/20 at random,
 `CollabDataLoaders.from_df(..., seed=42)`. Settings were chosen on the training part alone: ours are the first of the
-table in nbs/08_factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92); fastai's
+table in nbs/53_learner.factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92); fastai's
 are those of its tutorial, and lenskit, cmfrec and myFM have their defaults or a documented example's. `plain` is a loop
 in torch without a learner: what the machine gives just now."""
 
@@ -37,9 +37,9 @@ def ours(train, valid):
     dls = CollabDataLoaders.from_df(
         df, bs=1024, seed=0, splits=(np.arange(len(train)), len(train) + np.arange(len(valid)))
     )
-    learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=1., wd_bias=False)
+    learn = collab_learner(dls, n_factors=50, y_range=(0, 5.5), wd=1.2, wd_bias=False)
     def fit():
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1.4e-2)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 2e-2)
     def predict():
         with learn.no_bar(): return learn.get_preds()[0].numpy()
     return fit, predict
