@@ -6,9 +6,10 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.factory.html
 
 # %% auto #0
 __all__ = ['sparse_rows', 'names_repository', 'read_pretrained', 'RatingStats', 'rating_stats', 'check_y_range', 'start_at_mean',
-           'collab_learner']
+           'free_old_learners', 'collab_learner']
 
 # %% ../../nbs/53_learner.factory.ipynb #68e45973
+import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -149,6 +150,20 @@ def start_at_mean(
         mean = float(np.log(share := min(max(share, .02), .98)) - np.log1p(-share))
     model.i_bias.weight += mean
 
+# %% ../../nbs/53_learner.factory.ipynb #3d075e97
+class _NewTables:
+    "The bytes of tables that were made since Python last searched for learners that are gone."
+    n_bytes, at_most = 0, 2**26
+
+def free_old_learners(
+    model:nn.Module, # the model that was made just now
+):
+    "Have Python free learners that nothing refers to, once for every 64 MB of new tables."
+    _NewTables.n_bytes += sum(p.nbytes for p in model.parameters())
+    if _NewTables.n_bytes < _NewTables.at_most: return
+    gc.collect()
+    _NewTables.n_bytes = 0
+
 # %% ../../nbs/53_learner.factory.ipynb #5ff03a26
 sparse_rows = 100_000  # users and items together, from which on `collab_learner` steps by row on the CPU
 
@@ -222,6 +237,7 @@ def collab_learner(
     source = _source_of(pretrained, how.with_opt, adapt, dls, kwargs)
     if source and use_nn and emb_szs is None: emb_szs = _pretrained_widths(source, dls, how.keys)
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed)
+    free_old_learners(model)
     ranking, loss_func = _asked_ranking(loss, loss_func, source, dls, use_nn)
     has_opt_func = 'opt_func' in kwargs
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
