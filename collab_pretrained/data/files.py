@@ -15,6 +15,7 @@ import os
 import re
 import uuid
 import warnings
+import zlib
 from collections.abc import Sequence
 from csv import QUOTE_NONE
 from csv import Error as CsvError
@@ -164,26 +165,27 @@ def open_parquet(
     except pa.ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
 
 # %% ../../nbs/33_data.files.ipynb #69f9f300
-_kinds = {'.csv': ',', '.tsv': '\t', '.inter': '\t', '.txt': None, '.data': None, '.dat': None, '.jsonl': '', '.ndjson': '', '.json': '', '.parquet': ''}  # -> separator
+_kinds = {'.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, '.jsonl': '', '.ndjson': '', '.json': '', '.parquet': ''}  # -> separator
+_json = '.jsonl', '.ndjson', '.json'
 
-def _kind_of(path, kinds=(*_kinds,)):
+def _kind_of(path, kinds=(*_kinds,), sep=None):
     "The ending of `path` that says what is in it."
     path = Path(path)
     if path.is_dir(): return '.parquet'
     ending = next((o for o in reversed(path.suffixes) if o.lower() not in _packed), '').lower()
-    if ending not in kinds: raise RatingsError(f'{path}: the ending {ending!r}; expected a table: {", ".join(kinds)}')
-    return ending
+    if ending in kinds: return ending
+    if sep is not None: return '.txt'
+    raise RatingsError(f"{path}: the ending {ending!r}; expected a table: {', '.join(kinds)}, or text in columns whose separator is named, e.g. `sep='\\t'`")
 
-def _first_line(path, encoding):
+def _first_line(path, encoding=None):
     "The first line of a text file that isn't blank; '' where that can't be read."
     try:
         with _openers.get(Path(path).suffix.lower(), open)(path, 'rt', encoding=encoding, errors='replace') as f: return next(filter(str.strip, f), '')
-    except (OSError, EOFError, LookupError, lzma.LZMAError, gzip.zlib.error): return ''  # reading it all will tell
+    except (OSError, EOFError, LookupError, lzma.LZMAError, zlib.error): return ''  # reading it all will tell
 
 def _text_options(path, kind, text, kwargs):
     "pandas' options for a text file of a kind, with the columns `text` as text."
     options = dict(kwargs)
-    if 'delimiter' in options: options['sep'] = options.pop('delimiter')
     if options.get('sep') is None: options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
     if text:
         names = list(read_csv(path, **options, nrows=0 if 'header' not in options and 'names' not in options else 1).columns)
@@ -191,8 +193,9 @@ def _text_options(path, kind, text, kwargs):
     return options
 
 # %% ../../nbs/33_data.files.ipynb #79e4a70b
-def _read_json(path, said, is_lines):
-    "A table of JSON objects, whose values stay as they are."
+def _read_json(path, said):
+    "A table of JSON objects, on a line each or in a list, whose values stay as they are."
+    is_lines = not _first_line(path).lstrip().startswith('[')
     try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False)
     except ValueError as e:
         if isinstance(e, RatingsError): raise
@@ -212,13 +215,10 @@ def read_table(
     "The table in a file."
     path = Path(path)
     if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
-    kind = _kind_of(path)
-    if _kinds[kind] == '' and kwargs: raise RatingsError(f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text files')
-    if kind == '.parquet': return _read_parquet(path)
-    if _kinds[kind] == '': return _read_json(path, f'{path}: ', kind != '.json')
-    df = read_csv(path, **_text_options(path, kind, text, kwargs))
-    if kind == '.inter': df = df.rename(columns=lambda o: str(o).split(':')[0])  # RecBole's names have a type
-    return df
+    kind = _kind_of(path, sep=kwargs.get('sep'))
+    if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
+    if kwargs: raise RatingsError(f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text files')
+    return _read_json(path, f'{path}: ') if kind in _json else _read_parquet(path)
 
 # %% ../../nbs/33_data.files.ipynb #4a92b17c
 def read_ids(
@@ -237,20 +237,21 @@ def read_ids(
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
 def pick_columns(
-    df, # DataFrame
-    path, # where it is from, for messages
+    df:pd.DataFrame,
+    path:str|Path, # where it is from, for messages
     **roles, # 'user', 'item', 'rating', 'time' -> the column's name; None for the first, second, third and fourth column
 ) -> list: # their names, all different
     "The columns of a ratings table; one that looks like another role's is refused, or warned of, unless it is named."
     names, options = [], ', '.join(f'`--{o}`' for o in roles)
+    if None in roles.values() and not Path(path).is_dir() and set(Path(path).suffixes) & set(_json): raise RatingsError(
+        f'{path}: JSON objects, whose keys have no order; expected the names of the columns: {options}, of {list(df)}')
     for role, name in roles.items():
         k, is_guess = ['user', 'item', 'rating', 'time'].index(role), name is None
         if is_guess and k < df.shape[1]: name = df.columns[k]
         if name not in df: raise RatingsError(f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {list(df)}: name it with `--{role}`')
         if is_guess and role != 'time': check_guess(name, role, options)
         names.append(name)
-    if len(set(names)) < len(names): raise RatingsError(f'{path}: the columns {names} for {", ".join(roles)}; expected different ones: '
-                                                        f'name them with {options}')
+    if len(set(names)) < len(names): raise RatingsError(f'{path}: the columns {names} for {", ".join(roles)}; expected different ones: name them with {options}')
     return names
 
 # %% ../../nbs/33_data.files.ipynb #bef6b8e6
