@@ -9,15 +9,16 @@ __all__ = []
 
 # %% ../../nbs/31_data.columns.ipynb #05d6894f
 import difflib
-import os
 import re
 import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..core import CollabWarning, RatingsError, examples
-from ..ids.canonical import ascending_codes, canonical_ids, factorize_ids, take_in_parts
+from ..ids.canonical import canonical_ids, factorize_ids, take_in_parts
 from ..ids.matching import id_casts
 from .splits import row_words
 
@@ -84,36 +85,7 @@ def column_names(cols, user_name=None, item_name=None, rating_name=None, implici
     for role, name in guessed.items(): check_guess(name, role)
     return [*names.values(), None][:3]
 
-# %% ../../nbs/31_data.columns.ipynb #a562ba2a
-def _slots(ints, bits):
-    "Where integers of 64 bits go in a table of 2**`bits` slots."
-    return (ints.view(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - bits)).view(np.int64)
-
-def _look_up(known, ints, part=2**14):
-    "The place of each of `ints` in `known`, -1 where it has none, of 64 bits both: in a table by hash, whose slots remember the last to come, then in pandas' index."
-    bits = len(known).bit_length() + 2
-    places, codes, is_else = np.zeros(2**bits, dtype=np.int32), np.empty(len(ints), dtype=np.int32), np.empty(len(ints), dtype=bool)
-    known_at = _slots(known, bits)
-    places[known_at] = np.arange(len(known))
-    for k in range(0, len(ints), part):  # so that they stay in the cache
-        some = ints[k:k+part]
-        codes[k:k+part] = found = places.take(_slots(some, bits))
-        is_else[k:k+part] = known.take(found) != some
-    rest, forgotten = np.flatnonzero(is_else), np.flatnonzero(places.take(known_at) != np.arange(len(known)))
-    codes[rest] = np.append(forgotten, -1)[pd.Index(known[forgotten]).get_indexer(ints[rest])]
-    return codes
-
-def _by_hash(ints):
-    "`pd.factorize` in ascending order, by a table of what a sample has; its own would be for as many values as there are rows."
-    if len(ints) < 2**16: return pd.factorize(ints, sort=True)
-    known = np.sort(pd.unique(ints[::8]))
-    codes = _look_up(known, ints)
-    rest = np.flatnonzero(codes < 0)
-    if not len(rest): return codes, known
-    more, new = _by_hash(ints[rest]) if len(rest) < len(ints)/2 else pd.factorize(ints[rest])
-    codes[rest] = more + len(known)
-    return ascending_codes(codes, np.append(known, new))
-
+# %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes, n):
     "Where each of 0 to `n`-1 is in `codes`, at one of its places; -1 where it is not. Most are found in a part of them."
     res = np.full(n, -1)
@@ -125,53 +97,20 @@ def one_of_each(codes, n):
 def _number(ints):
     "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
     low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
-    if size > 4*len(ints) + 1000: return _by_hash(ints)
+    if size > 4*len(ints) + 1000: return pd.factorize(ints, sort=True)
     is_there = np.zeros(size, dtype=bool)
     is_there[ints - low] = True
     return (is_there.cumsum(dtype=np.int32) - 1)[ints - low], np.flatnonzero(is_there) + low
 
-# %% ../../nbs/31_data.columns.ipynb #fea2ccf9
-def _shared_bytes(texts):
-    "How many bytes all texts begin with, as a sample of them says, or 0."
-    import pyarrow as pa, pyarrow.compute as pc
-    start = os.path.commonprefix(texts.take(pa.array(np.linspace(0, len(texts)-1, 32).astype(int))).to_pylist())
-    return len(start.encode()) if pc.all(pc.starts_with(texts, start)).as_py() else 0
-
-def _text_keys(
-    texts, # pyarrow `LargeStringArray`, none missing
-    part=2**13, # texts at a time, so that they stay in the cache
-) -> list: # of one or two (n,) uint64, the second for where the first are equal; None where texts are too long for it
-    "Texts as integers in the same order: the bytes that they don't share, and in the last one's lowest byte how many there are."
-    import pyarrow.compute as pc
-    skip, n_bytes = _shared_bytes(texts), pc.binary_length(texts).to_numpy()
-    longest = n_bytes.max() - skip
-    if longest > 15: return None
-    keys = [np.empty(len(texts), dtype=np.uint64) for _ in range(1 + longest//8)]
-    _, ends, data = texts.buffers()
-    ends, data = np.frombuffer(ends, np.int64)[texts.offset:][:len(texts)+1], np.frombuffer(data or b'', np.uint8)
-    for k in range(0, len(texts), part):
-        at, n = ends[k:k+part+1], n_bytes[k:k+part] - skip
-        raw = np.append(data[at[0]:at[-1]], np.zeros(16, np.uint8))
-        eights = np.ndarray(len(raw)-7, '>u8', raw, strides=(1,))  # the eight bytes from each byte on
-        starts = at[:-1] - (at[0] - skip)
-        for j, key in enumerate(keys):
-            n_other = np.maximum(64*j + 64 - 8*n, 0).view(np.uint64)  # bits of the eight bytes that are another text's
-            key[k:k+part] = eights[8*j:].take(starts, mode='clip').astype(np.uint64) >> n_other << n_other
-        keys[-1][k:k+part] |= n.view(np.uint64)
-    return keys
-
 def _distinct_texts(values):
-    "A Series of texts that are Arrow's as codes and distinct texts, ascending unless they are long."
-    import pyarrow as pa
+    "A Series of texts that are Arrow's as codes and distinct texts, ascending."
     texts = pa.array(values.array).cast(pa.large_string())
     if isinstance(texts, pa.ChunkedArray): texts = texts.combine_chunks()
-    keys = _text_keys(texts)
-    if keys is None: return pd.factorize(values)
-    codes, known = _by_hash(keys.pop(0))
-    if keys:
-        more, tails = _by_hash(keys.pop())
-        codes, known = _number(codes.astype(np.int64)*len(tails) + more)
-    return codes, texts.take(pa.array(one_of_each(codes, len(known)))).to_numpy(zero_copy_only=False)
+    coded = pc.dictionary_encode(texts)
+    order = pc.sort_indices(coded.dictionary)  # by bytes, as Python sorts characters
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return take_in_parts(rank, coded.indices.to_numpy()), coded.dictionary.take(order).to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/31_data.columns.ipynb #4071d2dd
 def _distinct(values):
@@ -217,9 +156,9 @@ def encode_ids(
     codes, ids = _distinct(values)
     if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
     ids = canonical_ids(ids, f'column {name!r}')
+    if (ids[:-1] < ids[1:]).all(): return codes.astype(np.int32, copy=False), ids
     order, ids = factorize_ids(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
-    is_sorted = np.array_equal(order, np.arange(len(order)))
-    return (codes if is_sorted else take_in_parts(order, codes)).astype(np.int32, copy=False), ids
+    return take_in_parts(order, codes).astype(np.int32, copy=False), ids
 
 # %% ../../nbs/31_data.columns.ipynb #3eb20f31
 def check_choice(value, choices, name):

@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 
-from ..core import RatingsError, VocabError, examples
-from ..ids.vocab import Vocab
 from collab_pretrained.data.columns import (
     casts_of,
     check_choice,
@@ -29,6 +27,9 @@ from collab_pretrained.data.columns import (
     read_numbers,
     warn_user,
 )
+
+from ..core import RatingsError, VocabError, examples
+from ..ids.vocab import Vocab
 from .splits import row_words, sortable_times
 
 # %% ../../nbs/32_data.ratings.ipynb #4e72b9eb

@@ -17,9 +17,6 @@ import torch
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 
-from ..core import NA, RatingsError, examples
-from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
-from .files import hive_texts
 from collab_pretrained.data.loaders import (
     CollabDataLoaders,
     CollabDataset,
@@ -33,9 +30,13 @@ from collab_pretrained.data.loaders import (
     rows_or_na,
     transform_batch,
 )
+
+from ..core import NA, RatingsError, examples
+from ..ids.vocab import Vocab
+from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
+from .files import hive_texts
 from .ratings import as_frame
 from .splits import check_valid_pct, fresh_seed
-from ..ids.vocab import Vocab
 
 # %% ../../nbs/35_data.stream.ipynb #2089cf2e
 def _tensors(raw):

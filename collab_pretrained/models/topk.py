@@ -9,7 +9,9 @@ __all__ = ['largest', 'user_vectors', 'item_vectors', 'DotScores', 'in_eval_mode
            'best']
 
 # %% ../../nbs/47_models.topk.ipynb #aab8c7f7
+from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +52,8 @@ def largest(
 
 # %% ../../nbs/47_models.topk.ipynb #b770609c
 def user_vectors(
-    model:nn.Module, # `EmbeddingDotBias`, ours or fastai's
-    rows, # int64 (n,), rows of users, on the model's device
+    model:Any, # `EmbeddingDotBias`, ours or fastai's
+    rows:Tensor, # int64 (n,), rows of users, on the model's device
 ) -> Tensor: # (n, n_factors + 1), float32 or the model's type if that is wider; the last column is 1
     "Users' vectors, ready for an inner product with `item_vectors`."
     vecs = model.u_weight.weight.detach()[rows]
@@ -59,8 +61,8 @@ def user_vectors(
     return torch.cat([vecs, torch.ones_like(vecs[:,:1])], 1)
 
 def item_vectors(
-    model:nn.Module, # `EmbeddingDotBias`, ours or fastai's
-    rows, # int64 (n,), rows of items, on the model's device
+    model:Any, # `EmbeddingDotBias`, ours or fastai's
+    rows:Tensor, # int64 (n,), rows of items, on the model's device
 ) -> Tensor: # (n, n_factors + 1), of the type of `user_vectors`; the last column is the bias
     "Items' vectors, with the bias folded into one more dimension."
     vecs = torch.cat([as_tensor(k, getattr(model, k).weight)[rows] for k in ('i_weight', 'i_bias')], 1)
@@ -68,22 +70,23 @@ def item_vectors(
 
 # %% ../../nbs/47_models.topk.ipynb #599e0999
 def _lines(width, device):
-    "How many rows of `width` scores to compute at a time: 16 MB of them on a CPU, 256 MB elsewhere, and 64 rows at least while that is below 1 GB."
+    "How many rows of `width` scores to compute at a time: 16 MB on a CPU, 256 MB elsewhere, and 64 rows at least while that is below 1 GB."
     fit = max((2**22 if device.type == 'cpu' else 2**26) // max(width, 1), 1)
     return min(max(2**(fit.bit_length() - 1), 64), 1024, max(2**28 // max(width, 1), 1))
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
 
+# %% ../../nbs/47_models.topk.ipynb #d890eff8
 class DotScores:
     "Scores of `EmbeddingDotBias`."
     def __init__(self,
-        model:nn.Module, # `EmbeddingDotBias`, ours or fastai's
+        model:Any, # `EmbeddingDotBias`, ours or fastai's
         item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items to score
     ):
         self.model, self.item_rows, self.device = model, item_rows, model.i_weight.weight.device
         self.items = _padded(item_vectors(model, torch.tensor(item_rows, device=self.device)))
         self.size, self.dtype, self.y_range = _lines(len(self.items), self.device), self.items.dtype, y_range_of(model)
-    def __call__(self, rows, out): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
+    def __call__(self, rows:Tensor, out:Tensor): torch.mm(user_vectors(self.model, rows), self.items.T, out=out)
 
     def finish(self,
         rows:Tensor, # int64 (size,), as given to the scorer
@@ -116,7 +119,7 @@ class ForwardScores:
     ):
         self.model, self.item_rows, self.device = in_eval_mode(model), item_rows, next(model.parameters()).device
         self.items = torch.tensor(item_rows, device=self.device)
-    def __call__(self, rows, out):
+    def __call__(self, rows:Tensor, out:Tensor):
         pairs = torch.stack([rows.expand(len(self.items)), self.items], 1)
         out[0,:len(self.items)] = torch.cat([self.model(o).flatten() for o in pairs.split(2**14)])
     def finish(self,
@@ -130,7 +133,7 @@ class ForwardScores:
 def scores_of(
     model:nn.Module, # a model of users and items, wrapped or not
     item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items to score
-): # `DotScores` or `ForwardScores`
+) -> DotScores|ForwardScores:
     "How to score `item_rows` by `model`."
     model = get_model(model)
     is_dot = getattr(type(model), 'forward', None) in (collab.EmbeddingDotBias.forward, EmbeddingDotBias.forward)
@@ -148,7 +151,7 @@ class CosineScores:
         self.items = _padded(self._unit(torch.tensor(item_rows, device=self.device)))
         self.size = _lines(len(self.items), self.device)
     def _unit(self, rows): return F.normalize(self.table[rows].float(), dim=1)
-    def __call__(self, rows, out): torch.mm(self._unit(rows), self.items.T, out=out)
+    def __call__(self, rows:Tensor, out:Tensor): torch.mm(self._unit(rows), self.items.T, out=out)
     def finish(self,
         rows:Tensor, # int64 (size,), as given to the scorer
         vals:Tensor, # float (size, k), their best scores
@@ -172,7 +175,7 @@ def _find(values, among):
     at[among] = np.arange(len(among))
     return at[values]
 
-def _hidden(pairs, rows, item_rows, chunk, line, n_chunks, width):
+def _hidden_by_chunk(pairs, rows, item_rows, chunk, line, n_chunks, width):
     "For each chunk, the flat positions of the scores of `pairs`; pairs of other rows or items don't count."
     by_row, by_item = _find(pairs[:,0], rows), _find(pairs[:,1], item_rows)
     known = (by_row >= 0) & (by_item >= 0)
@@ -182,33 +185,38 @@ def _hidden(pairs, rows, item_rows, chunk, line, n_chunks, width):
     return np.split(at[order], np.searchsorted(chunk[order], np.arange(1, n_chunks)))
 
 # %% ../../nbs/47_models.topk.ipynb #39176af2
-def _best_of_chunk(scores, rows, k, gone, out):
-    "`best` for one chunk: `rows` in their lines, `gone` the flat positions in `out` that must not win."
+def _check_finite(vals, rows):
+    odd = vals.isnan().any(1)
+    if odd.any(): raise WeightsError(
+        f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no longer finite: train again from the last '
+        'good save, with a smaller learning rate')
+
+def _best_of_chunk(scores, rows, k, hidden, out):
+    "`best` for one chunk: `rows` in their lines, `hidden` the flat positions in `out` that must not win."
     rows = torch.as_tensor(rows, device=scores.device)
     scores(rows, out)
     out[:,len(scores.item_rows):] = -torch.inf
-    if len(gone): out.view(-1)[torch.as_tensor(gone, device=out.device)] = -torch.inf
+    if len(hidden): out.view(-1)[torch.as_tensor(hidden, device=out.device)] = -torch.inf
     vals, cols = largest(out, k)
     vals = scores.finish(rows, vals)
-    if (odd := vals.isnan().any(1)).any(): raise WeightsError(f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no '
-                                                              'longer finite: train again from the last good save, with a smaller learning rate')
+    _check_finite(vals, rows)
     vals, cols = vals.cpu().numpy(), cols.cpu().numpy()
     return vals, np.where(cols < 0, -1, scores.item_rows[cols])
 
-def _best_of_part(scores, rows, k, hidden):
-    "`best` for `rows`, distinct; `hidden` are pairs or None."
-    n, size = len(scores.item_rows), scores.size
+def _best_of_part(scores, rows, k, pairs):
+    "`best` for `rows`, distinct; `pairs` of a row and an item row must not win, None for none."
+    n_items, size = len(scores.item_rows), scores.size
     chunk, line = _places(rows, size)
-    n_chunks, width = chunk.max() + 1, n + -n % _block
-    grid = np.full((n_chunks, size), -1)
-    grid[chunk, line] = np.arange(len(rows))
-    gone = [()]*n_chunks if hidden is None else _hidden(hidden, rows, scores.item_rows, chunk, line, n_chunks, width)
+    n_chunks, width = chunk.max() + 1, n_items + -n_items % _block
+    places = np.full((n_chunks, size), -1)  # chunk, line -> which of `rows` is computed there, -1 for none
+    places[chunk, line] = np.arange(len(rows))
+    hidden = [()]*n_chunks if pairs is None else _hidden_by_chunk(pairs, rows, scores.item_rows, chunk, line, n_chunks, width)
     vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
     out = torch.empty(size, width, dtype=scores.dtype, device=scores.device)
-    for at, gone in zip(grid, gone):
-        asked = at >= 0
-        v, i = _best_of_chunk(scores, rows[np.where(asked, at, 0)], k, gone, out)  # nobody's lines answer for the first of `rows`
-        vals[at[asked]], items[at[asked]] = v[asked], i[asked]
+    for at, hidden_here in zip(places, hidden, strict=True):
+        is_row = at >= 0
+        some_vals, some_items = _best_of_chunk(scores, rows[np.where(is_row, at, 0)], k, hidden_here, out)  # empty lines repeat the first row
+        vals[at[is_row]], items[at[is_row]] = some_vals[is_row], some_items[is_row]
     return vals, items
 
 # %% ../../nbs/47_models.topk.ipynb #d3fa0ca1
@@ -216,18 +224,19 @@ _part = 2**14  # rows, 2 s for 60,000 items on a thread; 2**8 where they are ask
 
 @torch.no_grad()
 def best(
-    scores, # a scorer: `DotScores`, `ForwardScores` or `CosineScores`
+    scores:DotScores|ForwardScores|CosineScores, # what to score by
     rows:np.ndarray, # int64 (n,), the rows to answer for, in any order
     k:int, # how many items each, 1 or more
-    hidden=None, # function from rows, int64 (m,), to pairs of a row and an item row, int64 (l, 2), that must not win; None for none
+    hidden:Callable|None=None, # from rows, int64 (m,), to pairs of a row and an item row, int64 (l, 2), that must not win; None for none
     show:bool=False, # whether to show a progress bar where it takes some seconds
-) -> tuple: # float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more; arrays; k is at most the number of items
+) -> tuple: # arrays: float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more; k is the number of items at most
     "The `k` best items of each row; of equal ones those of the smaller item rows."
     rows, back = np.unique(rows, return_inverse=True)
     k = min(k, len(scores.item_rows))
     vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
     step = _part if scores.size > 1 else 2**8
-    parts = [slice(o, o + step) for o in range(0, len(rows) if k else 0, step)]
-    for part in progress_bar(parts, leave=False) if show and len(parts) > 2 else parts:
+    parts:Any = [slice(o, o + step) for o in range(0, len(rows) if k else 0, step)]
+    if show and len(parts) > 2: parts = progress_bar(parts, leave=False)
+    for part in parts:
         vals[part], items[part] = _best_of_part(scores, rows[part], k, hidden and hidden(rows[part]))
     return vals[back], items[back]
