@@ -25,8 +25,11 @@ from .splits import row_words
 # %% ../../nbs/31_data.columns.ipynb #0b117567
 def warn_user(message): warnings.warn(message, CollabWarning, stacklevel=5)
 
-_role_words = {'user': 'user customer reviewer account', 'item': 'item movie book product artist isbn asin anime song track',
-               'rating': 'rating score stars overall', 'other': 'time date'}
+_role_words = {
+    'user': 'user customer reviewer account',
+    'item': 'item movie book product artist isbn asin anime song track',
+    'rating': 'rating score stars overall',
+    'other': 'time date'}
 
 def _roles_of(name):
     "The roles that the name of a column speaks of, by how its words begin."
@@ -37,9 +40,11 @@ def check_column(cols, name, role):
     "Raise unless `cols` has the column `name` once."
     if name not in cols:
         near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
-        raise RatingsError(f'no column {name!r}; the columns are {examples(cols, 12)}: name the {role} column with `{role}_name=`'
+        raise RatingsError(
+            f'no column {name!r}; the columns are {examples(cols, 12)}: name the {role} column with `{role}_name=`'
                            + (f', perhaps {near[0]!r}' if near else ''))
-    if cols.count(name) > 1: raise RatingsError(f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
+    if cols.count(name) > 1: raise RatingsError(
+        f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
 # %% ../../nbs/31_data.columns.ipynb #7604c31a
 _ids = '|'.join([*f"{_role_words['user']} {_role_words['item']}".split(), ''])
@@ -51,7 +56,8 @@ def looks_like_header(
     "Whether a line is the name of a column of ids, and not an id."
     if name == column: return True
     letters = re.sub('[^a-z]', '', name.lower())
-    return bool(letters) and not re.search(r'\d', name) and bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
+    if not letters or re.search(r'\d', name): return False
+    return bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
 
 # %% ../../nbs/31_data.columns.ipynb #04ce5b5a
 def check_guess(
@@ -62,17 +68,22 @@ def check_guess(
     "Raise or warn where a column that was taken for `role` by its position looks like another."
     said, remedy = f'column {name!r} would be taken for the {role}s, and', f'or name all columns: {options}'
     if re.fullmatch(r'Unnamed: 0|__index_level_\d+__|', str(name)): raise RatingsError(
-        f'{said} it has no name, like an index that was saved along; expected a name: leave it out (`index_col=0` of `from_csv`), {remedy}')
+        f'{said} it has no name, like an index that was saved along; expected a name: leave it out (`index_col=0` of '
+        f'`from_csv`), {remedy}')
     if isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?|Unnamed: \d+', name): raise RatingsError(
-        f'{said} {"it has no name" if "U" in name else "its name is a number"}; expected names: where the first line is a rating already, '
+        f'{said} {"it has no name" if "U" in name else "its name is a number"}; expected names: where the first line '
+        'is a rating already, '
         f'`header=None` (`from_csv`), {remedy}')
-    if role not in (_roles_of(name) or {role}): warn_user(f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
+    if role not in (_roles_of(name) or {role}): warn_user(
+        f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
 # %% ../../nbs/31_data.columns.ipynb #78686568
 def column_names(cols, user_name=None, item_name=None, rating_name=None, implicit=False):
     "The names of the user, item and rating columns among `cols`; None for the last where each row counts as a 1."
     if not implicit and rating_name is None and len(cols) == 2:
-        warn_user(f'the columns are {examples(cols)} and none is for ratings: every row counts as a rating of 1; say so with `implicit=True`')
+        warn_user(
+            f'the columns are {examples(cols)} and none is for ratings: every row counts as a rating of 1; say so with '
+            '`implicit=True`')
         implicit = True
     names = {'user': user_name, 'item': item_name, **({} if implicit else {'rating': rating_name})}
     if None in names.values() and len(cols) < len(names): raise RatingsError(
@@ -81,13 +92,14 @@ def column_names(cols, user_name=None, item_name=None, rating_name=None, implici
     names.update(guessed)
     for role, name in names.items(): check_column(cols, name, role)
     if len(set(names.values())) < len(names): raise RatingsError(
-        f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name all: `user_name=`, `item_name=`, `rating_name=`')
+        f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name '
+        'all: `user_name=`, `item_name=`, `rating_name=`')
     for role, name in guessed.items(): check_guess(name, role)
     return [*names.values(), None][:3]
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes, n):
-    "Where each of 0 to `n`-1 is in `codes`, at one of its places; -1 where it is not. Most are found in a part of them."
+    "One of the places of each of 0 to `n`-1 in `codes`, -1 where it is not; most are found in a part of them."
     res = np.full(n, -1)
     for k in range(8):
         res[codes[k::8]] = np.arange(k, len(codes), 8)
@@ -95,7 +107,7 @@ def one_of_each(codes, n):
     return res
 
 def _number(ints):
-    "`ints` (int64) as codes into their distinct values, ascending; by a table, or by hashing where that would be large."
+    "`ints` (int64) as codes into their distinct values, ascending; by a table, unless that would be large."
     low, size = int(ints.min()), int(ints.max()) - int(ints.min()) + 1
     if size > 4*len(ints) + 1000: return pd.factorize(ints, sort=True)
     is_there = np.zeros(size, dtype=bool)
@@ -125,14 +137,15 @@ def _distinct(values):
     if dtype.type is str and getattr(dtype, 'storage', 'pyarrow') == 'pyarrow': return _distinct_texts(values)
     if dtype == object or dtype.type is str: return factorize_ids(values.to_numpy(object))
     try: return pd.factorize(values)
-    except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # pyarrow's lists and the like, which `canonical_ids` refuses
+    except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # lists, which `canonical_ids` refuses
 
 # %% ../../nbs/31_data.columns.ipynb #93df52ce
 def cast_of(id_cast, name):
     "The function that casts the ids of column `name`, out of what a caller may give as `id_cast`; None for none."
     cast = id_cast.get(name) if isinstance(id_cast, dict) else id_cast
     if isinstance(cast, str) and cast in id_casts: return id_casts[cast]
-    if cast is not None and not callable(cast): raise RatingsError(f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
+    if cast is not None and not callable(cast): raise RatingsError(
+        f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
     return cast
 
 def casts_of(id_cast, names:list) -> list:
@@ -144,7 +157,8 @@ def casts_of(id_cast, names:list) -> list:
 def _cast_ids(ids, cast, name):
     if pd.api.types.is_float_dtype(ids): ids = canonical_ids(ids, name)  # 7.0 is the id 7, and is cast as such
     try: return [cast(o) for o in ids.tolist()]
-    except (ValueError, TypeError, AttributeError) as e: raise RatingsError(f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
+    except (ValueError, TypeError, AttributeError) as e: raise RatingsError(
+        f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
 
 # %% ../../nbs/31_data.columns.ipynb #bd64a908
 def encode_ids(
@@ -169,9 +183,11 @@ def complete_rows(frame, names, on_missing):
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
     missing = {o: m for o in names if (m := frame[o].isna().to_numpy()).any()}
     if not missing: return None
-    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in {row_words(frame.index, np.flatnonzero(m))}' for o, m in missing.items())
+    where = {o: row_words(frame.index, np.flatnonzero(m)) for o, m in missing.items()}
+    said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in {where[o]}' for o, m in missing.items())
     if on_missing == 'raise': raise RatingsError(
-        f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`. In a CSV file, the texts 'NA', 'None', 'null' "
+        f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`. In a CSV "
+        "file, the texts 'NA', 'None', 'null' "
         "and the like are taken for missing unless `keep_default_na=False`")
     complete = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
     warn_user(f'{said}: {len(frame)-len(complete)} rows left out')
@@ -191,7 +207,8 @@ def _bad_number(
     if comma: hint = "expected numbers: a decimal comma is read with `decimal=','` (`from_csv`)"
     elif above > -np.inf: hint = f'expected finite numbers above {above}: correct them, or drop those rows'
     else: hint = 'expected numbers: replace them, or drop those rows'
-    return f'{said} is not a finite number{f" above {above}" if above > -np.inf else ""} (nor are {len(bad)-1} more); {hint}'
+    kind = f'finite number above {above}' if above > -np.inf else 'finite number'
+    return f'{said} is not a {kind} (nor are {len(bad)-1} more); {hint}'
 
 # %% ../../nbs/31_data.columns.ipynb #213021e9
 def read_numbers(

@@ -41,22 +41,28 @@ def _check_one_column(first, said):
     "Raise for a table of one column, whose first value or name is `first`."
     if re.fullmatch(r'\S+( \d+:\S+)+\s*', first): raise RatingsError(
         f'{said}{first[:40]!r} looks like LibSVM, a line for each user; expected a line for each rating: convert it by '
-        "`pd.DataFrame([(user, *o.split(':')) for user, *pairs in map(str.split, open(path)) for o in pairs], columns=['user', 'item', 'rating'])`")
+        "`pd.DataFrame([(user, *o.split(':')) for user, *pairs in map(str.split, open(path)) for o in pairs], "
+        "columns=['user', 'item', 'rating'])`")
     sep = _separator_in(first)
     option = 'pass its separator with `sep=`' if sep is None else f'`sep={sep!r}`'
-    raise RatingsError(f'{said}one column, {first!r}; expected users, items and ratings in columns of their own: {option}')
+    raise RatingsError(
+        f'{said}one column, {first!r}; expected users, items and ratings in columns of their own: {option}')
 
 def _check_csv(df, said, **kwargs):
     "Raise where `df` came out as a file that was read with the wrong options."
     has_names = 'header' not in kwargs and 'names' not in kwargs
-    if str(df.columns[0]).startswith('{'): raise RatingsError(f'{said}JSON, {str(df.columns[0])[:40]!r}; expected a table: name the file .jsonl and read it by `read_table`')
-    if df.shape[1] == 1: _check_one_column(str(df.columns[0]) if has_names else str(df.iloc[0, 0]) if len(df) else '', said)
+    if str(df.columns[0]).startswith('{'): raise RatingsError(
+        f'{said}JSON, {str(df.columns[0])[:40]!r}; expected a table: name the file .jsonl and read it by `read_table`')
+    first = str(df.columns[0]) if has_names else str(df.iloc[0, 0]) if len(df) else ''
+    if df.shape[1] == 1: _check_one_column(first, said)
     if has_names and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
-        f'{said}the columns are called {examples(list(df.columns))}; expected names: where the first line is a rating already, `header=None`')
+        f'{said}the columns are called {examples(list(df.columns))}; expected names: where the first line is a rating '
+        'already, `header=None`')
 
 # %% ../../nbs/33_data.files.ipynb #9a6b32ae
 _openers = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 _packed = *_openers, '.zst', '.zip'
+_not_damaged = FileNotFoundError, PermissionError, ImportError, MemoryError, RatingsError
 
 def _is_packed(path): return isinstance(path, (str, Path)) and Path(path).suffix.lower() in _packed
 
@@ -65,13 +71,18 @@ def _call(read, path, said, **kwargs):
     try: return read(path, **kwargs)
     except pd.errors.EmptyDataError: raise RatingsError(f'{said}empty; expected a line for each rating') from None
     except UnicodeDecodeError as e: raise RatingsError(
-        f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or 'cp1252'") from None
-    except (UnicodeError, LookupError) as e: raise RatingsError(f"{said}{e}; expected its encoding, e.g. `encoding='utf-8'` or 'cp1252'") from None
+        f"{said}not {e.encoding} ({e.reason} at byte {e.start}); expected its encoding, e.g. `encoding='utf-16'` or "
+        "'cp1252'") from None
+    except (UnicodeError, LookupError) as e: raise RatingsError(
+        f"{said}{e}; expected its encoding, e.g. `encoding='utf-8'` or 'cp1252'") from None
     except pd.errors.ParserError as e: raise RatingsError(
-        f'{said}{str(e).strip()}; expected as many values in every line, one line for each rating: see `sep=`, `quoting=` and `encoding=`') from None
+        f'{said}{str(e).strip()}; expected as many values in every line, one line for each rating: see `sep=`, '
+        '`quoting=` and `encoding=`') from None
     except Exception as e:  # of gzip, bz2, lzma, zipfile and zstandard, which have no base in common
-        if not _is_packed(path) or isinstance(e, (FileNotFoundError, PermissionError, ImportError, MemoryError, RatingsError)): raise
-        raise RatingsError(f'{said}damaged or cut short ({type(e).__name__}: {e}); expected a whole file, with one table in it') from None
+        if not _is_packed(path) or isinstance(e, _not_damaged): raise
+        raise RatingsError(
+            f'{said}damaged or cut short ({type(e).__name__}: {e}); expected a whole file, with one table in '
+            'it') from None
 
 # %% ../../nbs/33_data.files.ipynb #a0b65f1f
 def _quoted(values) -> np.ndarray:
@@ -79,7 +90,7 @@ def _quoted(values) -> np.ndarray:
     return pd.Series(values, dtype=object).astype(str).str.fullmatch('".*"').to_numpy(bool)
 
 def _read_tabs(path, said, kwargs):
-    "A table with tabs between its values, in which quotation marks are parts of them, unless those of the first line all stand in them."
+    "A table with tabs between values that may have quotation marks in them, unless all of the first line stand in such."
     df = _call(pd.read_csv, path, said, quoting=QUOTE_NONE, **kwargs)
     first = df.columns if 'header' not in kwargs and 'names' not in kwargs else df.iloc[0] if len(df) else ()
     if len(first) and _quoted(first).all():
@@ -89,11 +100,12 @@ def _read_tabs(path, said, kwargs):
         if df[name].dtype.kind not in 'OU' and not isinstance(df[name].dtype, pd.StringDtype): continue
         marked = df[name].astype('str')[lambda o: o.str.contains('"', regex=False, na=False)].unique()
         if len(marked) and _quoted(marked).all(): warn_user(
-            f'{said}column {name!r} has values such as {marked[0]!r}, and the quotation marks are taken for parts of them; if they are not, `quoting=0`')
+            f'{said}column {name!r} has values such as {marked[0]!r}, and the quotation marks are taken for parts of '
+            'them; if they are not, `quoting=0`')
     return df
 
 # %% ../../nbs/33_data.files.ipynb #15b4bc5d
-_not_all_lines = {'skiprows', 'nrows', 'skipfooter', 'comment', 'on_bad_lines', 'chunksize', 'iterator', 'lineterminator', 'skip_blank_lines'}
+_not_all_lines = {'skiprows', 'nrows', 'skipfooter', 'comment', 'on_bad_lines', 'lineterminator', 'skip_blank_lines'}
 
 def _filled_lines(path) -> np.ndarray:
     "The numbers, from 1, of the lines of a file that are not blank."
@@ -102,16 +114,19 @@ def _filled_lines(path) -> np.ndarray:
 
 def _number_lines(df, path, said, kwargs):
     "Give a table the numbers of its lines in a file as its index, or say that lines have become parts of values."
-    is_plain = isinstance(path, (str, Path)) and Path(path).is_file() and Path(path).suffix.lower() not in ('.zip', '.zst')
-    if not is_plain or _not_all_lines & set(kwargs) or 'utf-16' in str(kwargs.get('encoding')).lower() or kwargs.get('index_col', False) is not False: return
-    lines = _filled_lines(path)[0 if 'names' in kwargs and 'header' not in kwargs or kwargs.get('header', 0) is None else 1:]
+    if not isinstance(path, (str, Path)) or not Path(path).is_file() or Path(path).suffix.lower() in ('.zip', '.zst'): return
+    if _not_all_lines & set(kwargs) or kwargs.get('index_col', False) is not False: return
+    if 'utf-16' in str(kwargs.get('encoding')).lower(): return
+    has_header = kwargs.get('header', 0) is not None and ('header' in kwargs or 'names' not in kwargs)
+    lines = _filled_lines(path)[has_header:]
     if len(lines) == len(df): df.index = pd.Index(lines, name='line')
     elif len(lines) > len(df) and kwargs.get('quoting') != QUOTE_NONE: warn_user(
-        f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if these marks are parts of names, `quoting=3`')
+        f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if '
+        'these marks are parts of names, `quoting=3`')
 
 # %% ../../nbs/33_data.files.ipynb #377e24ea
 def _csv_options(kwargs):
-    "pandas' options: no index, and the type of a column by all its lines, where the engine can: else ids that are text far down are integers above."
+    "pandas' options: no index, and the type of a column by all its lines, of which the last may be the first text."
     sep = kwargs.get('sep', kwargs.get('delimiter', ','))
     options = {'index_col': False, **kwargs}
     if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
@@ -128,12 +143,14 @@ def read_csv(
         warnings.filterwarnings('always', 'Length of header', pd.errors.ParserWarning)
         df = _read_tabs(csv, said, options) if is_tabs else _call(pd.read_csv, csv, said, **options)
     if not isinstance(df, pd.DataFrame): raise RatingsError(
-        f'{said}`chunksize` and `iterator` read in pieces; expected a whole table: one that is too large for memory as Parquet, with `from_stream`')
+        f'{said}`chunksize` and `iterator` read in pieces; expected a whole table: one that is too large for memory as '
+        'Parquet, with `from_stream`')
     df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) if isinstance(o, str) else o for o in df.columns]
     _check_csv(df, said, **kwargs)
     for o in seen:
         if 'index_col' not in kwargs and 'Length of header' in str(o.message): raise RatingsError(
-            f'{said}the lines have more values than the first line has names; expected as many: are there decimal commas, which need another separator or quotes? '
+            f'{said}the lines have more values than the first line has names; expected as many: are there decimal '
+            'commas, which need another separator or quotes? '
             '`index_col=False` leaves out what is too many at the end')
         warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
     _number_lines(df, csv, said, kwargs)
@@ -141,7 +158,7 @@ def read_csv(
 
 # %% ../../nbs/33_data.files.ipynb #c07b0f69
 def hive_texts(paths:Sequence) -> dict: # name -> bool, in the order of the folders
-    "The names of partitions, such as the user of `user=007/a.parquet`, and whether their values are other than numbers are written."
+    "The names of partitions, such as the user of `user=007/a.parquet`, and whether their values are text."
     res = {}
     for name, value in (map(unquote, o.split('=', 1)) for path in paths for o in Path(path).parts[:-1] if '=' in o):
         res[name] = res.get(name, False) or not re.fullmatch(r'0|-?[1-9]\d*|__HIVE_DEFAULT_PARTITION__', value)
@@ -152,21 +169,25 @@ def open_parquet(
     parquet:str|Path|list, # path of a Parquet file or of a folder of them, or a list of files
 ): # pyarrow `Dataset`
     "Open Parquet files as one table, without reading them yet."
-    how = {'source': str(parquet) if isinstance(parquet, Path) else parquet, 'format': 'parquet', 'partitioning': 'hive'}
+    source = str(parquet) if isinstance(parquet, Path) else parquet
+    how = {'source': source, 'format': 'parquet', 'partitioning': 'hive'}
     try:
         res = dataset.dataset(**how)  # with the types of the first file
         if any((texts := hive_texts(res.files)).values()):
             fields = [(o.name, pa.string() if texts.get(o.name) else o.type) for o in res.partitioning.schema]
             how['partitioning'] = dataset.partitioning(pa.schema(fields), flavor='hive')
             res = dataset.dataset(**how)
-        schema = pa.unify_schemas([res.schema, *(o.physical_schema for o in res.get_fragments())], promote_options='permissive')
+        schemas = [res.schema, *(o.physical_schema for o in res.get_fragments())]
+        schema = pa.unify_schemas(schemas, promote_options='permissive')
         return dataset.dataset(**how, schema=schema)
-    except pa.ArrowTypeError as e: raise RatingsError(f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
+    except pa.ArrowTypeError as e: raise RatingsError(
+        f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
     except pa.ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
 
 # %% ../../nbs/33_data.files.ipynb #69f9f300
-_kinds = {'.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, '.jsonl': '', '.ndjson': '', '.json': '', '.parquet': ''}  # -> separator
 _json = '.jsonl', '.ndjson', '.json'
+_kinds = {  # -> separator; None where the first line tells, '' where there is none
+    '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, **dict.fromkeys((*_json, '.parquet'), '')}
 
 def _kind_of(path, kinds=(*_kinds,), sep=None):
     "The ending of `path` that says what is in it."
@@ -175,21 +196,27 @@ def _kind_of(path, kinds=(*_kinds,), sep=None):
     ending = next((o for o in reversed(path.suffixes) if o.lower() not in _packed), '').lower()
     if ending in kinds: return ending
     if sep is not None: return '.txt'
-    raise RatingsError(f"{path}: the ending {ending!r}; expected a table: {', '.join(kinds)}, or text in columns whose separator is named, e.g. `sep='\\t'`")
+    raise RatingsError(
+        f"{path}: the ending {ending!r}; expected a table: {', '.join(kinds)}, or text in columns whose separator is "
+        "named, e.g. `sep='\\t'`")
 
 def _first_line(path, encoding=None):
     "The first line of a text file that isn't blank; '' where that can't be read."
     try:
-        with _openers.get(Path(path).suffix.lower(), open)(path, 'rt', encoding=encoding, errors='replace') as f: return next(filter(str.strip, f), '')
+        with _openers.get(Path(path).suffix.lower(), open)(path, 'rt', encoding=encoding, errors='replace') as f:
+            return next(filter(str.strip, f), '')
     except (OSError, EOFError, LookupError, lzma.LZMAError, zlib.error): return ''  # reading it all will tell
 
 def _text_options(path, kind, text, kwargs):
     "pandas' options for a text file of a kind, with the columns `text` as text."
     options = dict(kwargs)
-    if options.get('sep') is None: options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
+    if options.get('sep') is None:
+        options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
     if text:
-        names = list(read_csv(path, **options, nrows=0 if 'header' not in options and 'names' not in options else 1).columns)
-        options['dtype'] = {names[o] if isinstance(o, int) and o not in names and o < len(names) else o: str for o in text}
+        has_names = 'header' not in options and 'names' not in options
+        names = list(read_csv(path, **options, nrows=0 if has_names else 1).columns)
+        is_position = [isinstance(o, int) and o not in names and o < len(names) for o in text]
+        options['dtype'] = {names[o] if at else o: str for o, at in zip(text, is_position, strict=True)}
     return options
 
 # %% ../../nbs/33_data.files.ipynb #79e4a70b
@@ -199,12 +226,16 @@ def _read_json(path, said):
     try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False)
     except ValueError as e:
         if isinstance(e, RatingsError): raise
-        raise RatingsError(f'{said}{e}; expected a JSON object {"on each line" if is_lines else "for each rating, in a list"}: a cut file is fetched or written again') from None
+        raise RatingsError(
+            f'{said}{e}; expected a JSON object {"on each line" if is_lines else "for each rating, in a list"}: a cut '
+            'file is fetched or written again') from None
 
 def _read_parquet(path):
     try: return as_frame(table := open_parquet(path), schema_names(table))
     except (RatingsError, ImportError, FileNotFoundError, MemoryError): raise
-    except Exception as e: raise RatingsError(f'{path}: damaged or cut short ({type(e).__name__}); expected Parquet') from None  # Arrow's errors have many bases
+    except Exception as e: raise RatingsError(
+        f'{path}: damaged or cut short ({type(e).__name__}); expected '
+        'Parquet') from None  # Arrow's errors have many bases
 
 # %% ../../nbs/33_data.files.ipynb #e48e90b1
 def read_table(
@@ -217,7 +248,9 @@ def read_table(
     if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
     kind = _kind_of(path, sep=kwargs.get('sep'))
     if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
-    if kwargs: raise RatingsError(f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text files')
+    if kwargs: raise RatingsError(
+        f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text '
+        'files')
     return _read_json(path, f'{path}: ') if kind in _json else _read_parquet(path)
 
 # %% ../../nbs/33_data.files.ipynb #4a92b17c
@@ -231,15 +264,18 @@ def read_ids(
     if not Path(path).exists() or _kinds[_kind_of(path)] == '': return read_table(path).iloc[:,0]
     options = {'sep': _kinds[_kind_of(path)] or ',', 'low_memory': False, **kwargs}
     try: ids = _call(pd.read_csv, path, f'{path}: ', usecols=[0], dtype=str if text else None, **options).iloc[:,0]
-    except ValueError as e: raise RatingsError(f'{path}: {str(e).strip()}; expected a column of ids under its name') from None
+    except ValueError as e: raise RatingsError(
+        f'{path}: {str(e).strip()}; expected a column of ids under its name') from None
     if 'header' in kwargs or looks_like_header(str(ids.name), column): return ids
-    raise RatingsError(f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there, such as {column or "id"!r}: put one above the ids')
+    raise RatingsError(
+        f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there, such as '
+        f'{column or "id"!r}: put one above the ids')
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
 def pick_columns(
     df:pd.DataFrame,
     path:str|Path, # where it is from, for messages
-    **roles, # 'user', 'item', 'rating', 'time' -> the column's name; None for the first, second, third and fourth column
+    **roles, # 'user', 'item', 'rating', 'time' -> the column's name; None for the first to the fourth column
 ) -> list: # their names, all different
     "The columns of a ratings table; one that looks like another role's is refused, or warned of, unless it is named."
     names, options = [], ', '.join(f'`--{o}`' for o in roles)
@@ -248,10 +284,13 @@ def pick_columns(
     for role, name in roles.items():
         k, is_guess = ['user', 'item', 'rating', 'time'].index(role), name is None
         if is_guess and k < df.shape[1]: name = df.columns[k]
-        if name not in df: raise RatingsError(f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {list(df)}: name it with `--{role}`')
+        if name not in df: raise RatingsError(
+            f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {list(df)}: name it with '
+            f'`--{role}`')
         if is_guess and role != 'time': check_guess(name, role, options)
         names.append(name)
-    if len(set(names)) < len(names): raise RatingsError(f'{path}: the columns {names} for {", ".join(roles)}; expected different ones: name them with {options}')
+    if len(set(names)) < len(names): raise RatingsError(
+        f'{path}: the columns {names} for {", ".join(roles)}; expected different ones: name them with {options}')
     return names
 
 # %% ../../nbs/33_data.files.ipynb #bef6b8e6
@@ -276,7 +315,9 @@ def _write_text(df, path, sep):
     "Write CSV, or lines with tabs between values that are as they are."
     if sep != '\t': return df.to_csv(path, sep=sep, index=False)
     try: df.to_csv(path, sep=sep, index=False, quoting=QUOTE_NONE, quotechar='\1')
-    except CsvError: raise RatingsError(f'{path}: a value with a tab or a line break in it; expected none where tabs separate: write .csv or .parquet') from None
+    except CsvError: raise RatingsError(
+        f'{path}: a value with a tab or a line break in it; expected none where tabs separate: write .csv or '
+        '.parquet') from None
 
 def write_table(
     df:pd.DataFrame, # without an index that matters

@@ -109,7 +109,8 @@ def batch_sizes(n, bs, drop_last):
 # %% ../../nbs/34_data.loaders.ipynb #3a0e2fe7
 def check_rows(n, name:str, least:int=1, what:str='rows a batch'):
     "Raise unless `n` is a whole number of rows."
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(f'{name}={n!r}; expected {least} or more {what}')
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(
+        f'{name}={n!r}; expected {least} or more {what}')
 
 # %% ../../nbs/34_data.loaders.ipynb #3eed0e88
 _block_rows = 2**20  # gathered at a time: 20 MB
@@ -195,7 +196,8 @@ def __iter__(self:CollabDL):
 @patch
 def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1), if there are ratings
     "The first batch of the next epoch, without beginning it."
-    if not len(self): raise RatingsError(f'no batch in a loader of {self.n} rows, bs={self.bs}, drop_last={self.drop_last}')
+    if not len(self): raise RatingsError(
+        f'no batch in a loader of {self.n} rows, bs={self.bs}, drop_last={self.drop_last}')
     epoch = self.epoch
     try: return next(iter(self))
     finally: self.epoch = epoch
@@ -207,10 +209,13 @@ def titles_of(
 ) -> list: # of each id's title, or the id itself where it has none
     "What to call `ids`."
     if titles is None: return ids
-    if not hasattr(titles, 'items'): raise VocabError(f"titles: {type(titles).__name__}; expected a dictionary or a Series from id to title, e.g. `films.set_index('item').title`")
+    if not hasattr(titles, 'items'): raise VocabError(
+        f"titles: {type(titles).__name__}; expected a dictionary or a Series from id to title, e.g. "
+        "`films.set_index('item').title`")
     titles = dict(titles.items())
     if ids and not any(o in titles for o in ids): raise VocabError(
-        f'titles: none for {examples(ids)}, but for {examples(list(titles))}; expected a dictionary or a Series from id to title, e.g. '
+        f'titles: none for {examples(ids)}, but for {examples(list(titles))}; expected a dictionary or a Series from '
+        'id to title, e.g. '
         "`films.set_index('item').title`")
     return [titles.get(o, o) for o in ids]
 
@@ -268,8 +273,10 @@ def rows_or_na(
     hint = ''.join(f'. {o}' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > n_all else ''
     kinds = [_kinds[Vocab(o).kind] for o in (ids, vocab.ids)]
     if kinds[0] != kinds[1] and len(vocab.ids): raise RatingsError(
-        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with `id_cast=`{hint}')
-    if vocab.na_row is None: raise RatingsError(f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows{hint}')
+        f'{seen}: {kinds[0]} against {kinds[1]}; expected ids of one kind: cast the column, or train with '
+        f'`id_cast=`{hint}')
+    if vocab.na_row is None: raise RatingsError(
+        f'{seen}, and it has no {NA!r} for them; expected known ids only: drop those rows{hint}')
     warn_user(f'{seen}: taken as {NA!r}{hint}')
     return np.where(rows < 0, vocab.na_row, rows)
 
@@ -277,14 +284,16 @@ def rows_or_na(
 def check_vocab_or_count(vocab, min_count:int):
     "Raise unless `min_count` is a number of ratings, and above 0 only where no vocabulary says who has a row."
     check_rows(min_count, 'min_count', 0, 'ratings')
-    if min_count and vocab is not None: raise RatingsError(f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
+    if min_count and vocab is not None: raise RatingsError(
+        f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
 
 def given_classes(vocab, names):
     "The caller's `vocab` by column: by the names of its columns, or users first where it has other names or none."
     if isinstance(vocab, Mapping) and set(names) <= set(vocab): vocab = {o: vocab[o] for o in names}
     vocabs, cols = two_vocabs(vocab, '`vocab`')
     if cols != names and set(cols) & set(names): raise RatingsError(
-        f'`vocab` has the columns {examples(cols)}, and the ratings {examples(names)}; expected both of them: name the columns alike')
+        f'`vocab` has the columns {examples(cols)}, and the ratings {examples(names)}; expected both of them: name the '
+        'columns alike')
     return dict(zip(names, vocabs))
 
 def _own_classes(table, names, train, min_count):
@@ -301,9 +310,11 @@ def _positions(part, n, side):
     idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
     if idx.dtype == bool and idx.shape == (n,): idx = np.flatnonzero(idx)
     if not len(idx): idx = idx.astype(np.int64)
-    if idx.ndim != 1 or idx.dtype.kind not in 'iu': raise RatingsError(f'splits: {side} is {idx.dtype} of shape {idx.shape}; expected positions of rows: integers in one dimension')
+    if idx.ndim != 1 or idx.dtype.kind not in 'iu': raise RatingsError(
+        f'splits: {side} is {idx.dtype} of shape {idx.shape}; expected positions of rows: integers in one dimension')
     outside = idx[(idx < 0) | (idx >= n)]
-    if len(outside): raise RatingsError(f'splits: {side} has the positions {examples(outside)}, in a table of {n} rows; expected 0 to {n-1}')
+    if len(outside): raise RatingsError(
+        f'splits: {side} has the positions {examples(outside)}, in a table of {n} rows; expected 0 to {n-1}')
     return idx
 
 def _split(table, splits, valid_pct, seed):
@@ -311,11 +322,15 @@ def _split(table, splits, valid_pct, seed):
     if splits is None or isinstance(splits, str):
         return split_ratings(splits or 'random', table.users, table.items, table.times, valid_pct, seed)
     try: train, valid = splits
-    except (TypeError, ValueError): raise RatingsError(f"splits: {type(splits).__name__}; expected a pair (train, valid) of positions, or a name such as 'time'") from None
+    except (TypeError, ValueError): raise RatingsError(
+        f"splits: {type(splits).__name__}; expected a pair (train, valid) of positions, or a name such as "
+        "'time'") from None
     n = table.n_given
     parts = [_positions(o, n, side) for o, side in ((train, 'train'), (valid, 'valid'))]
     uses = np.bincount(np.concatenate(parts), minlength=n)
-    if uses.max(initial=0) > 1: raise RatingsError(f'splits: the positions {examples(np.flatnonzero(uses > 1))} are there more than once; expected each row at most once, on one side')
+    if uses.max(initial=0) > 1: raise RatingsError(
+        f'splits: the positions {examples(np.flatnonzero(uses > 1))} are there more than once; expected each row at '
+        'most once, on one side')
     if table.rows is None: return parts
     here = np.full(n, -1)
     here[table.rows] = np.arange(len(table))
@@ -357,7 +372,8 @@ class SplitReport:
     def __repr__(self):
         new_pct = 100*self.new_ratings/max(self.n_valid, 1)
         return (f'{self.n_train} ratings train, {self.n_valid} validate; {self.n_users} users, {self.n_items} items.\n'
-                f'Without a training rating: {self.new_users} users and {self.new_items} items, in {self.new_ratings} of the ratings that validate ({new_pct:.1f}%).\n'
+                f'Without a training rating: {self.new_users} users and {self.new_items} items, in {self.new_ratings} '
+                f'of the ratings that validate ({new_pct:.1f}%).\n'
                 f'Without a row of their own, {NA!r} instead: {self.na_ratings} ratings.')
 
 def _report(table, train, valid, rows, classes):
@@ -421,7 +437,9 @@ class CollabDataLoaders(DataLoaders):
                              on_missing=on_missing, implicit=implicit)
         table = table.merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)
-        if not len(train): raise RatingsError(f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and `valid_pct`')
+        if not len(train): raise RatingsError(
+            f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and '
+            '`valid_pct`')
         names = table.names[:2]
         classes = _own_classes(table, names, train, min_count) if vocab is None else given_classes(vocab, names)
         rows = _rows(table, classes, is_own=vocab is None)
@@ -430,7 +448,9 @@ class CollabDataLoaders(DataLoaders):
         kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
                dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
         dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]
-        if not len(dls[0]): raise RatingsError(f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected one at least')
+        if not len(dls[0]): raise RatingsError(
+            f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected '
+            'one at least')
         res = cls(*dls, path=path, device=device)
         res.report = report
         return res

@@ -42,10 +42,10 @@ class Ratings:
     user_ids: np.ndarray  # distinct, in vocabulary order, int64 or object (of str)
     item_ids: np.ndarray  # likewise
     values: np.ndarray  # (n,), float32, what was rated
-    times: np.ndarray|None  # (n,), int64 or float64, as `sortable_times` gives them; None where no time column was named
-    rows: np.ndarray|None  # (n,), int64, where each rating is in the caller's table; None where all rows are here, in order
+    times: np.ndarray|None  # (n,), as `sortable_times` gives them; None where no time column was named
+    rows: np.ndarray|None  # (n,), int64, where each rating is in the caller's table; None where all are here
     n_given: int  # rows of the caller's table
-    weights: np.ndarray|None = None  # (n,), float32, above 0: a weight of 2 is the same as the row twice; None where all are 1
+    weights: np.ndarray|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None for 1
 
     def __len__(self): return len(self.users)
 
@@ -62,22 +62,25 @@ def open_table(
     table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
 ): # a table of pandas, polars or pyarrow, not yet read where it is lazy
     "A table that the functions below can read."
-    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema') or hasattr(getattr(table, 'schema', None), 'names'): return table
+    is_arrow = hasattr(getattr(table, 'schema', None), 'names')
+    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema') or is_arrow: return table
     try:
         if hasattr(table, '__arrow_c_stream__'): return pa.table(table)
     except (TypeError, ValueError): pass  # a stream of single values
     raise RatingsError(
-        f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars, pyarrow, or another that gives an Arrow stream')
+        f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars, pyarrow, or another '
+        'that gives an Arrow stream')
 
 def schema_names(table) -> list:
     "The names of a table's columns."
     if isinstance(table, pd.DataFrame): return list(table.columns)
-    return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)  # polars, pyarrow
+    return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)
 
 def _without_runs(table):
     "A pyarrow table whose run-end encoded columns are plain, since pandas knows none of them."
     for k, field in enumerate(table.schema):
-        if pa.types.is_run_end_encoded(field.type): table = table.set_column(k, field.name, pc.run_end_decode(table.column(k)))
+        if pa.types.is_run_end_encoded(field.type):
+            table = table.set_column(k, field.name, pc.run_end_decode(table.column(k)))
     return table
 
 def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)
@@ -100,7 +103,7 @@ def _check_index(table, cols, names):
         f'{examples(lost)} in the index of the DataFrame, which is not read; expected columns: give `df.reset_index()`')
 
 def _columns(frame, names, rows):
-    "The columns `names` of the complete `rows`, without the caller's index unless it says on which lines of a file they are."
+    "The columns `names` of the complete `rows`, whose index are lines of a file, or positions in the table."
     index = frame.index if frame.index.name == 'line' else None
     res = {o: pd.Series(frame[o].array, index, copy=False) for o in names}
     return res if rows is None else {o: s.iloc[rows] for o, s in res.items()}
@@ -110,19 +113,22 @@ def _check_no_header(series, names):
     user, item = names[:2]
     if any(pd.api.types.is_numeric_dtype(series[o]) for o in (user, item)): return
     at = np.flatnonzero((series[user] == user).to_numpy(bool) & (series[item] == item).to_numpy(bool))
-    if len(at): raise RatingsError(f'{row_words(series[user].index, at)}: {examples([o for o in names if o is not None])}, the names of the columns, among the rows; '
-                                   'expected one header: where files were joined, leave out the headers of all but the first')
+    if len(at): raise RatingsError(
+        f'{row_words(series[user].index, at)}: {examples([o for o in names if o is not None])}, the names of the '
+        'columns, among the rows; '
+                                   'expected one header: where files were joined, leave out the headers of all but the '
+                                   'first')
 
 # %% ../../nbs/32_data.ratings.ipynb #61984b87
 def read_ratings(
-    ratings, # table with a row for each rating: pandas, polars (also lazy), pyarrow (also a dataset), or anything that gives an Arrow stream, as DuckDB's relations do
+    ratings, # table with a row for each rating: pandas, polars, pyarrow, or another that gives an Arrow stream
     user_name=None, # name of the user column; None for the first
     item_name=None, # name of the item column; None for the second
     rating_name=None, # name of the rating column; None for the third
     *,
     time_name=None, # name of the time column: numbers, timestamps, or text that holds dates; None for none
-    weight_name=None, # name of a column of weights, numbers above 0, of which 2 is the same as the row twice; None for none
-    id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either; None for nothing
+    weight_name=None, # name of a column of weights above 0, of which 2 is the same as the row twice; None for none
+    id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
     on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
     implicit=False, # count every row as a rating of 1 and read no rating column?
 ) -> Ratings: # what the table holds, by number, in the caller's order
@@ -139,9 +145,12 @@ def read_ratings(
     rows = complete_rows(frame, used, on_missing)
     series = _columns(frame, used, rows)
     _check_no_header(series, names)
-    if not len(series[user_name]): raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
-    (users, user_ids), (items, item_ids) = (encode_ids(series[o], o, cast) for o, cast in zip(names[:2], casts, strict=True))
-    values = np.ones(len(users), dtype=np.float32) if rating_name is None else read_numbers(series[rating_name], rating_name)
+    if not len(series[user_name]): raise RatingsError(
+        f'no ratings in a table of {len(frame)} rows; expected at least one')
+    users, user_ids = encode_ids(series[names[0]], names[0], casts[0])
+    items, item_ids = encode_ids(series[names[1]], names[1], casts[1])
+    values = np.ones(len(users), dtype=np.float32)
+    if rating_name is not None: values = read_numbers(series[rating_name], rating_name)
     times = None if time_name is None else sortable_times(series[time_name], f'column {time_name!r}')
     weights = None if weight_name is None else read_numbers(series[weight_name], weight_name, above=0)
     return Ratings(names, users, items, user_ids, item_ids, values, times, rows, len(frame), weights)
@@ -150,7 +159,8 @@ def read_ratings(
 def _same_kind(name, ids, vocab):
     "Raise where ids of a column could never match a vocabulary."
     if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
-        f'column {name!r}: {examples(ids)}, and the vocabulary has {examples(vocab.ids)}; expected ids of one kind, integers or text: cast the column')
+        f'column {name!r}: {examples(ids)}, and the vocabulary has {examples(vocab.ids)}; expected ids of one kind, '
+        'integers or text: cast the column')
 
 @patch
 def id_rows(self:Ratings,
@@ -158,19 +168,21 @@ def id_rows(self:Ratings,
 ) -> list: # for users and for items, int64 (ids): the row of each of `user_ids` and `item_ids`, -1 where it has none
     "The rows of the distinct ids."
     vocabs = [Vocab.of(o) for o in (vocabs.values() if isinstance(vocabs, Mapping) else vocabs)]
-    for name, ids, vocab in zip(self.names[:2], (self.user_ids, self.item_ids), vocabs, strict=True): _same_kind(name, ids, vocab)
-    return [vocab.rows(ids) for vocab, ids in zip(vocabs, (self.user_ids, self.item_ids), strict=True)]
+    sides = list(zip(self.names[:2], (self.user_ids, self.item_ids), vocabs, strict=True))
+    for name, ids, vocab in sides: _same_kind(name, ids, vocab)
+    return [vocab.rows(ids) for _, ids, vocab in sides]
 
 @patch
 def on(self:Ratings,
     vocabs:Mapping|Sequence, # vocabularies of users and of items, such as `dls.classes`
 ) -> np.ndarray: # int64 (n, 2), the user's and the item's row of each rating, -1 where an id has none
     "The rows of all ratings."
-    return np.stack([rows[codes] for rows, codes in zip(self.id_rows(vocabs), (self.users, self.items), strict=True)], 1)
+    users, items = self.id_rows(vocabs)
+    return np.stack([users[self.users], items[self.items]], 1)
 
 # %% ../../nbs/32_data.ratings.ipynb #c7ea3ec3
 def _last_of_pairs(pairs, times):
-    "The order that brings equal `pairs` together, the last in time at the end, and which in it are the last of their pair."
+    "The order that brings equal `pairs` together, by time, and which in it are the last of their pair."
     order = np.argsort(pairs, kind='stable') if times is None else np.lexsort((times, pairs))
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
 
@@ -209,9 +221,13 @@ def merge_repeats(self:Ratings,
     if not len(again): return self
     user, item = divmod(int(again[0]), n_items)
     pair = examples([self.user_ids[user], self.item_ids[item]])
-    said = f'{len(again)} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, such as ({pair})'
-    if how == 'raise': raise RatingsError(f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
-    warn_user(f"{said}: " + ("all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by {how!r}'))
+    said = (f'{len(again)} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, '
+            f'such as ({pair})')
+    if how == 'raise': raise RatingsError(
+        f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
+    warn_user(
+        f"{said}: " + ("all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by '
+        f'{how!r}'))
     if how == 'keep': return self
     order, is_last = _last_of_pairs(pairs, self.times)
     last, starts = order[is_last], np.append(0, np.flatnonzero(is_last)[:-1] + 1)

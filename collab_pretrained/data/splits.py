@@ -28,11 +28,13 @@ def fresh_seed() -> int: # 0 to 2**62
 def _shuffled(n, seed):
     "0 to `n`-1 in the order that `seed` fixes."
     gen = torch.Generator().manual_seed(fresh_seed() if seed is None else seed)
-    return torch.randperm(n, generator=gen, dtype=torch.int32 if n < 2**31 else torch.int64).numpy()  # the same order, in half the time
+    dtype = torch.int32 if n < 2**31 else torch.int64  # the same order, in half the time
+    return torch.randperm(n, generator=gen, dtype=dtype).numpy()
 
 # %% ../../nbs/30_data.splits.ipynb #5e7a546f
 def check_valid_pct(valid_pct):
-    if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
+    if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(
+        f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 
 def split_random(
     n, # ratings, 0 or more
@@ -61,42 +63,52 @@ def _numbers_in(times, name):
     wrong = np.flatnonzero(numbers.isna())
     if not len(wrong): return numbers
     if len(wrong) >= len(times)/2: return times
-    raise RatingsError(f'{name}: {examples(times.iloc[wrong].tolist())} among numbers, in {row_words(times.index, wrong)}; expected a number for each '
+    raise RatingsError(
+        f'{name}: {examples(times.iloc[wrong].tolist())} among numbers, in {row_words(times.index, wrong)}; expected a '
+        'number for each '
                        'rating: correct these rows, or leave them out')
 
 def _has_zone(times):
     "Which of the times, text or objects, say how far from UTC they are."
-    if pd.api.types.infer_dtype(times) == 'string': return times.str.contains(r':\d\d\S*\s*(?:Z|UTC|GMT|[+-]\d\d:?\d*)$', regex=True).to_numpy(bool)
-    return np.array([getattr(o, 'tzinfo', None) is not None for o in times]) if times.dtype == object else np.zeros(1, dtype=bool)
+    if pd.api.types.infer_dtype(times) == 'string':
+        return times.str.contains(r':\d\d\S*\s*(?:Z|UTC|GMT|[+-]\d\d:?\d*)$', regex=True).to_numpy(bool)
+    if times.dtype != object: return np.zeros(1, dtype=bool)
+    return np.array([getattr(o, 'tzinfo', None) is not None for o in times])
 
 def _seconds(times, name):
     "Timestamps, or text that holds them, as float64 seconds since 1970, in UTC."
     zoned = _has_zone(times)
     if zoned.any() and not zoned.all(): raise RatingsError(
-        f'{name}: {times.iloc[(~zoned).argmax()]!r} has no time zone and {times.iloc[zoned.argmax()]!r} has one; expected a zone for all times, or for none')
-    for how in ('ISO8601', None):  # with and without fractions of a second, then in the one format that the first text has
+        f'{name}: {times.iloc[(~zoned).argmax()]!r} has no time zone and {times.iloc[zoned.argmax()]!r} has one; '
+        'expected a zone for all times, or for none')
+    for how in ('ISO8601', None):  # with or without fractions of a second, then in the first text's format
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
                 moments = pd.to_datetime(times, utc=True, format=how).dt.tz_localize(None).to_numpy()
             return (moments - np.datetime64(0, 's'))/np.timedelta64(1, 's')
         except (ValueError, TypeError, UserWarning) as e: why = str(e).splitlines()[0]
-    raise RatingsError(f'{name}: {times.iloc[0]!r} and the rest are not times in one format ({why}); expected numbers, timestamps or dates as text')
+    raise RatingsError(
+        f'{name}: {times.iloc[0]!r} and the rest are not times in one format ({why}); expected numbers, timestamps or '
+        'dates as text')
 
 # %% ../../nbs/30_data.splits.ipynb #f8c634fd
 def sortable_times(
-    times, # one-dimensional: numbers, timestamps with or without a zone, or text that holds either of these; none missing
+    times, # (n,): numbers, timestamps with or without a zone, or text that holds either; none missing
     name:str='times', # what messages call it
-) -> np.ndarray: # int64 or float64 that sort as the times do: numbers as they are given, timestamps in seconds since 1970 (UTC)
+) -> np.ndarray: # int64 or float64: numbers as they are given, timestamps in seconds since 1970 (UTC)
     "Times as numbers."
     times = pd.Series(times, copy=False)
     if times.index.name != 'line': times = times.reset_index(drop=True)
     missing = np.flatnonzero(times.isna())
-    if len(missing): raise RatingsError(f'{name}: {len(missing)} missing of {len(times)}, in {row_words(times.index, missing)}; expected a time for each rating')
+    if len(missing): raise RatingsError(
+        f'{name}: {len(missing)} missing of {len(times)}, in {row_words(times.index, missing)}; expected a time for '
+        'each rating')
     if isinstance(times.dtype, pd.CategoricalDtype): times = times.astype(times.cat.categories.dtype)
     if pd.api.types.infer_dtype(times) == 'string': times = _numbers_in(times, name)
     if not pd.api.types.is_numeric_dtype(times): return _seconds(times, name)
-    return times.to_numpy(np.int64 if times.dtype.kind == 'i' or times.dtype.kind == 'u' and times.max() < 2**63 else np.float64)
+    is_whole = times.dtype.kind == 'i' or times.dtype.kind == 'u' and times.max() < 2**63
+    return times.to_numpy(np.int64 if is_whole else np.float64)
 
 # %% ../../nbs/30_data.splits.ipynb #1a913b87
 def split_time(
@@ -110,7 +122,8 @@ def split_time(
     if not n_valid: return np.arange(len(times)), np.arange(0)
     cut = np.sort(times)[-n_valid]
     parts = [o for o in (times >= cut, times > cut) if 0 < o.sum() < len(times)]
-    if not parts: raise RatingsError(f'{len(times)} ratings of the same time ({cut}); expected different times, or another split')
+    if not parts: raise RatingsError(
+        f'{len(times)} ratings of the same time ({cut}); expected different times, or another split')
     valid = min(parts, key=lambda o: abs(o.sum() - n_valid))
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
@@ -119,9 +132,10 @@ def _split_last(users, times, n_valid):
     "Hold out the last `n_valid(counts)` ratings of each user, where `counts` (int64) says how many each has."
     users = factorize_ids(canonical_ids(users, 'users'))[0]
     times = np.arange(len(users)) if times is None else sortable_times(times)
-    if len(times) != len(users): raise RatingsError(f'{len(users)} users and {len(times)} times; expected one of each for a rating')
+    if len(times) != len(users): raise RatingsError(
+        f'{len(users)} users and {len(times)} times; expected one of each for a rating')
     order, counts = np.lexsort((times, users)), np.bincount(users)
-    from_end = np.repeat(counts.cumsum(), counts) - np.arange(len(users))  # 1 for a user's last rating, 2 for the one before
+    from_end = np.repeat(counts.cumsum(), counts) - np.arange(len(users))  # 1 for a user's last rating
     valid = np.zeros(len(users), dtype=bool)
     valid[order[from_end <= np.repeat(n_valid(counts), counts)]] = True
     return np.flatnonzero(~valid), np.flatnonzero(valid)
@@ -130,7 +144,7 @@ def _split_last(users, times, n_valid):
 def split_user_time(
     users, # (n,): who gave each rating, in any form that `canonical_ids` takes
     times=None, # (n,): when, in any form that `sortable_times` takes; None for the order of the table
-    valid_pct=0.2, # share of each user's ratings to validate on, 0 to below 1; rounded to whole ratings, all but one at most
+    valid_pct:float=0.2, # share of each user's ratings to validate on, 0 to below 1; all but one rating at most
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Validate on the latest share of each user's ratings."
     check_valid_pct(valid_pct)
@@ -169,11 +183,17 @@ def split_ratings(
     seed=None, # an integer that fixes what is drawn at random; None reads torch's global seed
 ) -> tuple: # train_idx, valid_idx: int64 positions
     "Split ratings by the name of the split."
-    splitters = {'random': lambda: split_random(len(users), valid_pct, seed), 'time': lambda: split_time(times, valid_pct),
-                 'user_time': lambda: split_user_time(users, times, valid_pct), 'last_n': lambda: split_last_n(users, times),
-                 'by_user': lambda: split_by_id(users, valid_pct, seed), 'by_item': lambda: split_by_id(items, valid_pct, seed)}
-    if how not in splitters: raise RatingsError(f'splits={how!r}; expected {", ".join(map(repr, splitters))}, or a pair of positions (train, valid)')
-    if times is None and 'time' in how: raise RatingsError(f'splits={how!r} and no times; expected the name of their column: `time_name=`')
+    splitters = {
+        'random': lambda: split_random(len(users), valid_pct, seed),
+        'time': lambda: split_time(times, valid_pct),
+        'user_time': lambda: split_user_time(users, times, valid_pct),
+        'last_n': lambda: split_last_n(users, times),
+        'by_user': lambda: split_by_id(users, valid_pct, seed),
+        'by_item': lambda: split_by_id(items, valid_pct, seed)}
+    if how not in splitters: raise RatingsError(
+        f'splits={how!r}; expected {", ".join(map(repr, splitters))}, or a pair of positions (train, valid)')
+    if times is None and 'time' in how: raise RatingsError(
+        f'splits={how!r} and no times; expected the name of their column: `time_name=`')
     return splitters[how]()
 
 # %% ../../nbs/30_data.splits.ipynb #7dd6b3b5

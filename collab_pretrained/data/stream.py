@@ -50,13 +50,14 @@ class StreamDataset(CollabDataset):
         classes:dict, # the name of the user column and its `Vocab`, then of the item column
         rating_name=None, # name of the rating column; None where each row counts as a 1
         id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
-        folder:TemporaryDirectory|None=None, # that holds the file, and is deleted with the last dataset in it; None for another
+        folder:TemporaryDirectory|None=None, # that holds the file, deleted with the last dataset in it; None for another
     ):
         self.file, self.n, self.folder = Path(file), Path(file).stat().st_size//12, folder
         self.classes, self.rating_name, self.id_cast = classes, rating_name, id_cast
 
     @property
-    def tensors(self): return _tensors(torch.from_numpy(self.raw(0, self.n)))  # ty: ignore[incompatible-property-override] read, and never set
+    def tensors(self): # ty: ignore[incompatible-property-override] read from the file, and never set
+        return _tensors(torch.from_numpy(self.raw(0, self.n)))
     def __len__(self): return self.n
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
@@ -79,14 +80,15 @@ class StreamDL(CollabDL):
         shuffle:bool=False, # another order each epoch? False for the order of the file
         seed:int|None=None, # of the order of every epoch; None for `fresh_seed`
         window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
-        **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
+        **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and others of fastai's loader
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, seed=seed, **kwargs)
         check_rows(window, 'window', _pieces, f'rows, and many times bs={bs}')
         self.window = window
 
     def get_idxs(self):
-        if self.shuffle: raise RatingsError('the order of a shuffled stream is not kept; expected `dl.new(shuffle=False)`, which has that of the table')
+        if self.shuffle: raise RatingsError(
+            'the order of a shuffled stream is not kept; expected `dl.new(shuffle=False)`, which has that of the table')
         return range(self.n)
 
     def new(self,
@@ -104,7 +106,8 @@ def _windows(dl):
     size, rng = dl.window//_pieces, torch.Generator().manual_seed(hash((dl.seed, dl.epoch)))
     starts = np.arange(0, dl.n, size)
     if dl.shuffle: starts = starts[torch.randperm(len(starts), generator=rng).numpy()]
-    for some in np.array_split(starts, -(-len(starts)//_pieces)) if len(starts) else []:  # of equal length, or the last might be one piece
+    n_windows = -(-len(starts)//_pieces)  # of equal length, or the last might be one piece
+    for some in np.array_split(starts, n_windows) if n_windows else []:
         raw = np.concatenate([dl.dataset.raw(o, min(o + size, dl.n)) for o in some])
         yield raw.take(torch.randperm(len(raw), generator=rng, dtype=torch.int32).numpy(), 0) if dl.shuffle else raw
 
@@ -133,7 +136,8 @@ def __iter__(self:StreamDL):
 # %% ../../nbs/35_data.stream.ipynb #298fd3dc
 def _polars():
     try: import polars
-    except ImportError as e: raise ImportError("streams are read with polars: `pip install 'collab_pretrained[data]'`") from e
+    except ImportError as e: raise ImportError(
+        "streams are read with polars: `pip install 'collab_pretrained[data]'`") from e
     return polars
 
 def _scan_parquet(path):
@@ -151,7 +155,8 @@ def _scan(ratings):
     pl = _polars()
     if isinstance(ratings, (pl.LazyFrame, pl.DataFrame)): return ratings.lazy()
     if not isinstance(ratings, (str, Path, list, tuple)): raise RatingsError(
-        f'{type(ratings).__name__}; expected the path of Parquet files, or a polars `LazyFrame`: a table in memory is for `from_df`')
+        f'{type(ratings).__name__}; expected the path of Parquet files, or a polars `LazyFrame`: a table in memory is '
+        'for `from_df`')
     try: return _scan_parquet(ratings)
     except pl.exceptions.ComputeError as e: raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
@@ -166,22 +171,24 @@ def _gaps(lf, names):
 def _count(lf, conditions):
     "How many rows there are, and for each of some conditions in how many rows it is true and in which first."
     pl = _polars()
-    asked = [f.alias(f'{k} {what}') for k, o in enumerate(conditions) for what, f in (('times', o.sum()), ('first', o.arg_max()))]
-    try: n, *seen = lf.select(pl.len(), *asked).collect(engine='streaming').row(0)
+    asked = [(o.sum().alias(f'{k} times'), o.arg_max().alias(f'{k} first')) for k, o in enumerate(conditions)]
+    try: n, *seen = lf.select(pl.len(), *(f for both in asked for f in both)).collect(engine='streaming').row(0)
     except pl.exceptions.SchemaError as e: raise RatingsError(
         f'{e}; expected each column to be of one type in all files: write them anew with one') from None
     return n, list(zip(seen[::2], seen[1::2], strict=True))
 
 def _complete(lf, names, on_missing):
-    "`lf` with the numbers of its rows and without those where a column of `names` is missing; raises if there are any and that isn't asked for."
+    "`lf` with the numbers of its rows, without those where a column of `names` is missing."
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
     lf, gaps = lf.with_row_index(_row), _gaps(lf, names)
     n, found = _count(lf, gaps.values())
     if not n: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
-    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first}' for o, (k, first) in zip(gaps, found, strict=True) if k)
+    found = {o: at for o, at in zip(gaps, found, strict=True) if at[0]}
+    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first}' for o, (k, first) in found.items())
     if not said: return lf
     if on_missing == 'raise': raise RatingsError(
-        f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`")
+        f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with "
+        "`on_missing='drop'`")
     warn_user(f'{said} (counted from 0): left out')
     return lf.filter(~_polars().any_horizontal(*gaps.values()))
 
@@ -200,7 +207,9 @@ def _check_no_header(lf, names):
     user, item = names[:2]
     if not (schema[user] == schema[item] == pl.String): return
     _, [(k, first)] = _count(lf, [(pl.col(user) == pl.lit(user)) & (pl.col(item) == pl.lit(item))])
-    if k: raise RatingsError(f'row {first} (counted from 0): {examples(names[:2])}, the names of the columns, among the rows; expected one header: where files '
+    if k: raise RatingsError(
+        f'row {first} (counted from 0): {examples(names[:2])}, the names of the columns, among the rows; expected one '
+        'header: where files '
                              'were joined, leave out the headers of all but the first')
 
 # %% ../../nbs/35_data.stream.ipynb #9bdab090
@@ -211,9 +220,11 @@ def _split_of(lf, splits):
     if splits is None: return lf
     pl = _polars()
     if not isinstance(splits, pl.Expr): raise RatingsError(
-        f"splits={splits!r}; expected None for a random split, or a polars expression that is true where a row validates, e.g. `pl.col('time') >= 1_700_000_000`")
+        f"splits={splits!r}; expected None for a random split, or a polars expression that is true where a row "
+        "validates, e.g. `pl.col('time') >= 1_700_000_000`")
     lf = lf.with_columns(splits.fill_null(False).alias(_valid))
-    if (dtype := lf.collect_schema()[_valid]) != pl.Boolean: raise RatingsError(f'splits: an expression of type {dtype}; expected true or false for each row')
+    if (dtype := lf.collect_schema()[_valid]) != pl.Boolean: raise RatingsError(
+        f'splits: an expression of type {dtype}; expected true or false for each row')
     return lf
 
 # %% ../../nbs/35_data.stream.ipynb #09504fbc
@@ -266,14 +277,16 @@ def _report(train, valid):
         for rows, of_new, here in zip(x.T, is_new, new, strict=True): of_new[rows[here]] = True
         new_ratings += int(new.any(0).sum())
     new_ids = [int(o.sum()) for o in is_new]
-    return SplitReport(len(train), len(valid), *(len(v.ids) for v in vocabs), *new_ids, new_ratings, _na_ratings(train) + _na_ratings(valid))
+    n_ids, na_ratings = [len(v.ids) for v in vocabs], _na_ratings(train) + _na_ratings(valid)
+    return SplitReport(len(train), len(valid), *n_ids, *new_ids, new_ratings, na_ratings)
 
 # %% ../../nbs/35_data.stream.ipynb #4cd29525
 def _vocabularies(lf, names, casts, vocab, min_count):
     "By column, the given vocabulary, or that of the ids of a table that have `min_count` ratings."
     names = names[:2]
     counted = [_counted_ids(lf, o, cast) for o, cast in zip(names, casts, strict=True)]
-    if vocab is None: return {o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted, strict=True)}
+    if vocab is None: return {
+        o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted, strict=True)}
     classes = given_classes(vocab, names)
     for (name, v), (ids, counts) in zip(classes.items(), counted, strict=True): rows_or_na(v, ids, counts, name)
     return classes
@@ -281,7 +294,7 @@ def _vocabularies(lf, names, casts, vocab, min_count):
 # %% ../../nbs/35_data.stream.ipynb #8e6c752e
 @patch(cls_method=True)
 def from_stream(cls:CollabDataLoaders,
-    ratings, # path of a Parquet file, of a folder of them, or a list of files; or a polars `LazyFrame`, of `pl.scan_csv` for example
+    ratings, # path of a Parquet file, of a folder of them, or a list of files; or a polars `LazyFrame`
     valid_pct:float=0.2, # share to validate on, 0 to below 1, but for chance
     user_name=None, # name of the user column; None for the first
     item_name=None, # name of the item column; None for the second
@@ -293,13 +306,13 @@ def from_stream(cls:CollabDataLoaders,
     val_bs:int|None=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least
     device=None, # where batches are; None for fastai's default
     splits=None, # polars expression, true where a row validates; None for a random split
-    vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids of `ratings`
-    id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either
+    vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids
+    id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
     min_count:int=0, # ids with fewer ratings, those that validate included, share the row of '#na#'
     on_missing:str='raise', # rows where an id or a rating is missing: 'raise', or 'drop' them and say how many
     implicit:bool=False, # count every row as a rating of 1 and read no rating column?
     window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
-    scratch:str|Path|None=None, # folder on a disk with room for 12 bytes a rating, in use while the loaders live; None for the system's folder of temporary files
+    scratch:str|Path|None=None, # folder with room for 12 bytes a rating, in use while the loaders live; None for the system's
     after_batch=None, # transforms of a batch, as in fastai; None for none
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
@@ -317,9 +330,11 @@ def from_stream(cls:CollabDataLoaders,
     files = [Path(folder.name)/o for o in ('train', 'valid')]
     _write(lf, names, classes, casts, valid_pct, seed, files)
     train, valid = (StreamDataset(o, classes, names[2], id_cast, folder) for o in files)
-    if not len(train): raise RatingsError(f'no ratings to train on, {len(valid)} validate; expected at least one: see `splits` and `valid_pct`')
-    common = {'seed': seed, 'window': window, 'device': device, 'after_batch': after_batch}
-    dls = [StreamDL(train, bs=bs, shuffle=True, **common), StreamDL(valid, bs=max(bs, 4096) if val_bs is None else val_bs, **common)]
-    res = cls(*dls, path=path, device=device)  # ty: ignore[call-non-callable] a class, by `cls_method`
+    if not len(train): raise RatingsError(
+        f'no ratings to train on, {len(valid)} validate; expected at least one: see `splits` and `valid_pct`')
+    common: dict = {'seed': seed, 'window': window, 'device': device, 'after_batch': after_batch}
+    val_bs = max(bs, 4096) if val_bs is None else val_bs
+    dls = [StreamDL(train, bs=bs, shuffle=True, **common), StreamDL(valid, bs=val_bs, **common)]
+    res = cls(*dls, path=path, device=device)  # ty: ignore[not-callable] a class, by `cls_method`
     res.report = _report(train, valid)
     return res

@@ -102,7 +102,8 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
 @patch
 def _vocab(self:EmbeddingDotBias, is_item):
     "The vocabulary of a side, made once of names that are another's."
-    if self.classes is None: raise VocabError('the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
+    if self.classes is None: raise VocabError(
+        'the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
     col = self.item if is_item else self.user
     names, known = self.classes[col], self._vocabs or {}
     if col not in known or known[col][0] is not names:
@@ -115,8 +116,10 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
     rows = vocab.rows(arr)
     lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
     if lost: raise UnknownIdError(
-        f'{self.item if is_item else self.user}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row ({examples(lost)}); expected ids that the '
-        f'vocabulary of the data loaders has ({examples(vocab.ids[:3])}, ...): it comes from the ratings they were made from')
+        f'{self.item if is_item else self.user}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row '
+        f'({examples(lost)}); expected ids that the '
+        f'vocabulary of the data loaders has ({examples(vocab.ids[:3])}, ...): it comes from the ratings they were '
+        'made from')
     return torch.from_numpy(rows)
 
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
@@ -155,7 +158,8 @@ def collab_splitter(
     "The parameter groups of a collaborative model, for `splitter=`."
     params = dict(model.named_parameters())
     found = find_roles(params)
-    if not found: raise WeightsError(f'no table of users or items among {examples(list(params), 8)}; expected the names of a known model')
+    if not found: raise WeightsError(
+        f'no table of users or items among {examples(list(params), 8)}; expected the names of a known model')
     sides = [[params.pop(name) for role, names in found.items() if roles[role] == side for name in names] for side in ('item', 'user')]
     return [o for o in (*sides, list(params.values())) if o]
 
@@ -177,14 +181,16 @@ def embedding_sizes(
     rows = {col: len(names) for col, names in classes.items()}
     if not emb_szs: emb_szs = {}
     if not isinstance(emb_szs, Mapping): emb_szs = _by_column(emb_szs, rows)
-    if set(emb_szs) - set(rows): raise WeightsError(f'emb_szs: {examples([o for o in emb_szs if o not in rows])} among its columns; expected some of {list(rows)}')
+    if set(emb_szs) - set(rows): raise WeightsError(
+        f'emb_szs: {examples([o for o in emb_szs if o not in rows])} among its columns; expected some of {list(rows)}')
     return [(n, int(emb_szs.get(col, emb_sz_rule(n)))) for col, n in rows.items()]
 
 def _by_column(emb_szs, rows):
     "A list of sizes as column -> width."
     sizes = [o if isinstance(o, (tuple, list)) else (n, o) for o, n in zip(emb_szs, rows.values(), strict=False)]
     if len(emb_szs) != len(rows) or [n for n, _ in sizes] != list(rows.values()): raise WeightsError(
-        f'emb_szs={list(emb_szs)}, and the vocabulary has {rows} rows; expected a width for each column, or (rows, width) with these rows')
+        f'emb_szs={list(emb_szs)}, and the vocabulary has {rows} rows; expected a width for each column, or (rows, '
+        'width) with these rows')
     return {col: width for col, (_, width) in zip(rows, sizes, strict=True)}
 
 # %% ../../nbs/40_models.embeddings.ipynb #ffba1085
@@ -219,10 +225,14 @@ def make_described(
     "The model that `config` describes, over a vocabulary."
     y_range = config.get('y_range') and tuple(config['y_range'])
     if config.get('kind') == 'EmbeddingDotBias': return EmbeddingDotBias.from_classes(config['n_factors'], classes, y_range=y_range)
-    if config.get('kind') != 'EmbeddingNN': raise WeightsError(f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make "
-                                                               'another model yourself and start it with `load_pretrained_keys`')
+    if config.get('kind') != 'EmbeddingNN': raise WeightsError(
+        f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make "
+                                                               'another model yourself and start it with '
+                                                               '`load_pretrained_keys`')
     act = _activation(config.get('act', 'ReLU'))
-    if act is None: raise WeightsError(f"a network whose activation is {config['act']}; expected one of `torch.nn` with its defaults: make the model yourself and start it "
+    if act is None: raise WeightsError(
+        f"a network whose activation is {config['act']}; expected one of `torch.nn` with its defaults: make the model "
+        "yourself and start it "
                                        'with `load_pretrained_keys`')
     return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], use_bn=config['use_bn'], y_range=y_range,
                        bn_final=config.get('bn_final', False), act_cls=act)

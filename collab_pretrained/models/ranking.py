@@ -65,7 +65,8 @@ def _is_whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, 
 def _check_ranking(min_rating, n_neg):
     "Raise for what can't be the parameters of a `Ranking`."
     is_rating = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool) and np.isfinite(min_rating)
-    if not (is_rating or min_rating in ('mean', None)): raise RatingsError(f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
+    if not (is_rating or min_rating in ('mean', None)): raise RatingsError(
+        f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
     if n_neg is not None and not (_is_whole(n_neg) and 1 <= n_neg <= 2**20): raise RatingsError(
         f'n_neg={n_neg!r}; expected 1 or more items to compare with, a million at most')
 
@@ -101,8 +102,10 @@ def threshold(self:Ranking,
     mean = (y.double().flatten()*weights.to(y.device)).sum()/weights.double().sum()
     self.min_rating = min(mean.item(), y.max().item())
     if self.from_old_save: warnings.warn(
-        f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean that was; taken is that of the '
-        f'{len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
+        f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean '
+        'that was; taken is that of the '
+        f'{len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was another, set '
+        '`learn.ranking.min_rating`', CollabWarning, stacklevel=3)
     return self.min_rating
 
 # %% ../../nbs/45_models.ranking.ipynb #efb4ae15
@@ -244,9 +247,11 @@ def _check_ranked(ranking, dls, model):
     "Raise where a ranking can't be trained on the loaders or with the model."
     if not isinstance(dls.train_ds, CollabDataset): raise RatingsError(
         f'{ranking} with loaders of {type(dls).__name__} from fastai; expected our own `CollabDataLoaders`')
-    if y_range_of(model) is not None: raise WeightsError(f'{ranking} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
+    if y_range_of(model) is not None: raise WeightsError(
+        f'{ranking} with y_range={y_range_of(model)}; expected none: scores of a ranking have no bounds')
     if ranking.needs_dot and not _is_dot(model): raise WeightsError(
-        f'{ranking} with {type(model).__name__}; expected a dot product, which scores all items at once: choose `use_nn=False`, or BPR or WARP')
+        f'{ranking} with {type(model).__name__}; expected a dot product, which scores all items at once: choose '
+        '`use_nn=False`, or BPR or WARP')
 
 @patch
 def prepare(self:Ranking,
@@ -271,7 +276,8 @@ def _saved_ranking(config):
     if not config: return None
     kind, rest = (config.get('kind'), {k: o for k, o in config.items() if k != 'kind'}) if isinstance(config, Mapping) else (None, {})
     if not isinstance(kind, str) or kind not in rankings or set(rest) - {'min_rating', 'n_neg'}: raise WeightsError(
-        f"the saved 'loss' is {config!r}; expected a 'kind' ({', '.join(map(repr, rankings))}), 'min_rating' and 'n_neg'")
+        f"the saved 'loss' is {config!r}; expected a 'kind' ({', '.join(map(repr, rankings))}), 'min_rating' and "
+        "'n_neg'")
     res = rankings[kind](**rest)
     res.from_old_save = res.min_rating == 'mean'
     return res
@@ -283,7 +289,8 @@ def as_ranking(
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
 ) -> Ranking|None: # with the pretrained model's number for what counts as liked, unless `loss` has one; None where ratings are to be predicted
     "The ranking that a learner's arguments ask for."
-    if loss is not None and loss_func is not None: raise RatingsError(f'loss={loss!r} and a `loss_func`; expected one of them')
+    if loss is not None and loss_func is not None: raise RatingsError(
+        f'loss={loss!r} and a `loss_func`; expected one of them')
     if loss is not None and not isinstance(loss, Ranking) and loss not in rankings: raise RatingsError(
         f'loss={loss!r}; expected {", ".join(map(repr, rankings))}, or a `Ranking`')
     saved = None if pretrained is None or loss_func is not None else _saved_ranking(pretrained.meta.get('loss'))

@@ -188,7 +188,8 @@ def _hidden_by_chunk(pairs, rows, item_rows, chunk, line, n_chunks, width):
 def _check_finite(vals, rows):
     odd = vals.isnan().any(1)
     if odd.any(): raise WeightsError(
-        f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no longer finite: train again from the last '
+        f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no longer finite: '
+        'train again from the last '
         'good save, with a smaller learning rate')
 
 def _best_of_chunk(scores, rows, k, hidden, out):
