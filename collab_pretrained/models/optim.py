@@ -17,9 +17,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ..weights.roles import find_roles, roles
 from ..core import side_index
-
+from ..weights.roles import find_roles, roles
 
 # %% ../../nbs/46_models.optim.ipynb #4514bd3e
 class FusedAdam(Optimizer):
