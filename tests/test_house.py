@@ -26,8 +26,8 @@ def imports(path):
     "(module, name) of each import of our own modules, the module as in `ORDER`."
     here = ['collab_pretrained', *module_of(path).split('.')]
     for o in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(o, ast.ImportFrom) or not o.level: continue
-        base = [*here[:len(here) - o.level], *(o.module.split('.') if o.module else [])][1:]
+        if not isinstance(o, ast.ImportFrom) or not (o.level or o.module.startswith('collab_pretrained')): continue
+        base = [*(here[:len(here) - o.level] if o.level else []), *(o.module.split('.') if o.module else [])][1:]
         for a in o.names: yield '.'.join([*base, a.name] if '.'.join([*base, a.name]) in ORDER else base), a.name
 
 

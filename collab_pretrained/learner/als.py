@@ -131,7 +131,7 @@ def posterior(self:CollabLearner) -> Posterior|ImplicitFactors: # the second for
     self.solved = _stamp(model), known
     return known
 
-# %% ../../nbs/52_learner.als.ipynb #61dc0d14
+# %% ../../nbs/52_learner.als.ipynb #3f4dfb7d
 def _estimated(learn, known, tables):
     "The posterior of rows that were not solved: by the ratings that trained them here, else by the number of ratings they had."
     x, y, weight = train_ratings(learn)
@@ -172,7 +172,7 @@ def _old_counts(learn, side, table):
     if learn.match_report is not None:
         match = learn.match_report.side(side)
         old = torch.full((len(match.old_vocab),), 100.)
-        if match.old_counts is not None: old[torch.from_numpy(match.old_vocab.id_rows)] = torch.as_tensor(match.old_counts, dtype=torch.float32)
+        if match.old_counts is not None: old[torch.from_numpy(match.old_vocab.id_rows)] = torch.tensor(match.old_counts, dtype=torch.float32)
         counts = torch.where(torch.from_numpy(match.rows >= 0), old[torch.from_numpy(match.rows)], 0.)
     na_row = learn.side(side).vocab.na_row
     if na_row is not None: counts[na_row] = 0

@@ -127,5 +127,4 @@ def drop_ids(self:CollabLearner,
     self.dls.past = self.dls.past and [(ids[keep], np.asarray(n)[keep]) for (ids, n), no in zip(self.dls.past, gone) for keep in [~pd.Index(ids).isin(no)]]
     if past: self.match_report = match_classes([_without(o.old_vocab, ids) for o, ids in zip((past.users, past.items), gone)], classes)
     for cb in self._grab_cbs(FrozenRowsCallback): cb.ids = {side: [o for o in ids if o not in set(no.tolist())] for (side, ids), no in zip(cb.ids.items(), gone)}
-    self.forget_state()
     return Dropped(*map(len, gone), sum(map(len, datasets)) - sum(len(dl.dataset) for dl in self.dls.loaders[:2]))

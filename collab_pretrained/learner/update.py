@@ -130,14 +130,13 @@ def _replace(ds, x, y, n_items):
     if len(new): values[there] = y.to(values)[order][at][there][:,None]
     return ds.new((ds.tensors[0], values)), int((values != ds.tensors[1]).sum())
 
-# %% ../../nbs/58_learner.update.ipynb #f4c7fe33
+# %% ../../nbs/58_learner.update.ipynb #0c20ebd9
 def _solves(learn): return isinstance(get_model(learn.model), EmbeddingDotBias) and (learn.ranking is None or isinstance(learn.ranking, IALS))
 
-def _take(learn, new, n_replaced, rounds, epochs, lr, replayed):
-    "Have the rows learn from new ratings: in closed form where they can be solved, then by epochs."
+def _train_on(learn, new, n_replaced, rounds, epochs, lr, replayed):
+    "Go over all ratings in rounds, where any was replaced or as asked, then over new and replayed ones in epochs."
     whole = learn.dls
     if _solves(learn):
-        if len(new): learn.take_in(new.tensors[0], new.tensors[1][:,0], new.weights)
         if n_replaced or rounds: learn.fit_als(max(rounds, 1))
         learn.opt = None
     if not epochs or not (len(new) or n_replaced): return
@@ -145,7 +144,7 @@ def _take(learn, new, n_replaced, rounds, epochs, lr, replayed):
     learn.fit_one_cycle(epochs, lr)
     learn.dls = whole
 
-# %% ../../nbs/58_learner.update.ipynb #05b18472
+# %% ../../nbs/58_learner.update.ipynb #4642be74
 @patch
 def update(self:CollabLearner,
     ratings, # table of new ratings with the learner's column names: pandas, polars or pyarrow
@@ -174,9 +173,10 @@ def update(self:CollabLearner,
         new = [_dataset_of(old[0], x[o], y[o], None if weight is None else weight[o]) for o in parts]
         check = some_rows(old[1] if len(old[1]) else old[0], 10_000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
+        if _solves(self) and len(new[0]): self.take_in(new[0].tensors[0], new[0].tensors[1][:,0], new[0].weights)
         self.dls, self.match_report = with_datasets(self.dls, [joined_datasets(*o) for o in zip(old, new, strict=True)]), report
         replayed = some_rows(old[0], round((replay if self.ranking is None else 1.)*len(old[0])), seed)
-        _take(self, new[0], sum(n_replaced), rounds, epochs, lr, replayed)
+        _train_on(self, new[0], sum(n_replaced), rounds, epochs, lr, replayed)
         return UpdateReport(report, len(come), len(x) - len(come) - sum(n_replaced), sum(n_replaced), new_before, old_before,
                             _error(self, check), 'RMSE' if _is_squared(self) else 'loss')
 
