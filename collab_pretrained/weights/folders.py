@@ -18,9 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import __version__
-from ..core import CheckpointError, CheckpointNotFoundError, SaveError, file_content
-from ..ids.matching import two_vocabs
 from collab_pretrained.weights.pairs import (
     TABLE_NAME,
     are_columns,
@@ -39,6 +36,10 @@ from collab_pretrained.weights.reading import (
     split_saved,
     to_builtin,
 )
+
+from .. import __version__
+from ..core import CheckpointError, CheckpointNotFoundError, SaveError, file_content
+from ..ids.matching import two_vocabs
 from .roles import flat_weights
 from .unpickle import file_kind
 
@@ -74,13 +75,17 @@ def _tensor_bytes(tensors):
     import safetensors.torch
     seen, own = set(), {}
     for k, t in tensors.items():  # the format has no place for memory that tensors share
-        own[k] = t.clone(memory_format=torch.contiguous_format) if t.untyped_storage().data_ptr() in seen else t.contiguous()
-        seen.add(t.untyped_storage().data_ptr())
+        address = t.untyped_storage().data_ptr()
+        own[k] = t.clone(memory_format=torch.contiguous_format) if address in seen else t.contiguous()
+        seen.add(address)
     return safetensors.torch.save(own)
 
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
-def read_config(path, raw):
-    "The configuration in `raw`, the content of `path`, checked."
+def read_config(
+    path:str|Path, # for messages
+    raw:bytes, # the content of `config.json`
+) -> dict:
+    "The configuration of a checkpoint folder, checked by itself."
     config = read_json(path, raw)
     if not isinstance(config, dict) or type(config.get('schema')) is not int: raise CheckpointError(
         f"{path}: no 'schema' in it; expected the configuration of a checkpoint, as `learn.save_pretrained` writes it")
@@ -89,11 +94,12 @@ def read_config(path, raw):
     try: unchanged = config.get('checksum') == config_checksum(config)
     except RecursionError: unchanged = False
     if not unchanged: raise CheckpointError(
-        f'{path}: changed since it was saved (its checksum is of other content); expected it as `learn.save_pretrained` wrote it: '
-        'save the model again')
+        f'{path}: changed since it was saved (its checksum is of other content); expected it as `learn.save_pretrained` '
+        'wrote it: save the model again')
     hashes = isinstance(config.get('files'), dict) and [config['files'].get(o) for o in checkpoint_files(config)]
-    if not hashes or not all(re.fullmatch('[0-9a-f]{64}', str(o)) for o in hashes) or not are_columns(config.get('columns')):
-        raise CheckpointError(f"{path}: 'files' or 'columns' in it is malformed; expected it as `learn.save_pretrained` wrote it")
+    are_hashes = hashes and all(re.fullmatch('[0-9a-f]{64}', str(o)) for o in hashes)
+    if not are_hashes or not are_columns(config.get('columns')): raise CheckpointError(
+        f"{path}: 'files' or 'columns' in it is malformed; expected it as `learn.save_pretrained` wrote it")
     return config
 
 def _part(path, sha):
@@ -102,19 +108,23 @@ def _part(path, sha):
         try: raw = file_content(o)
         except CheckpointError: continue  # gone, or not there
         if _sha(raw) == sha: return raw
-    raise CheckpointError(f'{path}: {file_kind(path)}, and not the one that config.json beside it was saved with: damaged, cut short, or from another save')
+    raise CheckpointError(f'{path}: {file_kind(path)}, and not the one that config.json beside it was saved with: '
+                          'damaged, cut short, or from another save')
 
 # %% ../../nbs/27_weights.folders.ipynb #7b77c406
 def _check_counts(counts, vocabs):
+    "Raise unless `counts` are numbers from 0 for the ids of users, of items, or both."
     by_side = dict(zip(('users', 'items'), vocabs, strict=True))
-    if not isinstance(counts, (dict, type(None))) or set(counts or {}) - {*by_side}: raise ValueError(
-        f"counts of {list(counts) if isinstance(counts, dict) else type(counts).__name__}; expected 'users', 'items' or both")
-    for side, values in (counts or {}).items():
+    if counts is None: return
+    if not isinstance(counts, dict) or set(counts) - {*by_side}: raise ValueError(
+        f"counts of {list(counts) if isinstance(counts, dict) else counts!r:.60}; expected 'users', 'items' or both")
+    for side, values in counts.items():
         n, n_ids = np.asarray(values), len(by_side[side].ids)
-        if n.shape != (n_ids,): raise ValueError(f'counts of {side}: {len(values)} numbers for {n_ids} ids')
+        if n.shape != (n_ids,): raise ValueError(f'counts of {side}: shape {n.shape} for {n_ids} ids')
         if n_ids and (n.dtype.kind not in 'iuf' or not (n >= 0).all()): raise ValueError(
             f'counts of {side}: {n.min() if n.dtype.kind in "iuf" else n.dtype}; expected numbers from 0')
 
+# %% ../../nbs/27_weights.folders.ipynb #8a99ccd8
 def _encoded(folder, model_state, vocabs, columns, tables):
     "The content of every file but `config.json`, {name: bytes}, checked as a reader would."
     path, wgts = folder/_PARTS[0], flat_weights(model_state)
@@ -122,8 +132,9 @@ def _encoded(folder, model_state, vocabs, columns, tables):
     check_lengths(wgts, vocabs, path, folder/_PARTS[1])
     names = [list(o) for o in vocabs]
     vocab = json.dumps(dict(zip(columns, names, strict=True)) if columns else names).encode()
+    res = dict(zip(_PARTS, (_tensor_bytes(wgts), vocab), strict=True))
     tables = checked_tables(folder, tables or {}, vocabs)
-    return {**dict(zip(_PARTS, (_tensor_bytes(wgts), vocab), strict=True)), **{f'{k}.safetensors': _tensor_bytes(t) for k, t in tables.items()}}
+    return {**res, **{f'{name}.safetensors': _tensor_bytes(o) for name, o in tables.items()}}
 
 def _own_facts(vocabs, columns, parts):
     "What a save adds to the configuration."
@@ -139,10 +150,10 @@ def _tables_of_last_save(folder, names):
 
 # %% ../../nbs/27_weights.folders.ipynb #4d047c4a
 def save_folder(
-    folder, # str or Path; made where it isn't there; other files in it are left alone
+    folder:str|Path, # made where it isn't there; other files in it are left alone
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
     classes, # the vocabularies of users and items: {column name: names of rows}, as `dls.classes`, or a list of two
-    config:dict|None=None, # what else to keep, as JSON can hold it; 'counts' is {'users', 'items' -> interactions of each id, '#na#' left out}
+    config:dict|None=None, # what else to keep, as JSON can hold it; 'counts' are the interactions of each id of 'users', 'items'
     tables:dict|None=None, # name -> {key: tensor}, as in `save_pair`: a file NAME.safetensors for each
 ):
     "Write weights, vocabulary, configuration and tables into a folder, whole or not at all, and without a pickle."
@@ -154,27 +165,31 @@ def save_folder(
         config = {**to_builtin(config or {}, 'config'), **_own_facts(vocabs, columns, parts)}
         _check_counts(config.get('counts'), vocabs)
         raw = config_bytes(config)
-    except (TypeError, ValueError) as e: raise SaveError(f'{folder}: not saved, since it could not be read again: {e}') from None
+    except (TypeError, ValueError) as e: raise SaveError(
+        f'{folder}: not saved, since it could not be read again: {e}') from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = {folder/name: (_sha(o), partial(_write_bytes, o)) for name, o in parts.items()}
-        commit_files(folder/'config.json', partial(_write_bytes, raw), others, partial(_tables_of_last_save, folder, {*parts}))
+        obsolete = partial(_tables_of_last_save, folder, {*parts})
+        commit_files(folder/'config.json', partial(_write_bytes, raw), others, obsolete)
     except OSError as e: raise SaveError(f'{folder}: not saved ({e}); what was there before is still there') from e
 
 # %% ../../nbs/27_weights.folders.ipynb #e9c9d775
 def _read_parts(path):
     "The configuration in `path`, and the bytes of the files that belong to it by name, all of one save."
     while True:
-        if not path.is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected a folder that `learn.save_pretrained` wrote')
+        if not path.is_file(): raise CheckpointNotFoundError(
+            f'{path}: no such file; expected a folder that `learn.save_pretrained` wrote')
         raw = path.read_bytes()
         config = read_config(path, raw)
         try: return config, {o: _part(path.with_name(o), config['files'][o]) for o in checkpoint_files(config)}
         except CheckpointError:
             if path.read_bytes() == raw: raise  # else a new save came between: read that
 
+# %% ../../nbs/27_weights.folders.ipynb #353b57ea
 def read_folder(
-    folder, # str or Path of a folder that `save_folder` wrote
-) -> tuple: # weights as of `read_weights`; the vocabulary as of `read_vocab`; the configuration, with what `save_folder` added and its 'tables', if any
+    folder:str|Path, # that `save_folder` wrote
+) -> tuple: # weights as of `read_weights`; the vocabulary as of `read_vocab`; the configuration, with 'tables' if any
     "The weights, the vocabulary, the configuration and the tables of one save."
     path = Path(folder)/'config.json'
     config, parts = _read_parts(path)
@@ -182,7 +197,8 @@ def read_folder(
     wgts = split_saved(wgts_path, from_safetensors(wgts_path, parts.pop(_PARTS[0])))[0]
     vocab = json_columns(vocab_path, parts.pop(_PARTS[1]))
     sides = two_vocabs(vocab, vocab_path)[0]
-    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(f'{vocab_path}: not the vocabulary that {path} was saved with')
+    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(
+        f'{vocab_path}: not the vocabulary that {path} was saved with')
     check_lengths(wgts, sides, wgts_path, vocab_path)
     check_facts(path, config, wgts)
     try: _check_counts(config.get('counts'), sides)

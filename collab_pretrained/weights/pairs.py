@@ -16,14 +16,12 @@ import re
 import stat
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
-from ..core import SIDES, CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, side_index
-from ..ids.matching import two_vocabs
 from collab_pretrained.weights.reading import (
     check_facts,
     check_weight,
@@ -33,16 +31,23 @@ from collab_pretrained.weights.reading import (
     split_saved,
     to_builtin,
 )
+
+from ..core import SIDES, CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, side_index
+from ..ids.matching import two_vocabs
 from .roles import as_tensor, find_roles, flat_weights, roles
 from .unpickle import file_kind
 
-try: import fcntl
-except ImportError: fcntl = None  # Windows
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # %% ../../nbs/26_weights.pairs.ipynb #4e63331e
 _PENDING = r'\.[0-9a-f]{32}\.pending'
 
 def _pair(stem): return Path(f'{stem}.pth'), Path(f'{stem}_vocab.pkl')
+
+def _stem(wgts_path): return re.sub(r'\.(pth|safetensors)$', '', str(wgts_path))
 
 def _real(path): return Path(os.path.realpath(path))  # what a link leads to, so that a save over it keeps the link
 
@@ -56,7 +61,7 @@ def pending_path(
 
 # %% ../../nbs/26_weights.pairs.ipynb #c0299f89
 @contextmanager
-def _lock(folder:Path) -> Iterator[bool]:
+def _lock(folder:Path) -> Generator[bool]:
     "Hold the lock of `folder`; gives False where there are no such locks."
     if fcntl is None:
         yield False
@@ -67,11 +72,11 @@ def _lock(folder:Path) -> Iterator[bool]:
         except OSError: locked = False  # some network mounts can't lock a folder
         yield locked
     finally:
-        if locked: fcntl.flock(fd, fcntl.LOCK_UN)  # closing isn't enough: a process forked meanwhile has the descriptor too
+        if locked: fcntl.flock(fd, fcntl.LOCK_UN)  # a process forked meanwhile may keep the descriptor
         os.close(fd)
 
 @contextmanager
-def _locked(folders:Iterable[Path]) -> Iterator[bool]:
+def _locked(folders:Iterable[Path]) -> Generator[bool]:
     "Hold the locks of all `folders`, taken in one order by everyone; gives False where there are no such locks."
     with ExitStack() as stack: yield all([stack.enter_context(_lock(o)) for o in sorted(folders)])
 
@@ -109,7 +114,7 @@ def commit_files(
     path:Path, # the file whose rename is the moment of the save
     write:Callable, # writes its content into a file object
     others:dict, # path -> (fingerprint of the content, function that writes it): the files saved with it
-    obsolete:Callable=tuple, # called once no other saver is at work: paths of files of the last save that this one has no use for
+    obsolete:Callable=tuple, # called when no other saver is at work: paths of files of the last save to be removed
 ):
     "Write files, whole or not at all; a link stays a link, and a file keeps its mode."
     path, run = _real(path), uuid.uuid4().hex
@@ -129,21 +134,31 @@ def commit_files(
         for o in pending if locked else (): _remove(o.parent, re.escape(o.name) + _PENDING)
 
 # %% ../../nbs/26_weights.pairs.ipynb #8caa447b
-def fingerprint_of(vocabs): return hashlib.blake2b(' '.join(o.fingerprint for o in vocabs).encode(), digest_size=16).hexdigest()
+def fingerprint_of(
+    vocabs:Iterable, # two `Vocab`, users and items
+) -> str: # 32 hexadecimal digits
+    "What two vocabularies are recognized by."
+    return hashlib.blake2b(' '.join(o.fingerprint for o in vocabs).encode(), digest_size=16).hexdigest()
 
 def _check_rows(path, key, t, side, vocabs, vocab_path):
     n = len(vocabs[side_index(side)])
     if t.shape[:1] != (n,): raise CheckpointError(
-        f"{path}: {key} has {(*t.shape, 0)[0]} rows, and the vocabulary of {side}s in {vocab_path} has {n}; expected the same length: "
-        "a name for each row, '#na#' included where the table has such a row")
+        f'{path}: {key} has {(*t.shape, 0)[0]} rows, and the vocabulary of {side}s in {vocab_path} has {n}; expected '
+        "the same length: a name for each row, '#na#' included where the table has such a row")
 
-def check_lengths(wgts, vocabs, wgts_path, vocab_path):
+def check_lengths(
+    wgts:Mapping, # name -> tensor
+    vocabs:list, # two `Vocab`, users and items
+    wgts_path, # of the weights, for messages
+    vocab_path, # of the vocabulary, for messages
+):
     "Raise where a table that is known by its name has another number of rows than its vocabulary."
     try: by_role = find_roles(wgts)
     except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later
     for role, keys in by_role.items():
         for k in keys: _check_rows(wgts_path, k, wgts[k], roles[role], vocabs, vocab_path)
 
+# %% ../../nbs/26_weights.pairs.ipynb #bab74ff8
 def _own_memory(t):
     "A tensor that shares no larger memory, which would be saved with it."
     return t.clone() if t.numel()*t.element_size() < t.untyped_storage().nbytes() else t
@@ -151,17 +166,18 @@ def _own_memory(t):
 def _with_facts(model_state, facts):
     "The weights in `model_state` as they are saved, with `facts` in their `_metadata`."
     wgts = OrderedDict((k, _own_memory(t)) for k, t in flat_weights(model_state).items())
-    wgts._metadata = OrderedDict((k, dict(v)) for k, v in getattr(model_state, '_metadata', {}).items())
-    wgts._metadata.setdefault('', {})['collab_pretrained'] = facts
+    metadata = OrderedDict((k, dict(v)) for k, v in getattr(model_state, '_metadata', {}).items())
+    metadata.setdefault('', {})['collab_pretrained'] = facts
+    vars(wgts)['_metadata'] = metadata
     return wgts
 
 # %% ../../nbs/26_weights.pairs.ipynb #1267a957
-TABLE_NAME = r'(?!model\b)[a-z][a-z0-9_]{0,63}'  # what tables beside the weights may be called: a name for a file as well
+TABLE_NAME = r'(?!model\b)[a-z][a-z0-9_]{0,63}'  # what tables beside the weights may be called: a file's name as well
 
 def _checked_table(path, name, table, vocabs):
-    if not isinstance(name, str) or not re.fullmatch(TABLE_NAME, name) or not isinstance(table, Mapping): raise CheckpointError(
-        f"{path}: tables {name!r} are {type(table).__name__}; expected a name of small letters, digits and '_', not 'model', and a "
-        "dictionary from key to tensor")
+    if not re.fullmatch(TABLE_NAME, str(name)) or not isinstance(table, Mapping): raise CheckpointError(
+        f"{path}: tables {name!r} are {type(table).__name__}; expected a name of small letters, digits and '_', not "
+        "'model', and a dictionary from key to tensor")
     res = {}
     for key, value in table.items():
         try: res[key] = as_tensor(f'{name}: {key}', value)
@@ -172,89 +188,115 @@ def _checked_table(path, name, table, vocabs):
     return res
 
 def checked_tables(
-    path:Path, # of the file they are in, for messages
-    tables:Mapping, # name -> {key: tensor}; a key that begins with 'user.' or 'item.' has a row for each name of that vocabulary
+    path:str|Path, # of the file they are in, for messages
+    tables:Mapping, # name -> {key: tensor}; under a key that begins with 'user.' or 'item.', with a row for each name
     vocabs:list, # two `Vocab`, users and items
 ) -> dict: # name -> {key: dense tensor of finite numbers}
     "What is kept beside the weights, checked as they are."
-    if not isinstance(tables, Mapping): raise CheckpointError(f'{path}: tables={type(tables).__name__}; expected a dictionary from name to {{key: tensor}}')
+    if not isinstance(tables, Mapping): raise CheckpointError(
+        f'{path}: tables={type(tables).__name__}; expected a dictionary from name to {{key: tensor}}')
     return {name: _checked_table(path, name, table, vocabs) for name, table in tables.items()}
 
 # %% ../../nbs/26_weights.pairs.ipynb #6160e287
+def _named(vocabs, columns):
+    "Plain lists of names, by column where the columns have names."
+    names = [list(o) for o in vocabs]
+    return names if None in columns else dict(zip(columns, names, strict=True))
+
+def _state(path, model_state, vocabs, columns, meta, tables):
+    "The weights as they are saved, with what is said of them; raises where they could not be read again."
+    columns = None if None in columns else columns
+    facts = {**to_builtin(meta, 'meta'), 'vocab': fingerprint_of(vocabs), 'columns': columns}
+    if tables: facts['tables'] = {name: {k: _own_memory(t) for k, t in table.items()}
+                                  for name, table in checked_tables(path, tables, vocabs).items()}
+    wgts = _with_facts(model_state, facts)
+    for k, t in wgts.items(): check_weight(path, k, t)
+    check_lengths(wgts, vocabs, path, _pair(_stem(path))[1])
+    return wgts
+
+# %% ../../nbs/26_weights.pairs.ipynb #ce6b2b98
 def save_pair(
-    stem, # str or Path without an ending, dots and folders allowed: 'sub/x.v1' makes 'sub/x.v1.pth' and 'sub/x.v1_vocab.pkl'
+    stem:str|Path, # without an ending, dots and folders allowed: 'sub/x' makes 'sub/x.pth' and 'sub/x_vocab.pkl'
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
     classes, # the vocabularies of users and items: {column name: names of rows}, as `dls.classes`, or a list of two
-    opt_state:dict=None, # the optimizer's `state_dict()`; None leaves it out
-    meta:dict=None, # facts to keep with the weights, in Python's own types; `read_pair` gives them back
-    tables:dict=None, # name -> {key: tensor}: what else is known row by row (see below); `read_pair` gives it back as `meta['tables']`
+    opt_state:dict|None=None, # the optimizer's `state_dict()`; None leaves it out
+    meta:dict|None=None, # facts to keep with the weights, in Python's own types; `read_pair` gives them back
+    tables:dict|None=None, # name -> {key: tensor}: what else is known; `read_pair` gives it back as `meta['tables']`
 ):
     "Write weights and their vocabulary, whole or not at all."
     wgts_path, vocab_path = _pair(stem)
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
-    names = [list(o) for o in vocabs]
-    if None in columns: columns = None
-    else: names = dict(zip(columns, names))
     try:
-        facts = {**to_builtin(meta or {}, 'meta'), 'vocab': fingerprint_of(vocabs), 'columns': columns}
-        if tables: facts['tables'] = {k: {o: _own_memory(t) for o, t in table.items()} for k, table in checked_tables(wgts_path, tables, vocabs).items()}
-        wgts = _with_facts(model_state, facts)
-        for k, t in wgts.items(): check_weight(wgts_path, k, t)
-        check_lengths(wgts, vocabs, wgts_path, vocab_path)
-        state = wgts if opt_state is None else {'model': wgts, 'opt': to_builtin(opt_state, 'opt_state')}
-    except (TypeError, ValueError) as e: raise SaveError(f'{wgts_path}: not saved, since it could not be read again: {e}') from None
+        state = wgts = _state(wgts_path, model_state, vocabs, columns, meta or {}, tables)
+        if opt_state is not None: state = {'model': wgts, 'opt': to_builtin(opt_state, 'opt_state')}
+    except (TypeError, ValueError) as e: raise SaveError(
+        f'{wgts_path}: not saved, since it could not be read again: {e}') from None
+    def write(f): torch.save(state, f, pickle_protocol=2)
+    def write_names(f): pickle.dump(_named(vocabs, columns), f, protocol=4)
     try:
         wgts_path.parent.mkdir(parents=True, exist_ok=True)
-        commit_files(wgts_path, lambda f: torch.save(state, f, pickle_protocol=2), {vocab_path: (facts['vocab'], lambda f: pickle.dump(names, f, protocol=4))})
-    except (OSError, RuntimeError) as e: raise SaveError(f'{wgts_path}: not saved ({e}); what was there before is still there') from e
+        commit_files(wgts_path, write, {vocab_path: (fingerprint_of(vocabs), write_names)})
+    except (OSError, RuntimeError) as e: raise SaveError(
+        f'{wgts_path}: not saved ({e}); what was there before is still there') from e
 
 # %% ../../nbs/26_weights.pairs.ipynb #4fe4b3e8
+def are_columns(
+    x, # anything that a file may say
+) -> bool:
+    "Whether `x` names the columns of users and items, or says that they have no names."
+    return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
+
 def _facts(wgts):
     "What `save_pair` noted in the weights; {} where they come from elsewhere."
     facts = getattr(wgts, '_metadata', {}).get('')
     facts = facts.get('collab_pretrained') if isinstance(facts, Mapping) else None
-    ours = isinstance(facts, Mapping) and are_columns(facts.get('columns')) and re.fullmatch('[0-9a-f]{32}', str(facts.get('vocab')))
-    return facts if ours else {}
+    if not isinstance(facts, Mapping) or not are_columns(facts.get('columns')): return {}
+    return facts if re.fullmatch('[0-9a-f]{32}', str(facts.get('vocab'))) else {}
 
-def are_columns(x): return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
-
-def _stem(wgts_path): return re.sub(r'\.(pth|safetensors)$', '', str(wgts_path))
+def _theirs(path, wgts_path, facts):
+    "The vocabulary in `path`, which must be that of weights with these `facts`."
+    vocab = read_vocab(path)
+    sides = two_vocabs(vocab, path)[0]
+    if not facts: return vocab
+    if fingerprint_of(sides) == facts['vocab']:
+        return dict(zip(facts['columns'], sides, strict=True)) if facts['columns'] else vocab
+    raise CheckpointError(
+        f'{path}: not the vocabulary that {wgts_path} was saved with ({len(sides[0])} and {len(sides[1])} rows '
+        "here), so they come from two saves; expected the one written beside these weights, each id and '#na#' at its row")
 
 def _fitting_vocab(wgts_path, vocab_path, facts):
-    "The vocabulary in `vocab_path`, or the one that a save of these weights had no time to rename; an error where neither is theirs."
+    "The vocabulary in `vocab_path`, or the one that a save of these weights had no time to rename."
     tries, own = [vocab_path], _pair(_stem(wgts_path))[1]
-    if facts and vocab_path.resolve() == own.resolve(): tries += [pending_path(own, facts['vocab']), own]  # once more: it may have been renamed meanwhile
+    if facts and vocab_path.resolve() == own.resolve():
+        tries += [pending_path(own, facts['vocab']), own]  # once more: it may have been renamed meanwhile
     errors = []
     for path in tries:
-        try: vocab = read_vocab(path)
+        try: return _theirs(path, wgts_path, facts)
         except CheckpointError as e: errors.append(e)
-        else:
-            sides = two_vocabs(vocab, path)[0]
-            if not facts: return vocab
-            if fingerprint_of(sides) == facts['vocab']: return dict(zip(facts['columns'], sides)) if facts.get('columns') else vocab
-            errors.append(CheckpointError(f"{path}: not the vocabulary that {wgts_path} was saved with ({' and '.join(str(len(o)) for o in sides)} rows here), "
-                "so they come from two saves; expected the one written beside these weights, each id and '#na#' at its row"))
     raise errors[0]
 
 # %% ../../nbs/26_weights.pairs.ipynb #67786357
-def read_pair(
-    wgts_path, # str or Path of the weights, '.pth' or '.safetensors'
-    vocab_path=None, # str or Path of the vocabulary; None means the one beside the weights, 'x_vocab.pkl' for 'x.pth'
-    with_opt=False, # whether the optimizer's state is wanted as well
-) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; what `save_pair` noted ('vocab', 'columns', 'tables' if there were any, its `meta`), {} if nothing, and 'opt' as of `read_opt`, if wanted
-    "The weights and the vocabulary of one save."
-    wgts_path = Path(wgts_path)
-    vocab_path = Path(vocab_path or _pair(_stem(wgts_path))[1])
+def _read_halves(wgts_path, vocab_path):
+    "The weights, the optimizer's state, the vocabulary and the facts of one save."
     while True:
         file_kind(wgts_path)
         seen = wgts_path.stat()
         wgts, opt = split_saved(wgts_path, load_torch(wgts_path))
         facts = _facts(wgts)
-        try: vocab = _fitting_vocab(wgts_path, vocab_path, facts)
+        try: return wgts, opt, _fitting_vocab(wgts_path, vocab_path, facts), facts
         except CheckpointError:
             now = wgts_path.stat()
-            if (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns): raise  # else a new save came between: read that
-        else: break
+            if (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns): raise  # else a new save came between
+
+def read_pair(
+    wgts_path:str|Path, # of the weights, '.pth' or '.safetensors'
+    vocab_path:str|Path|None=None, # of the vocabulary; None means the one beside the weights, 'x_vocab.pkl' for 'x.pth'
+    with_opt:bool=False, # whether the optimizer's state is wanted as well, as 'opt' of the facts
+) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; facts: 'vocab', 'columns', 'tables', `meta`
+    "The weights and the vocabulary of one save, and what was noted of it: nothing where it comes from elsewhere."
+    wgts_path = Path(wgts_path)
+    vocab_path = Path(vocab_path or _pair(_stem(wgts_path))[1])
+    wgts, opt, vocab, facts = _read_halves(wgts_path, vocab_path)
     sides = two_vocabs(vocab, vocab_path)[0]
     check_lengths(wgts, sides, wgts_path, vocab_path)
     check_facts(wgts_path, facts, wgts)
@@ -265,7 +307,9 @@ def read_pair(
 def _has_vocab(wgts_path):
     vocab_path = _pair(_stem(wgts_path))[1]
     real = _real(vocab_path)
-    return vocab_path.exists() or real.parent.is_dir() and any(re.fullmatch(re.escape(real.name) + _PENDING, o.name) for o in real.parent.iterdir())
+    pending = re.escape(real.name) + _PENDING
+    if vocab_path.exists(): return True
+    return real.parent.is_dir() and any(re.fullmatch(pending, o.name) for o in real.parent.iterdir())
 
 def _halves(folder):
     "The weights and the vocabularies in `folder` and the three levels below, hidden folders left out."
@@ -274,19 +318,27 @@ def _halves(folder):
         dirs[:] = sorted(o for o in dirs if not o.startswith('.')) if level < 3 else []
         yield from (Path(root)/o for o in sorted(names) if o.endswith(('.pth', '_vocab.pkl')))
 
+# %% ../../nbs/26_weights.pairs.ipynb #0e54f23d
+_pair_expected = ('expected the stem that was given to `save`, its `.pth`, or a folder with one such pair: STEM.pth '
+                  'and STEM_vocab.pkl')
+
+def _only_pair(folder):
+    "The weights of the one pair in `folder` and below."
+    halves = list(_halves(folder))
+    pairs = [o for o in halves if o.suffix == '.pth' and _has_vocab(o)]
+    if len(pairs) == 1: return pairs[0]
+    names = ', '.join(str(o.relative_to(folder)) for o in (pairs or halves)[:6])
+    if pairs: raise CheckpointError(f'{folder}: {len(pairs)} candidates ({names}); {_pair_expected}: name one')
+    if halves: raise CheckpointError(
+        f'{folder}: {names}, and no weights with a vocabulary of the same stem beside them; {_pair_expected}')
+    raise CheckpointNotFoundError(f'{folder}: no checkpoint in it or the three levels below; {_pair_expected}')
+
 def find_pair(
-    path, # str or Path: the stem given to `save`, its '.pth', or a folder that holds one pair, in itself or up to three levels below
+    path:str|Path, # the stem given to `save`, its '.pth', or a folder with one pair in it or up to three levels below
 ) -> tuple: # Path of the weights, Path of the vocabulary
     "Where the weights and the vocabulary of one save are."
     path = Path(path)
     named = [p for p in (path, Path(f'{path}.pth')) if p.suffix == '.pth' and p.is_file()]
-    if named: return _pair(_stem(named[0]))
-    expected = 'expected the stem that was given to `save`, its `.pth`, or a folder with one such pair: STEM.pth and STEM_vocab.pkl'
-    if not path.is_dir(): raise CheckpointNotFoundError(f'{path}: no such file or folder, and no {path.name}.pth beside; {expected}')
-    halves = list(_halves(path))
-    pairs = [o for o in halves if o.suffix == '.pth' and _has_vocab(o)]
-    if len(pairs) == 1: return _pair(_stem(pairs[0]))
-    names = ', '.join(str(o.relative_to(path)) for o in (pairs or halves)[:6])
-    if pairs: raise CheckpointError(f'{path}: {len(pairs)} candidates ({names}); {expected}: name one')
-    if halves: raise CheckpointError(f'{path}: {names}, and no weights with a vocabulary of the same stem beside them; {expected}')
-    raise CheckpointNotFoundError(f'{path}: no checkpoint in it or the three levels below; {expected}')
+    if not named and not path.is_dir(): raise CheckpointNotFoundError(
+        f'{path}: no such file or folder, and no {path.name}.pth beside; {_pair_expected}')
+    return _pair(_stem(named[0] if named else _only_pair(path)))

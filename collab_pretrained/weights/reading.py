@@ -164,7 +164,7 @@ def split_saved(
 
 def read_weights(
     path:str|Path, # of a torch file (a state dict, alone or as `{'model': ..., 'opt': ...}`) or of a safetensors file
-) -> dict: # name -> dense tensor of finite numbers on the CPU, in the file's own dtype; with `_metadata` if there is any
+) -> dict: # name -> dense tensor of finite numbers on the CPU, in the file's own dtype; with `_metadata` if any
     "The weights in a file."
     return split_saved(path, load_torch(path))[0]
 
@@ -274,8 +274,8 @@ def _two(path, raw):
     values = raw.values() if isinstance(raw, dict) else raw if plain else ()
     if len(values) == 2 and all(isinstance(plain_value(o), (dict, list, tuple)) for o in values): return raw
     kind = f'{type(raw).__name__} of {len(raw)}' if plain else type(raw).__name__
-    raise CheckpointError(f'{path}: {kind}; expected a vocabulary: two lists, of users and of items, with a name for each '
-                          'row, or a dictionary from column name to such a list')
+    raise CheckpointError(f'{path}: {kind}; expected a vocabulary: two lists, of users and of items, with a name for '
+                          'each row, or a dictionary from column name to such a list')
 
 def _names(path, names, label):
     names = plain_value(names)
@@ -310,13 +310,13 @@ def json_columns(
     sides = list(content.values()) if isinstance(content, dict) else content
     by_row = [o for o in sides if isinstance(o, dict)] if isinstance(sides, list) else []
     if any(re.fullmatch(r'-?\d+', k) for o in by_row for k in o): raise CheckpointError(
-        f'{path}: JSON turns the ids of a dictionary into text, and here they could have been integers; expected lists, a '
-        'name for each row')
+        f'{path}: JSON turns the ids of a dictionary into text, and here they could have been integers; expected '
+        'lists, a name for each row')
     return _two_columns(path, content)
 
 # %% ../../nbs/25_weights.reading.ipynb #6c6c70db
-_vocab_expected = ('expected a vocabulary: what `learn.save` writes beside the weights, or two lists, users and items, as '
-                   'a pickle or as JSON')
+_vocab_expected = ('expected a vocabulary: what `learn.save` writes beside the weights, or two lists, users and items, '
+                   'as a pickle or as JSON')
 
 def _pickled_columns(path, raw, kind):
     try: return _two_columns(path, unpickle(raw))
