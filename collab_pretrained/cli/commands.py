@@ -189,7 +189,7 @@ def _write(df, path):
 # %% ../../nbs/83_cli.commands.ipynb #acbcdcc4
 def _is_ranking(learn, max_rmse):
     "Whether `learn` ranks; raises if it does and `max_rmse` is asked for."
-    ranks = getattr(learn, 'ranking', None) is not None
+    ranks = learn.ranking is not None
     if ranks and max_rmse is not None: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no '
                                                           'ratings; expected a model of ratings')
     return ranks
@@ -202,7 +202,7 @@ def _check_rmse(value, max_rmse, n):
 def _held_out(learn):
     "What is measured on the ratings held out: its name, the model's figure, the floor's name, and the floor's figure."
     x, y = rated_pairs(learn, None)
-    if not getattr(learn, 'ranking', None):
+    if learn.ranking is None:
         errors = [error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x))]
         return 'RMSE', errors[0], 'user and item biases', errors[1]
     relevant = relevant_pairs(learn, x, y, learn.ranking.threshold(learn.dls.train_ds.tensors[1]))

@@ -17,7 +17,7 @@ from fastai.metrics import rmse
 
 from ..core import RatingsError
 from ..data.files import ratings_by_time
-from ..data.loaders import CollabDataLoaders
+from ..data.loaders import CollabDataLoaders, row_counts
 from ..data.splits import newest_unseen, two_corpora
 from ..learner.factory import collab_learner
 from ..serve.benchmark import range_around
@@ -28,69 +28,81 @@ from .training import train_with_log
 def _movielens():
     "MovieLens 100K: the ratings by time, and the title of each item."
     try: folder = untar_data(URLs.ML_100k)
-    except OSError as e: raise RatingsError(f"MovieLens 100K can't be fetched ({e}); expected a network, the data put into fastai's folder by "
-                                            "`tools/stage_ml100k.py`, or a table of your own: `--ratings FILE`") from None
+    except OSError as e: raise RatingsError(
+        f"MovieLens 100K can't be fetched ({e}); expected a network, the data put into fastai's folder by "
+        '`tools/stage_ml100k.py`, or a table of your own: `--ratings FILE`') from None
     ratings = pd.read_csv(folder/'u.data', sep='\t', names=['user', 'item', 'rating', 'timestamp'])
     titles = pd.read_csv(folder/'u.item', sep='|', encoding='latin-1', header=None, usecols=[0, 1], index_col=0)[1]
     return ratings.sort_values('timestamp', kind='stable', ignore_index=True), titles
 
 # %% ../../nbs/81_cli.demo.ipynb #7e795157
+def _earlier_model(table, out, model, common):
+    "Train a model on the earlier ratings, and save it."
+    dls = CollabDataLoaders.from_df(table, valid_pct=0, **common)
+    learn = model(dls, range_around(dls))
+    _, seconds = train_with_log(learn, 8)
+    learn.save('earlier', with_opt=False)
+    users, items = learn.vocab.values()
+    print(f'earlier: {len(table)} ratings of {len(users.ids)} users and {len(items.ids)} items: 8 epochs in '
+          f'{sum(seconds):.1f} s, saved as {Path(out)/"models"/"earlier.pth"} and earlier_vocab.pkl')
+    return range_around(dls)
+
 def _warm_against_scratch(ratings, out, epochs, seed=1):
     "Train the earlier model and save it, start the later from it, and train the later from scratch beside it."
-    user, item, rating, when = ratings.columns
+    user, item, rating, _ = ratings.columns
     early, late = two_corpora(ratings)
     common = dict(user_name=user, item_name=item, rating_name=rating, seed=seed, bs=512, path=out)
-    old_dls = CollabDataLoaders.from_df(early, valid_pct=0, **common)
-    y_range = range_around(old_dls)
-    def model(dls, **kwargs): return collab_learner(dls, n_factors=50, y_range=y_range, metrics=rmse, **kwargs)
-    old = model(old_dls)
-    _, seconds = train_with_log(old, 8)
-    old.save('earlier', with_opt=False)
-    print(f'earlier: {len(early)} ratings of {early[user].nunique()} users and {early[item].nunique()} items: 8 epochs in {sum(seconds):.1f} s, saved as '
-          f'{Path(out)/"models"/"earlier.pth"} and earlier_vocab.pkl')
-    dls = CollabDataLoaders.from_df(late, splits=newest_unseen(late, user, len(early) + len(late) - len(ratings)), **common)
-    print(f'later: {len(late)} ratings of {late[user].nunique()} users and {late[item].nunique()} items; measured on each user\'s newest, {len(dls.valid_ds)} that the earlier model has not seen\n')
-    warm, scratch = model(dls, pretrained='earlier'), model(dls)
+    def model(dls, y_range, **kwargs): return collab_learner(dls, n_factors=50, y_range=y_range, metrics=rmse, **kwargs)
+    y_range = _earlier_model(early, out, model, common)
+    splits = newest_unseen(late, user, len(early) + len(late) - len(ratings))
+    dls = CollabDataLoaders.from_df(late, splits=splits, **common)
+    print(f'later: {len(late)} ratings of {late[user].nunique()} users and {late[item].nunique()} items; measured on '
+          f"each user's newest, {len(dls.valid_ds)} that the earlier model has not seen\n")
+    warm, scratch = model(dls, y_range, pretrained='earlier'), model(dls, y_range)
     print(f'What matched\n{warm.match_report}\n')
-    curves = {name: train_with_log(learn, epochs) for name, learn in (('warm start', warm), ('from scratch', scratch))}
+    curves = {name: train_with_log(o, epochs) for name, o in (('warm start', warm), ('from scratch', scratch))}
     return warm, curves
 
 # %% ../../nbs/81_cli.demo.ipynb #bcaa0d7a
 def _print_curves(curves):
     "RMSE and seconds, a line for each epoch."
-    df = pd.concat({name: pd.DataFrame({'RMSE': scores, 's': seconds}) for name, (scores, seconds) in curves.items()}, axis=1)
-    df.index.name = 'epoch'
-    print(df.to_string(float_format='{:.4f}'.format, formatters={c: '{:.2f}'.format for c in df if c[1] == 's'}), end='\n\n')
+    parts = {name: pd.DataFrame({'RMSE': scores, 's': seconds}) for name, (scores, seconds) in curves.items()}
+    df = pd.concat(parts, axis=1).rename_axis('epoch')
+    seconds = {c: '{:.2f}'.format for c in df if c[1] == 's'}
+    print(df.to_string(float_format='{:.4f}'.format, formatters=seconds), end='\n\n')
 
 def _plot_curves(curves, path):
     "The learning curves as a picture."
     import matplotlib.pyplot as plt
-    ax = draw_curves(pd.DataFrame({name: scores for name, (scores, _) in curves.items()}), "RMSE on each user's newest ratings")
+    scores = pd.DataFrame({name: o for name, (o, _) in curves.items()})
+    ax = draw_curves(scores, "RMSE on each user's newest ratings")
     ax.set(xlabel='epochs on the later ratings')
     ax.figure.savefig(path, dpi=120)
     plt.close(ax.figure)
     print(f'Learning curves: {path}')
 
 def _print_recommendations(learn, titles):
-    "Five items for the busiest user that is new, and for the busiest that is not."
-    users, ds = learn.match_report.users, learn.dls.train.dataset
-    busy = np.bincount(ds.tensors[0][:,0].cpu().numpy(), minlength=len(users.new_vocab))[users.new_vocab.id_rows]
-    for known, what in ((False, 'new'), (True, 'known to the earlier model')):
-        those = np.flatnonzero((users.rows[users.new_vocab.id_rows] >= 0) == known)
-        if not len(those): print(f'No user is {what}.\n'); continue
-        row = those[busy[those].argmax()]
-        best = learn.recommend([users.new_vocab.ids[row]], k=5)
-        print(f'Five for user {users.new_vocab.ids[row]}, {what}, who rated {busy[row]} items here')
-        for o in best.itertuples(): print(f'  {o.rank}. {o.score:.2f}  {titles.get(o.item, o.item)}')
+    "Five items for the user with most ratings among those that are new, and among those that are not."
+    match = learn.match_report.side('user')
+    known, counts = match.rows[match.new_vocab.id_rows] >= 0, row_counts(learn.dls)[0][match.new_vocab.id_rows]
+    for some, what in ((~known, 'new'), (known, 'known to the earlier model')):
+        if not some.any():
+            print(f'No user is {what}.\n')
+            continue
+        at = np.where(some, counts, -1).argmax()
+        user = match.new_vocab.ids[at]
+        print(f'Five for user {user}, {what}, who rated {counts[at]} items here')
+        for o in learn.recommend([user], k=5).itertuples():
+            print(f'  {o.rank}. {o.score:.2f}  {titles.get(o.item, o.item)}')
         print()
 
 # %% ../../nbs/81_cli.demo.ipynb #5ffd3498
 def demo(
-    ratings:str=None, # a ratings table of yours, CSV, TSV or Parquet; else MovieLens 100K
-    user:str=None, # its user column; else the first
-    item:str=None, # its item column; else the second
-    rating:str=None, # its rating column; else the third
-    time:str=None, # its time column; else the fourth
+    ratings:str|None=None, # a ratings table of yours, CSV, TSV or Parquet; else MovieLens 100K
+    user:str|None=None, # its user column; else the first
+    item:str|None=None, # its item column; else the second
+    rating:str|None=None, # its rating column; else the third
+    time:str|None=None, # its time column; else the fourth
     out:str='collab_demo', # folder for the earlier model and the picture
     epochs:int=5, # epochs on the later ratings
 ):

@@ -108,7 +108,7 @@ def _trained(dls, epochs, lr, wd, seed, **kwargs):
     "A learner that was trained, and its error before and after each epoch where there is something to measure on."
     torch.manual_seed(seed)
     learn = collab_learner(dls, metrics=rmse, **kwargs)
-    ranking = getattr(learn, 'ranking', None)
+    ranking = learn.ranking
     if ranking: learn.metrics = RankMetric(min_rating=ranking.threshold(learn.dls.train_ds.tensors[1]))
     learn.remove_cb(learn.progress)
     with learn.no_logging():
@@ -143,7 +143,7 @@ def _missed(learns):
 
 def _compared(learns):
     "Error by group, of each start and of the floor; and two standard errors of each start's difference from scratch."
-    ranks = getattr(learns['from scratch'], 'ranking', None) is not None
+    ranks = learns['from scratch'].ranking is not None
     by_group = _missed(learns) if ranks else _squared_errors(learns)
     errors, everything = pd.DataFrame({k: o.mean() for k, o in by_group.items()}).T, by_group['all'][list(learns)]
     if not ranks: errors = errors**.5

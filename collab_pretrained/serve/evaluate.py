@@ -232,7 +232,7 @@ def check_floor(name, value, floor_name, floor, higher_is_better=False):
 def _errors_by_group(learn, x, y, seen):
     "For each group: how many ratings, and unless it is a ranking, errors of the model and of biases alone."
     groups = {k: users[x[:,0]] & items[x[:,1]] for k, (users, items) in rating_groups(learn).items()}
-    if getattr(learn, 'ranking', None): return {k: {'n_ratings': pairs.sum()} for k, pairs in groups.items()}
+    if learn.ranking: return {k: {'n_ratings': pairs.sum()} for k, pairs in groups.items()}
     preds, floor = predictions_for(learn.model, x), bias_model(learn, seen, x)
     by_bias, res = None if floor is None else floor(x), {}
     for name, pairs in groups.items():

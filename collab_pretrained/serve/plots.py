@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned: vectors, biases, what a warm start brought along, learning curves, and errors on what is new.
+"""Pictures of what a model has learned: vectors, biases, what a warm start brought along, and errors.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.plots.html.md"""
 
@@ -9,52 +9,59 @@ __all__ = []
 
 # %% ../../nbs/63_serve.plots.ipynb #eef23b4b
 import textwrap
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from ..core import RatingsError, VocabError, WeightsError, examples
 from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
-from ..core import side_index
 from ..models.embeddings import y_range_of
-from ..weights.roles import find_roles, flat_weights
 from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
 from .recommend import asked_ids, check_known
+from ..weights.roles import find_roles, flat_weights
 
 # %% ../../nbs/63_serve.plots.ipynb #9afaf7bb
 def _labels(titles, ids, n_chars=36):
     "The text for each of `ids`: its title, cut to `n_chars`, or the id itself."
-    text = [str(o).replace('$', r'\$') for o in titles_of(titles, ids.tolist())]  # matplotlib would read a formula between two of them
+    text = [str(o).replace('$', r'\$') for o in titles_of(titles, ids.tolist())]  # or matplotlib reads formulas
     return [textwrap.shorten(o, n_chars, placeholder='…') if ' ' in o else o[:n_chars] for o in text]
 
 # %% ../../nbs/63_serve.plots.ipynb #17e65071
 def _principal(vecs):
-    "Coordinates of `vecs`, (n, width), along their two principal axes, and each axis' share of the variance; arrays (n, 2) and (2,)."
+    "Coordinates (n, 2) of `vecs` (n, width) along their two principal axes, and the axes' shares of the variance."
     vecs = vecs.double() - vecs.double().mean(0)
     _, s, axes = torch.linalg.svd(vecs, full_matrices=False)
-    axes, share = torch.nn.functional.pad(axes[:2], (0, 0, 0, 2 - len(axes[:2]))), s**2/(s**2).sum().clamp(min=1e-30)
-    axes = axes*axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of the two directions of an axis, always the same
+    axes, share = F.pad(axes[:2], (0, 0, 0, 2 - len(axes[:2]))), s**2/(s**2).sum().clamp(min=1e-30)
+    axes = axes*axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of its two directions, always the same
     return (vecs @ axes.T).numpy(), np.pad(share[:2].numpy(), (0, 2 - len(share[:2])))
 
 # %% ../../nbs/63_serve.plots.ipynb #84e5bd6c
-_beside = [(5, 0, 'left', 'center'), (-5, 0, 'right', 'center'), (0, 5, 'center', 'bottom'), (0, -5, 'center', 'top')]  # points from the dot
+_beside = [(5, 0, 'left', 'center'), (-5, 0, 'right', 'center'), (0, 5, 'center', 'bottom'), (0, -5, 'center', 'top')]
+
+def _is_free(box, ax, taken, dots):
+    "Whether a label's box is inside of the axes, and covers no other box and no dot."
+    is_inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 and ax.bbox.y0 < box.y0 and box.y1 < ax.bbox.y1
+    return is_inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*o) for o in dots)
 
 def _place_labels(ax, xy, labels):
     "Write `labels` beside their points where there is room; returns which of them stand."
     ax.figure.draw_without_rendering()  # now it is known how large everything is
     dots = [np.asarray(o) for o in ax.transData.transform(xy)]
     taken, placed = [], []
-    for k, (at, label) in enumerate(zip(xy, labels)):
-        for dx, dy, ha, va in _beside if not any(o.padded(4).contains(*dots[k]) for o in taken) else []:
+    for k, (at, label) in enumerate(zip(xy, labels, strict=True)):
+        if any(o.padded(4).contains(*dots[k]) for o in taken): continue
+        for dx, dy, ha, va in _beside:  # points from the dot
             text = ax.annotate(label, at, (dx, dy), textcoords='offset points', ha=ha, va=va, fontsize=8)
             box = text.get_window_extent().padded(2)
-            inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 and ax.bbox.y0 < box.y0 and box.y1 < ax.bbox.y1
-            if inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*dots[o]) for o in placed):
-                taken.append(box); placed.append(k)
+            if _is_free(box, ax, taken, [dots[o] for o in placed]):
+                taken.append(box)
+                placed.append(k)
                 break
             text.remove()
     return placed
@@ -67,41 +74,44 @@ def _axes(ax, width, height):
     return plt.subplots(figsize=(width, height), layout='constrained')[1]
 
 def _check_n(n):
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1: raise RatingsError(f'n={n!r}; expected how many to show, 1 or more')
+    is_count = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+    if not is_count or n < 1: raise RatingsError(f'n={n!r}; expected how many to show, 1 or more')
 
 def _popularity(learn, side):
     "How many training ratings each id of one side has, in the vocabulary's order."
-    vocab = list(learn.vocab.values())[side == 'item']
-    return row_counts(learn.dls)[side == 'item'][vocab.id_rows]
+    of = learn.side(side)
+    return row_counts(learn.dls)[of.index][of.vocab.id_rows]
 
 def _shown(learn, side, ids, n):
     "The ids to show and their rows: those asked for, or the `n` with most training ratings."
     if ids is None:
         counts = _popularity(learn, side)
-        if not counts.any(): raise RatingsError('the learner has no ratings to tell which ids are best known; expected `ids=`, a list of those to show')
-        ids = list(learn.vocab.values())[side == 'item'].ids[np.argsort(-counts, kind='stable')[:n]]
+        if not counts.any(): raise RatingsError('the learner has no ratings to tell which ids are best known; expected '
+                                                '`ids=`, a list of those to show')
+        ids = learn.side(side).vocab.ids[np.argsort(-counts, kind='stable')[:n]]
     ids, rows = asked_ids(learn, side, ids)
     check_known(learn, side, ids, rows, 'leave the others out')
     return ids, rows
 
 def _weight(learn, role):
     "The table of `role`, such as 'i_weight', on the CPU."
-    wgts = flat_weights(get_model(learn.model).state_dict())
-    if role not in (named := find_roles(wgts)): raise WeightsError(
-        f'{type(get_model(learn.model)).__name__}: no {role!r} among its weights; expected a model with such a table, such as `EmbeddingDotBias`')
+    model = get_model(learn.model)
+    wgts = flat_weights(model.state_dict())
+    named = find_roles(wgts)
+    if role not in named: raise WeightsError(f'{type(model).__name__}: no {role!r} among its weights; expected a model '
+                                             'with such a table, such as `EmbeddingDotBias`')
     return wgts[named[role][0]].cpu()
 
 # %% ../../nbs/63_serve.plots.ipynb #0da78072
 @patch
 def plot_embeddings(self:CollabLearner,
-    titles=None, # id -> title, a dictionary or a Series; None shows ids
+    titles:Mapping|pd.Series|None=None, # id -> title; None shows ids
     n:int=100, # how many ids to show, those with most training ratings, 2 or more
     side:str='item', # 'item' or 'user': whose vectors
     ids=None, # the ids to show, the most important first; None for the `n` best known
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "A map of vectors along their two principal axes, the best known with their titles."
-    side_index(side)
     _check_n(n)
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
@@ -109,42 +119,50 @@ def plot_embeddings(self:CollabLearner,
     ax = _axes(ax, 9, 7)
     ax.scatter(*xy.T, s=8, color='0.75')
     ax.margins(.08)
-    ax.set(xlabel=f'first principal axis ({share[0]:.0%} of the variance)', ylabel=f'second principal axis ({share[1]:.0%} of the variance)')
+    ax.set(xlabel=f'first principal axis ({share[0]:.0%} of the variance)',
+           ylabel=f'second principal axis ({share[1]:.0%} of the variance)')
     placed = _place_labels(ax, xy, _labels(titles, ids))
     ax.scatter(*xy[placed].T, s=12)
     return ax
 
+# %% ../../nbs/63_serve.plots.ipynb #77f2d72d
+def _unit(learn):
+    "What the numbers of a bias are."
+    y_range = y_range_of(get_model(learn.model))
+    if y_range is not None: return f'before the sigmoid to {y_range[0]:g} to {y_range[1]:g}'
+    return 'score' if learn.ranking else 'rating points'
+
 # %% ../../nbs/63_serve.plots.ipynb #934dfce6
 @patch
 def plot_bias(self:CollabLearner,
-    titles=None, # id -> title, a dictionary or a Series; None shows ids
+    titles:Mapping|pd.Series|None=None, # id -> title; None shows ids
     n:int=10, # how many of the largest, and how many of the smallest, 1 or more
     side:str='item', # 'item' or 'user': whose biases
     min_ratings:int=0, # leave out ids with fewer training ratings
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of the largest and of the smallest biases."
-    side_index(side)
     _check_n(n)
-    vocab = list(self.vocab.values())[side == 'item']
+    vocab = self.side(side).vocab
     bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
     order = np.argsort(bias, kind='stable')
     if min_ratings: order = order[_popularity(self, side)[order] >= min_ratings]
-    if not len(order): raise RatingsError(f'min_ratings={min_ratings}: no {side} has as many training ratings; expected a lower number')
+    if not len(order): raise RatingsError(f'min_ratings={min_ratings}: no {side} has as many training ratings; '
+                                          'expected a lower number')
     if len(order) > 2*n: order = np.concatenate([order[:n], order[-n:]])
-    ax, y_range = _axes(ax, 7, 1 + .23*len(order)), y_range_of(get_model(self.model))
+    ax = _axes(ax, 7, 1 + .23*len(order))
     ax.barh(range(len(order)), bias[order], color=np.where(bias[order] < 0, 'C1', 'C0'))
     ax.set_yticks(range(len(order)), _labels(titles, vocab.ids[order]))
-    unit = 'score' if getattr(self, 'ranking', None) else 'rating points'
-    ax.set(xlabel=f'bias ({unit})' if y_range is None else f'bias (before the sigmoid to {y_range[0]:g} to {y_range[1]:g})', ylabel=side, ylim=(-.6, len(order)-.4))
+    ax.set(xlabel=f'bias ({_unit(self)})', ylabel=side, ylim=(-.6, len(order)-.4))
     return ax
 
 # %% ../../nbs/63_serve.plots.ipynb #6614b9a1
 def _match(learn, side):
     "The match of one side, of the vocabulary that the learner has."
-    match = getattr(learn.match_report, f'{side}s', None)
-    if match is None or match.new_vocab != list(learn.vocab.values())[side == 'item']: raise VocabError(
-        'this learner was not started from another model, or its ids have changed since; expected one that was (`pretrained=`, `load_vocab`)')
+    match = learn.match_report and learn.match_report.side(side)
+    if match is None or match.new_vocab != learn.side(side).vocab: raise VocabError(
+        'this learner was not started from another model, or its ids have changed since; expected one that was '
+        '(`pretrained=`, `load_vocab`)')
     return match
 
 # %% ../../nbs/63_serve.plots.ipynb #1b2d93ac
@@ -154,7 +172,6 @@ def plot_coverage(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "How many ids had a pretrained row, by how often they are rated."
-    side_index(side)
     match, counts = _match(self, side), _popularity(self, side)
     known, bins = match.rows[match.new_vocab.id_rows] >= 0, np.frexp(counts)[1]  # 0, 1, 2 to 3, 4 to 7, ...
     names = ['0', '1', *(f'{2**o} to {2**(o+1) - 1}' for o in range(1, bins.max(initial=1)))]
@@ -163,21 +180,26 @@ def plot_coverage(self:CollabLearner,
     bars = ax.bar(names, 100*of/np.maximum(n, 1))
     ax.bar_label(bars, [f'of {o:,}' if o else '' for o in n], fontsize=8, padding=2)
     rated = f', with {counts[known].sum()/counts.sum():.1%} of the ratings,' if counts.any() else ''
-    ax.set(xlabel=f'training ratings of the {side}', ylabel=f'{side}s with a pretrained row (%)', ylim=(0, 110),
-           title=f'{len(match.matched):,} of {len(match.new_vocab.ids):,} {side}s{rated} had a row')
+    title = f'{len(match.matched):,} of {len(match.new_vocab.ids):,} {side}s{rated} had a row'
+    ax.set(xlabel=f'training ratings of the {side}', ylabel=f'{side}s with a pretrained row (%)', title=title)
+    ax.set_ylim(0, 110)
     ax.tick_params(axis='x', labelrotation=30 if len(names) > 7 else 0)
     return ax
 
 # %% ../../nbs/63_serve.plots.ipynb #83efafd5
 def _curve(learn, metric):
-    "The values of `metric` in the last fit, one an epoch; None for the last metric."
-    rec = getattr(learn, 'recorder', None)
-    if not getattr(rec, 'values', None): raise RatingsError('a learner without an epoch; expected one that has been trained: a recorder that has values')
+    "The name and the values of `metric` in the last fit, one an epoch; None for the last metric."
+    rec = getattr(learn, 'recorder', None)  # a callback of fastai's
+    if rec is None or not getattr(rec, 'values', None): raise RatingsError(
+        'a learner without an epoch; expected one that has been trained: a recorder that has values')
     names = metric_names_of(rec)
-    if len(rec.values[-1]) < len(names): raise RatingsError('no epoch is on record since `validate` or `get_preds`, which begin the record anew; expected to draw right after training')
+    if len(rec.values[-1]) < len(names): raise RatingsError(
+        'no epoch is on record since `validate` or `get_preds`, which begin the record anew; expected to draw right '
+        'after training')
     if metric is not None and metric not in names: raise RatingsError(f'metric={metric!r}; expected one of {names}')
     at = len(names) - 1 if metric is None else names.index(metric)
-    if any(o[at] is None for o in rec.values): raise RatingsError(f'{names[at]} was not measured; expected a validation part: see `valid_pct` and `splits`')
+    if any(o[at] is None for o in rec.values): raise RatingsError(
+        f'{names[at]} was not measured; expected a validation part: see `valid_pct` and `splits`')
     return names[at], [float(o[at]) for o in rec.values]
 
 # %% ../../nbs/63_serve.plots.ipynb #0e3957b5
@@ -193,31 +215,36 @@ def draw_curves(curves, ylabel, ax=None):
 # %% ../../nbs/63_serve.plots.ipynb #924fa194
 @patch
 def plot_curves(self:CollabLearner,
-    others:dict=None, # name -> learner, to compare with; None for none
-    metric:str=None, # what to show: 'train_loss', 'valid_loss' or the name of a metric; None for the last metric
-    before:dict=None, # name -> the value before the first epoch; None leaves out that point
-    name:str=None, # of this learner's curve; None for 'warm start' or 'from scratch'
+    others:dict|None=None, # name -> learner, to compare with; None for none
+    metric:str|None=None, # what to show: 'train_loss', 'valid_loss' or the name of a metric; None for the last metric
+    before:dict|None=None, # name -> the value before the first epoch; None leaves out that point
+    name:str|None=None, # of this learner's curve; None for 'warm start' or 'from scratch'
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Learning curves of the last fit, of this learner and of others."
     name = name or ('warm start' if self.match_report else 'from scratch')
-    if name in (others or {}): raise RatingsError(f'two curves called {name!r}; expected different names: `name=` is that of this learner')
+    if name in (others or {}): raise RatingsError(f'two curves called {name!r}; expected different names: `name=` is '
+                                                  'that of this learner')
     learners, before = {name: self, **(others or {})}, before or {}
-    if set(before) - set(learners): raise RatingsError(f'before: {examples(list(before))}; expected names of curves, some of {list(learners)}')
+    odd = set(before) - set(learners)
+    if odd: raise RatingsError(f'before: {examples(list(before))}; expected names of curves, some of {list(learners)}')
     found = {k: _curve(o, metric) for k, o in learners.items()}
-    curves = {k: pd.Series({0: before.get(k, np.nan), **dict(enumerate(values, 1))}) for k, (_, values) in found.items()}
+    curves = {k: pd.Series({0: before.get(k, np.nan), **dict(enumerate(o, 1))}) for k, (_, o) in found.items()}
     return draw_curves(pd.DataFrame(curves), ' or '.join(dict.fromkeys(o for o, _ in found.values())), ax)
 
 # %% ../../nbs/63_serve.plots.ipynb #98c87e47
 def _by_group(learn, ratings):
     "For all, matched and new: the mean rating, the mean answer and the errors; groups without ratings are left out."
-    if getattr(learn, 'ranking', None): raise RatingsError('a ranking predicts no ratings; expected a learner of ratings: see `learn.evaluate` for the lists of this one')
+    if learn.ranking: raise RatingsError('a ranking predicts no ratings; expected a learner of ratings: see '
+                                         '`learn.evaluate` for the lists of this one')
     x, y = rated_pairs(learn, ratings)
     if y is None: raise RatingsError('no ratings in the table, only pairs; expected a column of them')
     preds, res = predictions_for(learn.model, x), {}
     for name, (of_users, of_items) in rating_groups(learn).items():
         some = of_users[x[:,0]] & of_items[x[:,1]]
-        if some.any(): res[f'{name} ({some.sum():,})'] = {'rated': y[some].mean(), 'predicted': preds[some].mean(), **error_measures(preds[some], y[some])}
+        if not some.any(): continue
+        means = {'rated': y[some].mean(), 'predicted': preds[some].mean()}
+        res[f'{name} ({some.sum():,})'] = {**means, **error_measures(preds[some], y[some])}
     return pd.DataFrame.from_dict(res, orient='index')
 
 # %% ../../nbs/63_serve.plots.ipynb #67031522
@@ -231,12 +258,12 @@ def plot_errors(self:CollabLearner,
     if axs is None:
         import matplotlib.pyplot as plt
         axs = plt.subplots(1, 2, figsize=(9, 1.2 + .4*len(table)), sharey=True, layout='constrained')[1]
-    place, point = np.arange(len(table)), f'{getattr(self.dls.train.dataset, "rating_name", None) or "rating"} points'
+    place, rating_name = np.arange(len(table)), getattr(self.dls.train_ds, 'rating_name', None) or 'rating'
     axs[0].hlines(place, table.rated, table.predicted, color='0.8')
     for name, marker in (('rated', 'o'), ('predicted', 'D')): axs[0].plot(table[name], place, marker, label=name)
     for name, shift in (('rmse', .18), ('mae', -.18)): axs[1].barh(place + shift, table[name], .36, label=name.upper())
     axs[0].set_yticks(place, table.index)
-    axs[0].set(xlabel=f'mean ({point})', ylabel='of whom or what (ratings)', ylim=(-.6, len(table)-.4))
-    axs[1].set(xlabel=f'error ({point})')
+    axs[0].set(xlabel=f'mean ({rating_name} points)', ylabel='of whom or what (ratings)', ylim=(-.6, len(table)-.4))
+    axs[1].set(xlabel=f'error ({rating_name} points)')
     for ax in axs: ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(.5, 1), ncols=2)
     return axs
