@@ -1,4 +1,4 @@
-"""fastai's `Learner`, which saves every model with the ids that own its rows, and starts from one that was saved before.
+"""fastai's `Learner`, which saves a model with the ids that own its rows, and starts from one that was saved.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.core.html.md"""
 
@@ -61,13 +61,13 @@ from .loop import ForgetfulCallback, LeanLearner
 # %% ../../nbs/51_learner.core.ipynb #5f6cc5e1
 def side_tables(
     model:nn.Module, # any model
-) -> dict: # role, as 'u_weight' -> names of the parameters; {} for a model of other tables than those of users and items
+) -> dict: # role, as 'u_weight' -> names of its parameters; {} for a model of other tables
     "The tables of users and items in a model."
     try: return find_roles(dict(get_model(model).named_parameters()))
     except WeightsError: return {}
 
 class MeanRowCallback(ForgetfulCallback):
-    "After the training part of each epoch, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
+    "After each epoch of training, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
     trained:dict = {}  # side -> bool (rows,), those that steps of this fit have trained
     def before_fit(self): self.trained, self.pairs, self.n_stepped, self.cancelled = {}, [], 0, False
@@ -117,12 +117,14 @@ class NaDropout(Callback):
     def __init__(self,
         p:float=.01, # share of the users, and of the items, above 0 and below 1
     ):
-        if not 0 < p < 1: raise RatingsError(f'na_dropout={p!r}; expected a share of the ids, above 0 and below 1, such as 0.01')
+        if not 0 < p < 1: raise RatingsError(
+            f'na_dropout={p!r}; expected a share of the ids, above 0 and below 1, such as 0.01')
         self.p = p
 
     def before_train(self):
         if odd := [col for col, names in self.dls.classes.items() if len(names) and names[0] != NA]: raise RatingsError(
-            f'na_dropout={self.p}: the vocabulary of {odd[0]!r} has no {NA!r} at row 0; expected one, that hidden ids can be sent to')
+            f'na_dropout={self.p}: the vocabulary of {odd[0]!r} has no {NA!r} at row 0; '
+            'expected one, that hidden ids can be sent to')
         seed = getattr(self.dl, 'seed', None), getattr(self.dl, 'epoch', self.epoch)  # fastai's loaders have neither
         if seed[0] is None: seed = fresh_seed(), self.epoch
         self.rng = torch.Generator(next(self.model.parameters()).device).manual_seed(hash(seed))
@@ -144,7 +146,7 @@ METHODS = {  # method -> the module of a higher room that adds it, imported at i
 
 # %% ../../nbs/51_learner.core.ipynb #5ad8c51e
 class CollabLearner(LeanLearner):
-    "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from saved ones."
+    "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from them."
     match_report:MatchReport|None = None  # what matched at the last warm start; None before one
     ranking:Callback|None = None  # the `Ranking` that it learns; None where ratings are predicted
     frozen_rows:Callback|None = None  # the `FrozenRowsCallback`; None where all rows train
@@ -154,7 +156,7 @@ class CollabLearner(LeanLearner):
     liked:Seen|None = None  # of a ranking: the positives among `seen`
     trained_here:bool = False  # whether the rows have learned from all of the training part
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
-    outdated:list|None = None  # the recorder's values of an earlier model than the current one; None where there are none
+    outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one
 
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
@@ -177,8 +179,8 @@ class CollabLearner(LeanLearner):
         wd_bias:bool=True, # whether the biases of users and items decay as vectors do, as fastai's do
     ):
         self.wd_bias, self.own_groups = wd_bias, splitter is not None
-        super().__init__(dls, model, loss_func, opt_func, lr, splitter or trainable_params, cbs, metrics, path, model_dir,
-                         wd, wd_bn_bias, train_bn, moms, default_cbs)
+        super().__init__(dls, model, loss_func, opt_func, lr, splitter or trainable_params, cbs, metrics, path,
+                         model_dir, wd, wd_bn_bias, train_bn, moms, default_cbs)
         if default_cbs: self.add_cb(MeanRowCallback())
         if na_dropout: self.add_cb(NaDropout(na_dropout))
 
@@ -198,7 +200,8 @@ def has_vocab(
 def vocab(self:CollabLearner) -> dict: # {column: `Vocab`}, users then items
     "The ids that own the model's rows."
     if not has_vocab(self.dls): raise VocabError(
-        f'loaders of {type(self.dls).__name__} without the `classes` of two columns; expected those of users and items, as `CollabDataLoaders` have them')
+        f'loaders of {type(self.dls).__name__} without the `classes` of two columns; '
+        'expected those of users and items, as `CollabDataLoaders` have them')
     return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
 @patch
@@ -235,7 +238,7 @@ def side(self:CollabLearner,
 
 # %% ../../nbs/51_learner.core.ipynb #b9b5d452
 @patch
-def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}; a key that begins with 'user.' or 'item.' has a row for each name of that vocabulary
+def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}, as `save_pair` takes them
     "What a save keeps beside the weights."
     return {}
 
@@ -259,13 +262,14 @@ def _stem(learn, file):
 def _write_pair(learn, stem, with_opt):
     "Write weights and vocabulary, and what else is known."
     model, opt = get_model(learn.model), learn.opt if with_opt else None
+    opt_state = None if opt is None else opt.state_dict()
     meta = {'y_range': y_range_of(model), **loss_facts(learn)}
     if opt is not None: meta['opt_names'] = param_names(opt, model)
-    save_pair(stem, model.state_dict(), learn.vocab, None if opt is None else opt.state_dict(), meta, learn.saved_tables())
+    save_pair(stem, model.state_dict(), learn.vocab, opt_state, meta, learn.saved_tables())
 
 @patch
 def save(self:CollabLearner,
-    file:str|Path|BinaryIO, # under `path/model_dir`, without ending, folders and dots allowed; or an open file, for weights alone
+    file:str|Path|BinaryIO, # under `path/model_dir`, without ending; or an open file, for weights alone
     with_opt:bool=True, # whether to save the optimizer's state as well
     pickle_protocol:int=2, # accepted as fastai does, and not used: it is 2
 ) -> Path|BinaryIO: # of the weights; the vocabulary is beside them, as `_vocab.pkl`
@@ -296,7 +300,7 @@ def vocab_difference(
 
 # %% ../../nbs/51_learner.core.ipynb #3b0cc6c3
 def _read_alone(path, vocab, with_opt):
-    "Weights without a vocabulary beside them, as if they had been saved over `vocab`; where they say over which they were, it is checked."
+    "Weights without a vocabulary beside them, as if they had been saved over `vocab`; checked where they tell of theirs."
     with TemporaryDirectory() as tmp:
         stand_in = Path(tmp)/'vocab.pkl'
         stand_in.write_bytes(pickle.dumps({col: list(names) for col, names in vocab.items()}))
@@ -320,11 +324,12 @@ def _read_own(learn, file, with_opt):
         if not path.is_file(): raise
         pre = _read_alone(path, learn.vocab, with_opt)
         if 'vocab' not in pre.meta: warnings.warn(
-            f'{path}: no vocabulary beside it, as fastai\'s own `save` leaves none, so ids could not be checked; expected weights of this very vocabulary',
+            f'{path}: no vocabulary beside it, as fastai\'s own `save` leaves none, so ids could not be checked; '
+            'expected weights of this very vocabulary',
             CollabWarning, stacklevel=3)
     if differs := vocab_difference(pre.vocab, learn.vocab): raise VocabError(
-        f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: start from it instead, with '
-        f'`collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
+        f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: '
+        f'start from it instead, with `collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
     return pre
 
 # %% ../../nbs/51_learner.core.ipynb #dfed9931
@@ -337,16 +342,16 @@ def check_range(
     if 'y_range' not in meta: return
     saved, current = meta['y_range'], y_range_of(model)
     if (saved and tuple(map(float, saved))) != current: raise WeightsError(
-        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, since vectors mean '
-        'another rating in another range: make the learner with that of the pretrained model')
+        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, '
+        'since vectors mean another rating in another range: make the learner with that of the pretrained model')
 
 def _check_same_shapes(pre, own, strict):
     "Raise where weights are not those of a model whose state is `own`."
     for k, v in own.items():
         w = pre.wgts.get(k, v)
         if w.shape != v.shape or w.is_floating_point() != v.is_floating_point(): raise ShapeError(
-            f'{pre.name}: {k} is {w.dtype} of shape {tuple(w.shape)}, and {v.dtype} of shape {tuple(v.shape)} in the model; '
-            f'expected a model of the same widths and layers{_width_hint(k, w, v)}')
+            f'{pre.name}: {k} is {w.dtype} of shape {tuple(w.shape)}, and in the model {v.dtype} of shape '
+            f'{tuple(v.shape)}; expected a model of the same widths and layers{_width_hint(k, w, v)}')
     lost, more = ([k for k in a if k not in b] for a, b in ((own, pre.wgts), (pre.wgts, own)))
     if strict and (lost or more): raise ShapeError(
         f'{pre.name}: nothing for {examples(lost) or None}, and {examples(more) or None} that the model lacks; '
@@ -361,7 +366,7 @@ def _width_hint(name, saved, own):
 @patch
 def load(self:CollabLearner,
     file:str|Path|BinaryIO, # under `path/model_dir`, as given to `save`; or an open file
-    device:str|torch.device|None=None, # of the optimizer's state; None for the model's, which `with_opt` takes to the loaders' device
+    device:str|torch.device|None=None, # of the optimizer's state; None for the model's
     with_opt:bool=True, # whether to load the optimizer's state, where the file has it
     strict:bool=True, # whether every weight must be in the file and every one in the file in the model
     weights_only:bool=True, # accepted as fastai does, and not used: nothing that a file brings along is run
@@ -382,21 +387,25 @@ def load(self:CollabLearner,
     return self
 
 def _give_opt(learn, pre, give):
-    "Give the optimizer the state of that of `pre`, by `give(state, names)`; returns the names that got some, and warns of the others."
-    if (device := getattr(learn.dls, 'device', None)) is not None: learn.model.to(device)  # as `fit` will: moments stand where weights do
+    "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of the weights that it has some for."
+    device = getattr(learn.dls, 'device', None)
+    if device is not None: learn.model.to(device)  # as `fit` will: moments stand where weights do
     if learn.opt is None: learn.create_opt()
     opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
-    lost = give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts)) if opt is not None else names
-    if opt is None: why = 'saved without the optimizer; its moments start at zero'
-    else: why = (f'no moments that fit {examples(lost, 8)}, which start at zero; '
-                 'expected those of the same optimizer, for weights of the same shape') if lost else ''
-    if why: warnings.warn(f'{pre.name}: {why} (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
+    lost = names if opt is None else give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts))
+    if lost: warnings.warn(
+        f'{pre.name}: {_lost_moments(opt, lost)} (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
     return [o for o in names if o not in lost]
+
+def _lost_moments(opt, lost):
+    if opt is None: return 'saved without the optimizer; its moments start at zero'
+    return (f'no moments that fit {examples(lost, 8)}, which start at zero; '
+            'expected those of the same optimizer, for weights of the same shape')
 
 # %% ../../nbs/51_learner.core.ipynb #34afee1f
 def interaction_counts(
     dls:DataLoaders, # of ratings, ours or fastai's
-) -> dict|None: # 'users', 'items' -> counts in the vocabulary's order, '#na#' left out; None where the loaders don't show it
+) -> dict|None: # 'users', 'items' -> counts in the vocabulary's order, without '#na#'; None for unknown loaders
     "How often each id was trained on."
     counts = row_counts(dls)
     if counts is None: return None
@@ -410,12 +419,13 @@ def metric_names_of(
     return [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]]
 
 def _last_metrics(learn):
-    "Losses and metrics of the last epoch, or of a `validate()` after it, by name; none where they are of another model or of other ratings."
+    "Losses and metrics of the last epoch or `validate()`, by name; {} where they are of another model or other ratings."
     rec = getattr(learn, 'recorder', None)
     if rec is None or not getattr(rec, 'values', None) or learn.outdated is rec.values: return {}
     names, values = metric_names_of(rec), rec.values[-1]
     is_epoch = len(values) == len(names)  # else of `validate`, or of `get_preds`
-    if is_epoch and learn.opt is None and not learn.trained_here or not is_epoch and learn.dl is not learn.dls.valid: return {}
+    are_own = learn.opt is not None or learn.trained_here if is_epoch else learn.dl is learn.dls.valid
+    if not are_own: return {}
     return {k: float(v) for k, v in zip(names[len(names)-len(values):], values, strict=True) if v is not None}
 
 # %% ../../nbs/51_learner.core.ipynb #dc059216
@@ -429,8 +439,8 @@ def save_pretrained(self:CollabLearner,
     model, folder = get_model(self.model), self.path/folder
     flat_weights(model.state_dict())  # as in `save`
     if rank_distrib(): return folder
-    config = {**describe(model), **loss_facts(self), 'rating_name': getattr(self.dls.train.dataset, 'rating_name', None),
-              'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
+    rating_name = getattr(self.dls.train.dataset, 'rating_name', None)
+    config = {**describe(model), **loss_facts(self), 'rating_name': rating_name, 'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
     tables = {k: v for k, v in self.saved_tables().items() if {'posterior': posterior, 'seen': seen}.get(k, True)}
     save_folder(folder, model.state_dict(), self.vocab, known, tables)
@@ -453,11 +463,11 @@ class WarmStart:
     "How a model starts from a pretrained one."
     unseen:str|Tensor|dict = 'mean' # how rows of ids without a pretrained row are filled (see `match_embeds`)
     keys:dict|None = None # role -> name in the pretrained weights, where the names are unknown (see `match_embeds`)
-    counts:dict|None = None # 'users', 'items' -> interactions of each old id (see `match_embeds`); None for what the model tells
+    counts:dict|None = None # 'users', 'items' -> interactions of each old id; None for what the model tells
     min_count:int = 0 # fills are made from ids with at least that many interactions
     seed:int|None = None # of what is drawn for the fills
     min_overlap:float = 0. # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
-    with_opt:bool = False # whether the optimizer's moments come along, each to its row's new place; False starts it anew
+    with_opt:bool = False # whether the optimizer's moments come along, row by row; False starts it anew
 
 # %% ../../nbs/51_learner.core.ipynb #02ade5cb
 def check_overlap(
@@ -477,7 +487,8 @@ def _load_rows(model, pre, report, how):
     try: missing, _ = load_pretrained_keys(model, wgts, keys=how.keys)
     except WeightsError as e: raise type(e)(f'{pre.name}: {e}') from None
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
-    if lost: warnings.warn(f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
+    if lost: warnings.warn(
+        f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
 
 @patch
 def start_from(self:CollabLearner,
@@ -493,7 +504,7 @@ def start_from(self:CollabLearner,
     report = match_classes(pre.vocab, self.vocab, old_counts=counts, new_counts=interaction_counts(self.dls)).check()
     check_overlap(pre.name, report, how.min_overlap)
     _load_rows(target, pre, report, how)
-    note = '' if 'opt_names' not in pre.meta else 'The optimizer starts anew (with_opt=True would take its moments along).'
+    note = 'The optimizer starts anew (with_opt=True would take its moments along).' if 'opt_names' in pre.meta else ''
     self.opt, self.match_report = None, replace(report, note=note)
     if target is not own: return self
     if not self.own_groups and side_tables(own): self.splitter = collab_splitter
@@ -544,7 +555,7 @@ def get_preds(self:CollabLearner,
     reorder:bool=True, # whether predictions come in the order of the table
     cbs:Callback|Sequence|None=None, # callbacks for the while
     **kwargs
-) -> tuple: # predictions, (n,) from a dot product and (n, 1) from a network, and the ratings, (n, 1), or None where they aren't known
+) -> tuple: # predictions, (n,) of a dot product and (n, 1) of a network; ratings, (n, 1), None where they aren't known
     "fastai's predictions for all pairs of a loader."
     if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     reorder = reorder and getattr(dl, 'n', 0) != 1
@@ -557,7 +568,7 @@ def predict(self:CollabLearner,
     item:pd.Series|dict, # a row: the user's and the item's column
     rm_type_tfms=None, # accepted as fastai does, and not used
     with_input:bool=False, # whether the row comes along, first
-) -> tuple: # the row with the predicted rating in its place (DataFrame of one row), the prediction (tensor, ()), and it once more as fastai's third
+) -> tuple: # the row with the predicted rating (DataFrame), and the prediction (tensor, ()) twice, as fastai has it
     "The predicted rating of one user and one item."
     frame = pd.DataFrame([dict(item)])
     if lost := [col for col in self.dls.classes if col not in frame]: raise RatingsError(

@@ -58,8 +58,9 @@ def _read_saved(place, with_opt=False):
     except CheckpointNotFoundError as e:
         if not wgts_path.is_file(): raise
         raise CheckpointError(
-            f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected {vocab_path.name} beside them, which says '
-            'whose row is whose: `load` them into a learner over the ratings that they were trained on, and `save` that') from e
+            f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected {vocab_path.name} '
+            'beside them, which says whose row is whose: `load` them into a learner over the ratings that they were '
+            'trained on, and `save` that') from e
 
 def _read_named(name, places, model_dir, with_opt):
     "The model called `name`: at the first of `places` that has one, else on the hub."
@@ -67,7 +68,8 @@ def _read_named(name, places, model_dir, with_opt):
     for place in places:
         try: return _read_saved(place, with_opt)
         except CheckpointNotFoundError as e: lost = e
-    if names_repository(name, [o.parent for o in places], model_dir): return Pretrained(*read_folder(hub_folder(name)), name)
+    if names_repository(name, [o.parent for o in places], model_dir):
+        return Pretrained(*read_folder(hub_folder(name)), name)
     raise CheckpointNotFoundError(f'pretrained={str(name)!r}: no such model at {", ".join(map(str, places))}; {lost}')
 
 def names_repository(
@@ -93,8 +95,8 @@ def read_pretrained(
     model_dir:str|Path='models', # the learner's, under `path`
     with_opt:bool=False, # whether the optimizer's state is wanted as well, as 'opt' of its `meta`
 ) -> Pretrained: # its weights, its vocabulary and what is known about it
-    """The model that `source` stands for: True for the one pair under `path`; a name as given to `save`, its '.pth', or a folder;
-    a hub's 'user/repo' or 'user/repo@revision'; a learner, ours or fastai's."""
+    """The model that `source` stands for: True for the one pair under `path`; a name as given to `save`, its '.pth', or
+    a folder; a hub's 'user/repo' or 'user/repo@revision'; a learner, ours or fastai's."""
     if isinstance(source, Pretrained): return source
     if isinstance(source, Learner): return _in_memory(source)
     if source is True: return _read_saved(path, with_opt)
@@ -132,11 +134,12 @@ def check_y_range(
     "Raise unless `y_range` is a range; warn where training ratings lie outside."
     if y_range is None: return
     if not hasattr(y_range, '__len__') or len(y_range) != 2 or not y_range[0] < y_range[1]: raise RatingsError(
-        f'y_range={y_range!r}; expected (low, high) with low < high, a little wider than the ratings, e.g. (0, 5.5) for one to five stars')
+        f'y_range={y_range!r}; expected (low, high) with low < high, a little wider than the ratings, '
+        'e.g. (0, 5.5) for one to five stars')
     stats = rating_stats(dls, y_range)
     if stats.n_out: warnings.warn(
-        f'{stats.n_out} of {stats.n} ratings lie outside y_range={tuple(y_range)!r}: they go from {stats.low:g} to {stats.high:g}; '
-        'the model can never answer them: widen the range', CollabWarning, stacklevel=3)
+        f'{stats.n_out} of {stats.n} ratings lie outside y_range={tuple(y_range)!r}: they go from {stats.low:g} to '
+        f'{stats.high:g}; the model can never answer them: widen the range', CollabWarning, stacklevel=3)
 
 # %% ../../nbs/53_learner.factory.ipynb #5306230d
 @torch.no_grad()
@@ -171,10 +174,11 @@ def _steps_by_row(learn, has_opt_func):
     "Whether the tables are so large that stepping all of them costs most of the time; warns where they are."
     n_rows = sum(len(get_model(learn.model).get_parameter(names[0])) for role, names in side_tables(learn.model).items()
                  if role.endswith('weight'))
-    res = n_rows >= sparse_rows and not has_opt_func and getattr(learn.dls, 'device', None) in (None, torch.device('cpu'))
-    if res: warnings.warn(f'{n_rows} users and items: each step trains the rows of its batch only (`sparse=True`); `sparse=False` steps whole tables',
-                          CollabWarning, stacklevel=4)
-    return res
+    on_cpu = getattr(learn.dls, 'device', None) in (None, torch.device('cpu'))
+    if n_rows < sparse_rows or has_opt_func or not on_cpu: return False
+    warnings.warn(f'{n_rows} users and items: each step trains the rows of its batch only (`sparse=True`); '
+                  '`sparse=False` steps whole tables', CollabWarning, stacklevel=4)
+    return True
 
 def _set_sparse(learn, sparse, has_opt_func):
     "Let the embeddings of `learn` have sparse gradients, if `sparse` or their size says so."
@@ -193,12 +197,14 @@ def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed):
         return EmbeddingNN(emb_szs=embedding_sizes(dls.classes, emb_szs), layers=layers or [n_factors], **config)
 
 def _asked_ranking(loss, loss_func, source, dls, use_nn):
-    "The ranking to learn and the loss of ratings, one of them None; clicks and the like are ranked unless the caller says otherwise."
-    if loss is not None and loss_func is not None: raise RatingsError(f'loss={loss!r} and loss_func={loss_func!r}; expected one of them')
+    "The ranking to learn and the loss of ratings, one of them None; clicks are ranked unless the caller says otherwise."
+    if loss is not None and loss_func is not None: raise RatingsError(
+        f'loss={loss!r} and loss_func={loss_func!r}; expected one of them')
     given = loss_func if loss is None else loss
     if given is not None and callable(given) and not isinstance(given, Ranking): return None, given
     ranking = as_ranking(given, None, source)
-    if ranking is None and getattr(dls.train_ds, 'implicit', False): ranking = as_ranking('bpr' if use_nn else 'softmax')
+    if ranking is None and getattr(dls.train_ds, 'implicit', False):  # fastai's datasets don't say
+        ranking = as_ranking('bpr' if use_nn else 'softmax')
     return ranking, None if ranking else MSELossFlat()
 
 def _split_options(start, kwargs):
@@ -209,26 +215,27 @@ def _split_options(start, kwargs):
 def _pretrained_widths(source, dls, keys):
     "The widths of a pretrained network's embeddings, by column."
     widths = table_widths(source.wgts, keys)
-    return {col: widths[role] for col, role in zip(dls.classes, ('u_weight', 'i_weight'), strict=False) if role in widths}
+    roles = zip(dls.classes, ('u_weight', 'i_weight'), strict=False)
+    return {col: widths[role] for col, role in roles if role in widths}
 
 # %% ../../nbs/53_learner.factory.ipynb #c769b99f
 @delegates(CollabLearner.__init__)
 def collab_learner(
     dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
-    n_factors:int=50, # width of the vectors of a dot product; of the one hidden layer of a network where `layers` is None
+    n_factors:int=50, # width of a dot product's vectors; of the one hidden layer of a network without `layers`
     use_nn:bool=False, # False for `EmbeddingDotBias`, True for `EmbeddingNN`
-    emb_szs:dict|list|None=None, # widths of a network's embeddings: column -> width, or a list of two widths or (rows, width); None takes the pretrained ones, else fastai's rule
+    emb_szs:dict|list|None=None, # widths of a network's embeddings (see `embedding_sizes`); None for the pretrained ones
     layers:list|None=None, # widths of a network's hidden layers; None means `[n_factors]`
     config:dict|None=None, # further arguments of `EmbeddingNN`, as `tabular_config` makes them; not changed
     y_range:tuple|None=None, # (low, high) of the answers, a little wider than the ratings; None for no bounds
-    loss_func:Callable|str|Ranking|None=None, # loss of ratings; or a ranking: 'bpr', 'warp', 'softmax' or a `Ranking`; None means what the pretrained model learned, else `MSELossFlat()` for ratings and a ranking for clicks
-    pretrained:bool|str|Path|Pretrained|Learner=False, # what to start from: False for nothing, else as `read_pretrained` takes it, under the learner's path
+    loss_func:Callable|str|Ranking|None=None, # loss of ratings; or a ranking, by name or as a `Ranking`; None see below
+    pretrained:bool|str|Path|Pretrained|Learner=False, # what to start from, as `read_pretrained` takes it; False for nothing
     *,
     loss:str|Ranking|None=None, # another name of `loss_func`, for rankings
-    start:WarmStart|None=None, # with `pretrained`: how to start from it; its fields are accepted one by one, too: `unseen=`, `min_overlap=`, `with_opt=`
-    seed:int|None=None, # of what is drawn here: the start values of the model, and fills; None draws them from torch's own state
-    adapt:bool=False, # with `pretrained`: solve the rows of users and items from the training part (see `CollabLearner.adapt`)
-    sparse:bool|None=None, # step only the rows that a batch touches, see `sparse_rows`; None decides by the size of the tables
+    start:WarmStart|None=None, # with `pretrained`: how to start; its fields are taken one by one as well, `unseen=` and so on
+    seed:int|None=None, # of the start values and the fills; None draws them from torch's own state
+    adapt:bool=False, # with `pretrained`: solve the rows from the training part (see `CollabLearner.adapt`)
+    sparse:bool|None=None, # step only the rows that a batch touches; None decides by `sparse_rows`
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
@@ -256,13 +263,14 @@ def _source_of(pretrained, with_opt, adapt, dls, kwargs):
             f'{"adapt" if adapt else "with_opt"}=True without `pretrained`; expected a model to start from')
         return None
     distrib_barrier()
-    return read_pretrained(pretrained, kwargs.get('path') or getattr(dls, 'path', '.'), kwargs.get('model_dir', 'models'), with_opt)
+    path = kwargs.get('path') or getattr(dls, 'path', '.')
+    return read_pretrained(pretrained, path, kwargs.get('model_dir', 'models'), with_opt)
 
 # %% ../../nbs/53_learner.factory.ipynb #5d93128f
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
     folder:str|Path, # a folder that `save_pretrained` wrote, or a hub's 'user/repo'
-    dls:DataLoaders|None=None, # ratings to start on; None means none: a learner over the saved vocabulary, ready to predict
+    dls:DataLoaders|None=None, # ratings to start on; None for a learner over the saved vocabulary, ready to predict
     revision:str|None=None, # of a hub's repository: branch, tag or commit; None means the newest
     loss_func:Callable|None=None, # None means `MSELossFlat()`, or that of a ranking
     *,
@@ -284,8 +292,9 @@ def from_pretrained(cls:CollabLearner,
 def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
     vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(SIDES, saved.vocab, strict=True))
-    none = CollabDataset((torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), vocab, saved.meta.get('rating_name'))
-    res, counts = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none)), saved.meta.get('counts') or {}
-    vocabs = map(Vocab.of, vocab.values())
-    res.past = [(v.ids, counts.get(side, np.zeros(len(v.ids), dtype=np.int64))) for side, v in zip(('users', 'items'), vocabs, strict=True)]
+    tensors, counts = (torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), saved.meta.get('counts') or {}
+    none = CollabDataset(tensors, vocab, saved.meta.get('rating_name'))
+    res = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
+    sides = zip(('users', 'items'), map(Vocab.of, vocab.values()), strict=True)
+    res.past = [(v.ids, counts.get(side, np.zeros(len(v.ids), dtype=np.int64))) for side, v in sides]
     return res

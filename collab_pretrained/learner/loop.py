@@ -11,6 +11,7 @@ __all__ = ['LeanLearner', 'ForgetfulCallback']
 import inspect
 import time
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ from torch.nn.utils import get_total_norm
 from ..models.optim import FusedAdam
 
 # %% ../../nbs/50_learner.loop.ipynb #3612f9e0
-_batch_events = {'before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_cancel_backward', 'after_backward',
-                 'before_step', 'after_cancel_step', 'after_step', 'after_cancel_batch', 'after_batch'}
+_batch_events = {
+    'before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_cancel_backward', 'after_backward',
+    'before_step', 'after_cancel_step', 'after_step', 'after_cancel_batch', 'after_batch'}
 _cheaper = {}  # a method of a callback of fastai's -> a function of the callback that does the same for less
 
 class LeanLearner(Learner):
@@ -76,6 +78,7 @@ def forget_state(self:LeanLearner):
 
 class ForgetfulCallback(Callback):
     "A callback that notes rows of the model or of batches while it runs, and can drop them."
+    learn:Any = None  # the learner that has this callback
     def forget(self): "Drop what was noted."
     def after_fit(self): self.forget()
 
@@ -101,7 +104,7 @@ _cheaper[Recorder.after_batch] = _record
 
 @patch
 def all_batches(self:LeanLearner):
-    "Train or evaluate on all batches of `self.dl`, then let the optimizer settle what it owes and bring the record to the CPU."
+    "Go through all batches of `self.dl`, then let the optimizer settle what it owes and bring the record to the CPU."
     rec = getattr(self, 'recorder', None)
     n = len(getattr(rec, 'losses', ()))
     try: super(LeanLearner, self).all_batches()
@@ -145,7 +148,8 @@ def _combined(pos, pcts, scheds, pct_lim):
 
 def _plain_sched(f):
     "`f`, or its equivalent by `_combined`."
-    if getattr(f, '__qualname__', '') != 'combine_scheds.<locals>._inner' or f.__module__ != combine_scheds.__module__: return f
+    name = getattr(f, '__qualname__', ''), getattr(f, '__module__', '')
+    if name != ('combine_scheds.<locals>._inner', combine_scheds.__module__): return f
     given = inspect.getclosurevars(f).nonlocals
     if set(given) != {'pcts', 'scheds', 'pct_lim'}: return f
     return partial(_combined, **{**given, 'pcts': given['pcts'].numpy()})
