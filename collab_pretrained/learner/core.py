@@ -11,12 +11,12 @@ __all__ = ['METHODS', 'side_tables', 'MeanRowCallback', 'NaDropout', 'CollabLear
 # %% ../../nbs/51_learner.core.ipynb #8901b8ec
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cloudpickle
 import pandas as pd
@@ -44,12 +44,12 @@ from collab_pretrained.core import (
 )
 
 from ..data.loaders import row_counts
+from ..data.seen import Seen
 from ..data.splits import fresh_seed
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
 from ..models.embeddings import collab_splitter, describe, y_range_of
 from ..models.optim import FusedAdam
-from ..data.seen import Seen
 from ..weights.folders import save_folder
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, guess_names, load_opt, param_names
@@ -114,6 +114,7 @@ def set_row(self:MeanRowCallback,
 class NaDropout(Callback):
     "In training, sends a share of the ids of each batch to row 0, so that ratings train it."
     order = -5  # before what looks at the batch
+    learn:Any = None  # the learner that has this callback
     def __init__(self,
         p:float=.01, # share of the users, and of the items, above 0 and below 1
     ):
@@ -162,11 +163,11 @@ class CollabLearner(LeanLearner):
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
         model:nn.Module, # `EmbeddingDotBias`, `EmbeddingNN`, or a model with their names
         loss_func:Callable|None=None, # loss of predictions and ratings; None takes that of the training data
-        opt_func:Callable=FusedAdam, # makes the optimizer; `FusedAdam` computes what fastai's `Adam` does
+        opt_func:Any=FusedAdam, # makes the optimizer; `FusedAdam` computes what fastai's `Adam` does
         lr:float|slice=defaults.lr, # learning rate of a fit that names none
         splitter:Callable|None=None, # parameter groups; None for a single one, and `collab_splitter` after a warm start
-        cbs:Callback|Sequence|None=None, # callbacks to add
-        metrics:Callable|Sequence|None=None, # what to compute on the validation part
+        cbs:Callback|MutableSequence|None=None, # callbacks to add
+        metrics:Callable|MutableSequence|None=None, # what to compute on the validation part
         path:str|Path|None=None, # folder of what is saved; None for that of `dls`
         model_dir:str|Path='models', # folder of models, under `path`
         wd:float|None=None, # weight decay; None for the optimizer's own
@@ -184,10 +185,10 @@ class CollabLearner(LeanLearner):
         if default_cbs: self.add_cb(MeanRowCallback())
         if na_dropout: self.add_cb(NaDropout(na_dropout))
 
-    def __getattr__(self, name):
-        if name not in METHODS: return super().__getattr__(name)
-        import_module(f'collab_pretrained.{METHODS[name]}')
-        return object.__getattribute__(self, name)
+    def __getattr__(self, k):
+        if k not in METHODS: return super().__getattr__(k)
+        import_module(f'collab_pretrained.{METHODS[k]}')
+        return object.__getattribute__(self, k)
 
 # %% ../../nbs/51_learner.core.ipynb #e7e099fe
 def has_vocab(
@@ -300,7 +301,7 @@ def vocab_difference(
 
 # %% ../../nbs/51_learner.core.ipynb #3b0cc6c3
 def _read_alone(path, vocab, with_opt):
-    "Weights without a vocabulary beside them, as if they had been saved over `vocab`; checked where they tell of theirs."
+    "Weights without a vocabulary beside them, read as if saved over `vocab`; checked where they tell of their own."
     with TemporaryDirectory() as tmp:
         stand_in = Path(tmp)/'vocab.pkl'
         stand_in.write_bytes(pickle.dumps({col: list(names) for col, names in vocab.items()}))
@@ -342,8 +343,8 @@ def check_range(
     if 'y_range' not in meta: return
     saved, current = meta['y_range'], y_range_of(model)
     if (saved and tuple(map(float, saved))) != current: raise WeightsError(
-        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; expected the same, '
-        'since vectors mean another rating in another range: make the learner with that of the pretrained model')
+        f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; '
+        'expected the same, since vectors mean another rating in another range: make the learner with that of the pretrained model')
 
 def _check_same_shapes(pre, own, strict):
     "Raise where weights are not those of a model whose state is `own`."
@@ -387,7 +388,7 @@ def load(self:CollabLearner,
     return self
 
 def _give_opt(learn, pre, give):
-    "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of the weights that it has some for."
+    "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of weights that got some."
     device = getattr(learn.dls, 'device', None)
     if device is not None: learn.model.to(device)  # as `fit` will: moments stand where weights do
     if learn.opt is None: learn.create_opt()
@@ -419,7 +420,7 @@ def metric_names_of(
     return [o.replace('__', '_').lstrip('_') for o in rec.metric_names[1:-1]]
 
 def _last_metrics(learn):
-    "Losses and metrics of the last epoch or `validate()`, by name; {} where they are of another model or other ratings."
+    "Losses and metrics of the last epoch or `validate()`, by name; {} where they are of another model or ratings."
     rec = getattr(learn, 'recorder', None)
     if rec is None or not getattr(rec, 'values', None) or learn.outdated is rec.values: return {}
     names, values = metric_names_of(rec), rec.values[-1]
@@ -440,7 +441,8 @@ def save_pretrained(self:CollabLearner,
     flat_weights(model.state_dict())  # as in `save`
     if rank_distrib(): return folder
     rating_name = getattr(self.dls.train.dataset, 'rating_name', None)
-    config = {**describe(model), **loss_facts(self), 'rating_name': rating_name, 'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
+    config = {**describe(model), **loss_facts(self), 'rating_name': rating_name,
+              'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
     tables = {k: v for k, v in self.saved_tables().items() if {'posterior': posterior, 'seen': seen}.get(k, True)}
     save_folder(folder, model.state_dict(), self.vocab, known, tables)
@@ -553,7 +555,7 @@ def get_preds(self:CollabLearner,
     act:Callable|None=None, # what predictions go through; None for the loss's own activation
     inner:bool=False, # whether it is called within a fit
     reorder:bool=True, # whether predictions come in the order of the table
-    cbs:Callback|Sequence|None=None, # callbacks for the while
+    cbs:Callback|MutableSequence|None=None, # callbacks for the while
     **kwargs
 ) -> tuple: # predictions, (n,) of a dot product and (n, 1) of a network; ratings, (n, 1), None where they aren't known
     "fastai's predictions for all pairs of a loader."

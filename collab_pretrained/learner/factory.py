@@ -58,8 +58,8 @@ def _read_saved(place, with_opt=False):
     except CheckpointNotFoundError as e:
         if not wgts_path.is_file(): raise
         raise CheckpointError(
-            f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected {vocab_path.name} '
-            'beside them, which says whose row is whose: `load` them into a learner over the ratings that they were '
+            f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected '
+            f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the ratings that they were '
             'trained on, and `save` that') from e
 
 def _read_named(name, places, model_dir, with_opt):
@@ -151,7 +151,7 @@ def start_at_mean(
     if (y_range := y_range_of(model)) is not None:
         share = (mean - y_range[0])/(y_range[1] - y_range[0])
         mean = float(np.log(share := min(max(share, .02), .98)) - np.log1p(-share))
-    model.i_bias.weight += mean
+    model.get_parameter('i_bias.weight').add_(mean)
 
 # %% ../../nbs/53_learner.factory.ipynb #3d075e97
 class _NewTables:
@@ -197,7 +197,7 @@ def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed):
         return EmbeddingNN(emb_szs=embedding_sizes(dls.classes, emb_szs), layers=layers or [n_factors], **config)
 
 def _asked_ranking(loss, loss_func, source, dls, use_nn):
-    "The ranking to learn and the loss of ratings, one of them None; clicks are ranked unless the caller says otherwise."
+    "The ranking to learn and the loss of ratings, one of them None; clicks are ranked unless the caller names a loss."
     if loss is not None and loss_func is not None: raise RatingsError(
         f'loss={loss!r} and loss_func={loss_func!r}; expected one of them')
     given = loss_func if loss is None else loss
@@ -224,15 +224,15 @@ def collab_learner(
     dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
     n_factors:int=50, # width of a dot product's vectors; of the one hidden layer of a network without `layers`
     use_nn:bool=False, # False for `EmbeddingDotBias`, True for `EmbeddingNN`
-    emb_szs:dict|list|None=None, # widths of a network's embeddings (see `embedding_sizes`); None for the pretrained ones
+    emb_szs:dict|list|None=None, # widths of a network's embeddings, see `embedding_sizes`; None for pretrained ones
     layers:list|None=None, # widths of a network's hidden layers; None means `[n_factors]`
     config:dict|None=None, # further arguments of `EmbeddingNN`, as `tabular_config` makes them; not changed
     y_range:tuple|None=None, # (low, high) of the answers, a little wider than the ratings; None for no bounds
     loss_func:Callable|str|Ranking|None=None, # loss of ratings; or a ranking, by name or as a `Ranking`; None see below
-    pretrained:bool|str|Path|Pretrained|Learner=False, # what to start from, as `read_pretrained` takes it; False for nothing
+    pretrained:bool|str|Path|Pretrained|Learner=False, # what to start from, see `read_pretrained`; False for nothing
     *,
     loss:str|Ranking|None=None, # another name of `loss_func`, for rankings
-    start:WarmStart|None=None, # with `pretrained`: how to start; its fields are taken one by one as well, `unseen=` and so on
+    start:WarmStart|None=None, # with `pretrained`: how to start; its fields are keywords as well, `unseen=` and so on
     seed:int|None=None, # of the start values and the fills; None draws them from torch's own state
     adapt:bool=False, # with `pretrained`: solve the rows from the training part (see `CollabLearner.adapt`)
     sparse:bool|None=None, # step only the rows that a batch touches; None decides by `sparse_rows`
@@ -280,7 +280,7 @@ def from_pretrained(cls:CollabLearner,
     "A learner from a checkpoint folder, over its own vocabulary or over that of `dls`."
     how, kwargs = _split_options(start, kwargs)
     path = Path(folder)
-    if not path.is_dir() and names_repository(folder, [path.parent]): folder = hub_folder(folder, revision)
+    if not path.is_dir() and names_repository(folder, [path.parent]): folder = hub_folder(str(folder), revision)
     saved = Pretrained(*read_folder(folder), str(folder))
     if dls is None: dls = _no_ratings(saved)
     model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)

@@ -8,30 +8,37 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.finetune.htm
 __all__ = ['FrozenRowsCallback', 'known_ids', 'AnchorCallback']
 
 # %% ../../nbs/54_learner.finetune.ipynb #89715660
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import VocabError, examples
+from ..core import SIDES, VocabError, examples
 from ..ids.canonical import canonical_ids
 from ..models.optim import FusedAdam
 from ..weights.match import value_of_side
 from ..weights.roles import find_roles, roles
+from .als import frozen_rows_of
 from .core import CollabLearner
 from .loop import ForgetfulCallback
-from .als import frozen_rows_of
 
 # %% ../../nbs/54_learner.finetune.ipynb #4f0eecb6
 class FrozenRowsCallback(ForgetfulCallback):
     "Leaves the rows of some ids bit-equal, whatever the optimizer does; `learn.freeze_rows` adds it."
-    order, run_valid = 60, False  # after gradients were accumulated, and after a step in half precision was copied to the model
-    def __init__(self): self.ids, self.kept = {'users': [], 'items': []}, []  # ids and not rows, so that they stay right when rows are renumbered
+    order, run_valid = 60, False  # after accumulated gradients, and after steps in half precision
+    def __init__(self): self.ids, self.kept = {'users': [], 'items': []}, []  # ids, since rows may be renumbered
     def __repr__(self): return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
     def before_fit(self):
-        params, rows = dict(get_model(self.learn.model).named_parameters()), {side: frozen_rows_of(self.learn, side.removesuffix('s')) for side in self.ids}
-        self.kept = [(params[o], r := rows[f'{roles[role]}s'].to(params[o].device), params[o].detach()[r]) for role, names in find_roles(params).items() for o in names]
+        self.kept = []
+        params = dict(get_model(self.learn.model).named_parameters())
+        for role, names in find_roles(params).items():
+            rows = frozen_rows_of(self.learn, roles[role])
+            for p in (params[o] for o in names): self.kept.append((p, r := rows.to(p.device), p.detach()[r]))
 
     def after_backward(self):
         for param, rows, _ in self.kept:
@@ -44,7 +51,7 @@ class FrozenRowsCallback(ForgetfulCallback):
     def after_step(self): self.put_back()
     def after_train(self): self.put_back()
     def before_batch(self):
-        if isinstance(self.opt, FusedAdam) and self.opt.owed: self.put_back()  # sparse steps give rows their weight decay late
+        if isinstance(self.opt, FusedAdam) and self.opt.owed: self.put_back()  # rows get their weight decay late
     def forget(self): self.kept = []
 
 def _without_rows(grad, rows):
@@ -64,34 +71,41 @@ def _do_fit(self:CollabLearner):
             cb.forget()
 
 # %% ../../nbs/54_learner.finetune.ipynb #277d0246
-def known_ids(learn, side, ids):
-    "Ids of one side ('users' or 'items') in their one form; all of them must own a row."
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__'): raise VocabError(f'{side}={ids!r}; expected a list of ids, e.g. [{ids!r}]')
-    vocab = list(learn.vocab.values())[side == 'items']
-    ids = canonical_ids(ids, side)
+def known_ids(
+    learn:CollabLearner, # whose vocabulary they must be of
+    side:str, # 'users' or 'items'
+    ids:Iterable, # ids of that side
+) -> np.ndarray: # in their one form
+    "Ids that own a row."
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__'): raise VocabError(
+        f'{side}={ids!r}; expected a list of ids, e.g. [{ids!r}]')
+    vocab, ids = learn.side(side.removesuffix('s')).vocab, canonical_ids(ids, side)
     lost = ids[vocab.rows(ids) < 0]
-    if len(lost): raise VocabError(f'{side}: {len(lost)} of {len(ids)} have no row ({examples(lost)}); expected ids of the vocabulary, such as {examples(vocab.ids)}')
+    if len(lost): raise VocabError(f'{side}: {len(lost)} of {len(ids)} have no row ({examples(lost)}); '
+                                   f'expected ids of the vocabulary, such as {examples(vocab.ids)}')
     return ids
+
+_no_match = ('this learner was not started from another model, or its ids have changed since; expected one that was '
+             '(`pretrained=`, `load_vocab`)')
 
 def _which_ids(learn, which, side):
     "{'users', 'items' -> ids} that `freeze_rows` was asked for."
-    if side not in (None, 'user', 'item'): raise VocabError(f"side={side!r}; expected 'user', 'item', or None for both")
-    sides = ['users', 'items'] if side is None else [f'{side}s']
+    if side not in (None, *SIDES): raise VocabError(f"side={side!r}; expected 'user', 'item', or None for both")
     if isinstance(which, str) and which == 'matched':
-        if learn.match_report is None: raise VocabError("which='matched', and this learner was not started from another model, or its ids have changed since; expected one that was "
-                                                        '(`pretrained=`, `load_vocab`), or a list of ids')
-        return {o: getattr(learn.match_report, o).matched for o in sides}
-    if side is None: raise VocabError(f"which={which!r} without a side; expected `side='user'` or 'item' with ids, or which='matched' for both")
+        if learn.match_report is None: raise VocabError(f"which='matched', and {_no_match}, or a list of ids")
+        return {f'{o}s': learn.match_report.side(o).matched for o in ([side] if side else SIDES)}
+    if side is None: raise VocabError(
+        f"which={which!r} without a side; expected `side='user'` or 'item' with ids, or which='matched' for both")
     return {f'{side}s': known_ids(learn, f'{side}s', which)}
 
 @patch
 def freeze_rows(self:CollabLearner,
-    which='matched', # 'matched' for the ids that had a row in the pretrained model, or a list of ids
-    side:str=None, # 'user' or 'item', whose ids they are; None for both sides, with 'matched'
+    which:str|Iterable='matched', # 'matched' for the ids that had a row in the pretrained model, or a list of ids
+    side:str|None=None, # 'user' or 'item', whose ids they are; None for both sides, with 'matched'
 ) -> CollabLearner: # itself
-    "Leave the rows of some ids, vectors and biases, bit-equal in training from now on, beside those that are frozen already."
+    "Leave the rows of some ids, vectors and biases, bit-equal in training from now on, and those frozen already."
     found = _which_ids(self, which, side)
-    if not self._grab_cbs(FrozenRowsCallback): self.add_cb(FrozenRowsCallback())
+    if self.frozen_rows is None: self.add_cb(FrozenRowsCallback())
     ids = self.frozen_rows.ids
     for o, new in found.items(): ids[o] = list(dict.fromkeys([*ids[o], *new.tolist()]))
     return self
@@ -105,28 +119,32 @@ def unfreeze_rows(self:CollabLearner) -> CollabLearner: # itself
 class AnchorCallback(Callback):
     "Weight decay toward the rows that a warm start began with, instead of toward zero."
     order = 12  # after whoever may cancel a step
+    learn:Any = None  # the learner that has this callback
     def __init__(self,
-        strength=.4, # what weight decay's `wd` is to zero: a step moves a row by lr * strength of the way, 0 or more; or a dictionary of 'users' and 'items'
-        which='matched', # 'matched' holds rows of ids that had one in the pretrained model, 'all' new ones as well
+        strength:float|dict=.4, # a step moves rows by lr * strength of the way; or a dictionary of 'users' and 'items'
+        which:str='matched', # 'matched' holds rows of ids that had one in the pretrained model, 'all' new ones as well
     ):
         if which not in ('matched', 'all'): raise VocabError(f"which={which!r}; expected 'matched' or 'all'")
         self.strength, self.which, self.since, self.anchors = strength, which, None, {}
 
     def before_fit(self):
         report = self.learn.match_report
-        if report is None: raise VocabError('AnchorCallback: this learner was not started from another model, or its ids have changed since; expected one that was (`pretrained=`, `load_vocab`)')
+        if report is None: raise VocabError(f'AnchorCallback: {_no_match}')
         if self.since is report: return  # a second fit holds rows to where the first began
         self.since, params = report, dict(get_model(self.learn.model).named_parameters())
         for role, names in find_roles(params).items():
-            pull = value_of_side(self.strength, roles[role], 'strength', 0.)*torch.from_numpy((report.side(roles[role]).rows >= 0) | (self.which == 'all'))
-            for o in names: self.anchors[o] = params[o].detach().clone(), pull.to(params[o]).reshape(-1, *[1]*(params[o].dim()-1))
+            held = torch.from_numpy((report.side(roles[role]).rows >= 0) | (self.which == 'all'))
+            pull = value_of_side(self.strength, roles[role], 'strength', 0.)*held
+            for o, p in ((o, params[o]) for o in names):
+                self.anchors[o] = p.detach().clone(), pull.to(p).reshape(-1, *[1]*(p.dim()-1))
 
     @torch.no_grad()
     def before_step(self):
-        rates = {p: h['lr'] for group, h in zip(self.opt.param_lists, self.opt.hypers) for p in group if p.requires_grad}
-        model = get_model(self.learn.model)
+        groups = zip(self.opt.param_lists, self.opt.hypers, strict=True)
+        rates = {p: h['lr'] for group, h in groups for p in group if p.requires_grad}
+        model, by_row = get_model(self.learn.model), isinstance(self.opt, FusedAdam)
         for name, (anchor, pull) in self.anchors.items():
             p = model.get_parameter(name)
             if p not in rates: continue
-            if p.grad is not None and p.grad.is_sparse and hasattr(self.opt, 'anchors'): self.opt.anchors[p] = anchor, pull  # it pulls by row
+            if by_row and p.grad is not None and p.grad.is_sparse: self.opt.anchors[p] = anchor, pull  # the optimizer pulls
             else: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))
