@@ -9,7 +9,7 @@ __all__ = ['dot_product', 'side_table', 'set_side_table', 'train_ratings', 'move
            'positives_of', 'known_positives', 'set_factors', 'factors_of', 'run_rounds', 'read_for', 'of_known',
            'new_evidence']
 
-# %% ../../nbs/52_learner.als.ipynb #d59c21ec
+# %% ../../nbs/52_learner.als.ipynb #a070bc1c
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ from collab_pretrained.core import (
     side_index,
 )
 from ..data.loaders import CollabDataset, rating_blocks
-from ..data.ratings import read_ratings
+from ..data.ratings import Ratings, read_ratings, schema_names
 from ..ids.matching import MatchReport
 from ..models.als import estimate_posterior, fit_rounds, night, posterior_from_counts
 from collab_pretrained.models.ials import (
@@ -131,15 +131,14 @@ def posterior(self:CollabLearner) -> Posterior|ImplicitFactors: # the second for
     self.solved = _stamp(model), known
     return known
 
-# %% ../../nbs/52_learner.als.ipynb #3f4dfb7d
+# %% ../../nbs/52_learner.als.ipynb #35b8d502
 def _estimated(learn, known, tables):
-    "The posterior of rows that were not solved: by the ratings that trained them here, else by the number of ratings they had."
+    """The posterior of rows that were not solved: what was known before they moved, else by the ratings that trained them
+    here, else by the number of ratings they had."""
+    if known is not None: return _with_means(known, tables)
     x, y, weight = train_ratings(learn)
     y_range = y_range_of(get_model(learn.model))
-    if learn.trained_here and len(x):
-        found = estimate_posterior(*tables, x, y, weight, y_range)
-        return found if known is None else _kept_rows(found, known)
-    if known is not None: return _with_means(known, tables)
+    if learn.trained_here and len(x): return estimate_posterior(*tables, x, y, weight, y_range)
     counts = [_old_counts(learn, o, t) for o, t in zip(SIDES, tables, strict=True)]
     return posterior_from_counts(*tables, *counts, x, y, y_range)
 
@@ -157,22 +156,13 @@ def move_solved(
 def _with_means(posterior, tables):
     return replace(posterior, **{f'{o}s': replace(posterior.side(o)[0], mean=t) for o, t in zip(SIDES, tables, strict=True)})
 
-def _kept_rows(found, known):
-    "`found`, but for rows without ratings here: they are as sure as they were."
-    sides = {}
-    for o in SIDES:
-        new, old = found.side(o)[0], known.side(o)[0]
-        keep = (new.counts == 0) & (old.counts > 0) if len(new.counts) == len(old.counts) else torch.zeros_like(new.counts, dtype=torch.bool)
-        sides[f'{o}s'] = replace(new, variance=torch.where(keep[:,None], old.variance, new.variance), counts=torch.where(keep, old.counts, new.counts))
-    return replace(found, **sides)
-
 def _old_counts(learn, side, table):
     "How many ratings each row was trained on before, as far as the pretrained model says; 100 where it doesn't, 0 for new ids."
     counts = torch.full((len(table),), 100.)
     if learn.match_report is not None:
         match = learn.match_report.side(side)
         old = torch.full((len(match.old_vocab),), 100.)
-        if match.old_counts is not None: old[torch.from_numpy(match.old_vocab.id_rows)] = torch.tensor(match.old_counts, dtype=torch.float32)
+        if match.old_counts is not None: old[torch.from_numpy(match.old_vocab.id_rows)] = torch.from_numpy(np.array(match.old_counts, dtype=np.float32))
         counts = torch.where(torch.from_numpy(match.rows >= 0), old[torch.from_numpy(match.rows)], 0.)
     na_row = learn.side(side).vocab.na_row
     if na_row is not None: counts[na_row] = 0
@@ -316,7 +306,7 @@ def fit_als(self:CollabLearner,
     run_rounds(self, step, n_rounds, cbs)
     return self
 
-# %% ../../nbs/52_learner.als.ipynb #db8818d1
+# %% ../../nbs/52_learner.als.ipynb #3d0864ad
 @patch
 def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; None where it isn't known
     "The (user, item) pairs that the rows have learned from: those of the pretrained model, and of training here."
@@ -341,15 +331,17 @@ def _restore_ranking(learn, tables, report):
     learn.liked = seen_of_tables(tables['positives'], len(report.items.old_vocab)).moved(report)
 
 @patch
-def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}
-    "What a save keeps beside the weights: the posterior, where rows were solved, and the pairs that they have learned from."
+def saved_tables(self:CollabLearner,
+    look:bool=False, # whether to estimate the posterior of rows that were trained by descent, by one look at their ratings
+) -> dict: # name -> {key: tensor}
+    "What a save keeps beside the weights: the posterior, and the pairs that were seen."
     model = get_model(self.model)
     is_whole = isinstance(model, EmbeddingDotBias) and all(type(p.data) is Tensor for p in model.parameters())  # not spread over processes
     if not is_whole or not isinstance(self.dls.train.dataset, CollabDataset): return {}
     own, evidence, res = seen_in(self.dls), self.evidence(), {}
     seen = own if evidence is None else evidence.with_pairs(own.pairs())
     if self.ranking is not None: res = _ranking_tables(self)
-    elif self.solved is not None:
+    elif self.solved is not None or look and self.trained_here and len(self.dls.train_ds):
         res['posterior'] = {k: v.cpu() for k, v in posterior_tables(self.posterior).items()}
         if model.limits: res['posterior']['limits'] = torch.tensor(model.limits)
     return {**res, 'seen': seen.tables()}
@@ -370,14 +362,15 @@ def restore_tables(self:CollabLearner,
     self.solved = _stamp(model), _with_means(known, _tables(self))
     if 'limits' in tables['posterior'] and y_range_of(model) is None: model.limits = tuple(tables['posterior']['limits'].tolist())
 
-# %% ../../nbs/52_learner.als.ipynb #53b81876
+# %% ../../nbs/52_learner.als.ipynb #5a44d29d
 def read_for(
     learn:CollabLearner, # over our own loaders
     ratings, # table of ratings with the learner's column names: pandas, polars or pyarrow
 ) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 where there is none
     "Read a table as the learner's own was read; raises `VocabError` for ids of another kind."
     ds, (user, item) = learn.dls.train.dataset, learn.vocab
-    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.rating_name is None)
+    time_name = ds.time_name if ds.time_name in schema_names(ratings) else None
+    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.implicit, time_name=time_name)
     ids = table.user_ids, table.item_ids
     for (col, known), own in zip(learn.vocab.items(), ids, strict=True):
         if len(known.ids) and known.ids.dtype != own.dtype: raise VocabError(
@@ -386,10 +379,10 @@ def read_for(
 
 def of_known(
     learn:CollabLearner, # any learner
-    ratings, # table of ratings with the learner's column names, of ids that it knows
+    table:Ratings, # as `read_for` gives it, of ids that the learner knows
 ) -> tuple: # rows (n, 2) int64, ratings (n,) float32 and weights or None, on the model's device
     "The rows and values of a table's ratings; raises `UnknownIdError` for ids without a row."
-    table, rows = read_for(learn, ratings)
+    rows = [v.rows(o) for v, o in zip(learn.vocab.values(), (table.user_ids, table.item_ids), strict=True)]
     for side, of_ids in zip(SIDES, rows, strict=True):
         ids = table.user_ids if side == 'user' else table.item_ids
         if (of_ids < 0).any(): raise UnknownIdError(
@@ -407,7 +400,7 @@ def new_evidence(
     known = learn.evidence()
     return torch.ones(len(x), dtype=torch.bool, device=x.device) if known is None else ~torch.from_numpy(known.has(x.cpu().numpy())).to(x.device)
 
-# %% ../../nbs/52_learner.als.ipynb #620e8f43
+# %% ../../nbs/52_learner.als.ipynb #043b85e9
 def _take_in_positives(learn, new, sizes):
     "A night of a ranking: by all positives where they are known, else from the vectors alone."
     factors, known = factors_of(learn), known_positives(learn)
@@ -441,7 +434,7 @@ def adapt(self:CollabLearner,
     lr:float=1e-3, # their learning rate
 ) -> CollabLearner: # itself; the optimizer starts anew
     "Take ratings into the rows of users and items; those that they have learned from before are left out."
-    x, y, weight = train_ratings(self) if ratings is None else of_known(self, ratings)
+    x, y, weight = train_ratings(self) if ratings is None else of_known(self, read_for(self, ratings)[0])
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of them, or make the learner over one')
     dot_product(self)
     new = new_evidence(self, x)

@@ -239,7 +239,9 @@ def side(self:CollabLearner,
 
 # %% ../../nbs/51_learner.core.ipynb #b9b5d452
 @patch
-def saved_tables(self:CollabLearner) -> dict: # name -> {key: tensor}, as `save_pair` takes them
+def saved_tables(self:CollabLearner,
+    look:bool=False, # whether to look at the ratings for what was not estimated yet
+) -> dict: # name -> {key: tensor}, as `save_pair` takes them
     "What a save keeps beside the weights."
     return {}
 
@@ -444,7 +446,8 @@ def save_pretrained(self:CollabLearner,
     config = {**describe(model), **loss_facts(self), 'rating_name': rating_name,
               'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
-    tables = {k: v for k, v in self.saved_tables().items() if {'posterior': posterior, 'seen': seen}.get(k, True)}
+    tables = {k: v for k, v in self.saved_tables(look=posterior).items()
+              if {'posterior': posterior, 'seen': seen}.get(k, True)}
     save_folder(folder, model.state_dict(), self.vocab, known, tables)
     return folder
 

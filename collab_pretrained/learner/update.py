@@ -7,7 +7,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.
 # %% auto #0
 __all__ = ['UpdateReport', 'all_or_nothing']
 
-# %% ../../nbs/58_learner.update.ipynb #a0d532c7
+# %% ../../nbs/58_learner.update.ipynb #331ba4d8
+import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import RatingsError, WeightsError
+from ..core import CollabWarning, RatingsError, WeightsError
 from ..data.loaders import with_datasets
 from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
@@ -102,18 +103,21 @@ def _put_back_opt(opt, groups, states):
         state.clear()
         state.update(saved)
 
-# %% ../../nbs/58_learner.update.ipynb #c374935d
-def _grown(learn, ratings):
-    "The learner's vocabulary with the new ids of a table behind it."
+# %% ../../nbs/58_learner.update.ipynb #24c3297e
+def _read(learn, ratings):
+    "A table, with the last rating of each pair, and the learner's vocabulary with the table's new ids behind it."
     table, rows = read_for(learn, ratings)
     ids = table.user_ids, table.item_ids
-    return {col: Vocab(np.append(np.array([*vocab, None], dtype=object)[:-1], own[of_ids < 0]), f'the vocabulary of {col}')
-            for (col, vocab), own, of_ids in zip(learn.vocab.items(), ids, rows, strict=True)}
+    grown = {col: Vocab(np.append(np.array([*vocab, None], dtype=object)[:-1], own[of_ids < 0]), f'the vocabulary of {col}')
+             for (col, vocab), own, of_ids in zip(learn.vocab.items(), ids, rows, strict=True)}
+    return table.merge_repeats('last'), grown
 
-def _last_of_each(x, n_items):
-    "Positions of the last rating of each pair, in the order of the table."
-    pairs = (x[:,0]*n_items + x[:,1]).cpu().numpy()
-    return torch.from_numpy(np.sort(len(pairs) - 1 - np.unique(pairs[::-1], return_index=True)[1]))
+def _warn_of_repeats(n_again, n_replaced, n):
+    "Say how many of `n` ratings are of a pair that was rated before, and what became of them."
+    if not n_again: return
+    what = f'{n_replaced} differ from the rating that the learner holds and take its place, the others are left out' if n_replaced else (
+        'they are left out, so that no rating counts twice')
+    warnings.warn(f'{n_again} of {n} ratings are of a (user, item) pair that the model has already learned from: {what}', CollabWarning, stacklevel=4)
 
 def _known_pairs(learn):
     "The pairs that the model has learned from or the learner holds."
@@ -144,7 +148,7 @@ def _train_on(learn, new, n_replaced, rounds, epochs, lr, replayed):
     learn.fit_one_cycle(epochs, lr)
     learn.dls = whole
 
-# %% ../../nbs/58_learner.update.ipynb #4642be74
+# %% ../../nbs/58_learner.update.ipynb #c48095d8
 @patch
 def update(self:CollabLearner,
     ratings, # table of new ratings with the learner's column names: pandas, polars or pyarrow
@@ -160,15 +164,16 @@ def update(self:CollabLearner,
     seed = fresh_seed() if seed is None else seed
     epochs = _check_update(self, replay, epochs, rounds)
     with all_or_nothing(self):
-        report = add_rows(self, _grown(self, ratings), seed)
+        table, classes = _read(self, ratings)
+        report = add_rows(self, classes, seed)
         old = own_datasets(self)
         n_items = len(self.side('item').vocab)
-        x, y, weight = of_known(self, ratings)
+        x, y, weight = of_known(self, table)
         check_y_range(y_range_of(get_model(self.model)), with_datasets(self.dls, [_dataset_of(old[0], x, y, weight), old[1]]))
-        last = _last_of_each(x, n_items)
-        is_known = torch.from_numpy(_known_pairs(self).has(x[last].cpu().numpy()))
-        again, come = last[is_known], last[~is_known]
+        is_known = torch.from_numpy(_known_pairs(self).has(x.cpu().numpy()))
+        again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
         old, n_replaced = map(list, zip(*[_replace(o, x[again], y[again], n_items) for o in old], strict=True))
+        _warn_of_repeats(len(again), sum(n_replaced), len(x))
         parts = [come[o] for o in split_random(len(come), valid_pct, seed)]
         new = [_dataset_of(old[0], x[o], y[o], None if weight is None else weight[o]) for o in parts]
         check = some_rows(old[1] if len(old[1]) else old[0], 10_000, seed)
