@@ -11,14 +11,15 @@ __all__ = ['id_casts', 'VocabMatch', 'match_vocab', 'MatchReport', 'two_vocabs',
 import html
 import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import CollabWarning, VocabError, examples, side_index
+from ..core import SIDES, CollabWarning, VocabError, examples, side_index
 from .vocab import Vocab
 
 # %% ../../nbs/13_ids.matching.ipynb #26406fd2
@@ -30,6 +31,11 @@ class VocabMatch:
     rows: np.ndarray # (rows of `new_vocab`,), int64: the old row of each new row; -1 where there is none
     old_counts: np.ndarray|None = None # (old ids,): interactions of each id of `old_vocab`, where they are known
     new_counts: np.ndarray|None = None # (new ids,): interactions of each id of `new_vocab`, where they are known
+    shares: ClassVar[dict]
+    hints: ClassVar[Callable]
+    plot: ClassVar[Callable]
+    _table: ClassVar[Callable]
+    _repr_html_: ClassVar[Callable]
 
     @cached_property
     def _known(self): return self.rows[self.new_vocab.id_rows] >= 0
@@ -44,43 +50,53 @@ class VocabMatch:
     @property
     def coverage(self): return len(self.matched)/max(len(self.new_vocab.ids), 1)
 
-    @property
-    def shares(self) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, where the interactions are known
-        "What the ids of each kind have of the old and of the new interactions."
-        def of(counts, which): return counts[which].sum()/max(counts.sum(), 1)
-        old, new = self.old_counts is not None, self.new_counts is not None
-        return {'matched': {**({'old': of(self.old_counts, self._kept)} if old else {}), **({'new': of(self.new_counts, self._known)} if new else {})},
-                'new': {'new': of(self.new_counts, ~self._known)} if new else {},
-                'dropped': {'old': of(self.old_counts, ~self._kept)} if old else {}}
+# %% ../../nbs/13_ids.matching.ipynb #f437e613
+def _share(counts, which): return counts[which].sum()/max(counts.sum(), 1)
 
-    def _table(self):
-        "For each kind of ids: its name, how many, their shares of the interactions, examples."
-        def text(shares): return ', '.join(f'{share:.1%} of the {when}' for when, share in shares.items())
-        return [(k, len(getattr(self, k)), text(self.shares[k]), examples(getattr(self, k))) for k in ('matched', 'new', 'dropped')]
+@patch(as_prop=True)
+def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if interactions are known
+    "What the ids of each kind have of the old and of the new interactions."
+    res = {'matched': {}, 'new': {}, 'dropped': {}}
+    if self.old_counts is not None:
+        res['matched']['old'], res['dropped']['old'] = (_share(self.old_counts, o) for o in (self._kept, ~self._kept))
+    if self.new_counts is not None:
+        res['matched']['new'], res['new']['new'] = (_share(self.new_counts, o) for o in (self._known, ~self._known))
+    return res
 
-    def __repr__(self):
-        lines = [f'{len(self.old_vocab.ids)} old and {len(self.new_vocab.ids)} new ids, {self.coverage:.1%} of the new ones matched']
-        for k, n, shares, some in self._table(): lines.append(f'  {k:8}{n:8}  {some}{f"; {shares} interactions" if shares else ""}')
-        return '\n'.join(lines + [f'  {o}' for o in self.hints()])
+@patch
+def _table(self:VocabMatch):
+    "For each kind of ids: its name, how many, their shares of the interactions, examples."
+    def text(shares): return ', '.join(f'{share:.1%} of the {when}' for when, share in shares.items())
+    return [(k, len(getattr(self, k)), text(shares), examples(getattr(self, k))) for k, shares in self.shares.items()]
+
+@patch
+def __repr__(self:VocabMatch):
+    n_old, n_new = len(self.old_vocab.ids), len(self.new_vocab.ids)
+    lines = [f'{n_old} old and {n_new} new ids, {self.coverage:.1%} of the new ones matched']
+    for k, n, shares, some in self._table():
+        lines.append(f'  {k:8}{n:8}  {some}' + (f'; {shares} interactions' if shares else ''))
+    return '\n'.join(lines + [f'  {o}' for o in self.hints()])
 
 # %% ../../nbs/13_ids.matching.ipynb #5ee01815
 def _checked_counts(counts, vocab, label):
     if counts is None: return None
     counts = np.array(counts)
     if counts.shape != (len(vocab.ids),): raise VocabError(
-        f"{label}: counts of shape {counts.shape}; expected ({len(vocab.ids)},), the interactions of each id in the vocabulary's order, '#na#' left out")
+        f"{label}: counts of shape {counts.shape}; expected ({len(vocab.ids)},), the interactions of each id in the "
+        "vocabulary's order, '#na#' left out")
     return counts
 
 def match_vocab(
     old, # the pretrained model's ids, in any form that `Vocab.of` takes
     new, # today's ids, likewise
     *,
-    old_counts=None, # (old ids,): interactions of each, in the vocabulary's order without '#na#'; None where they aren't known
+    old_counts=None, # (old ids,): interactions of each, in the vocabulary's order without '#na#'; None if not known
     new_counts=None, # (new ids,): likewise
 ) -> VocabMatch: # `rows`, and the ids that `matched`, are `new`, were `dropped`
     "Match one column's ids, exactly or not at all."
     old, new = Vocab.of(old, 'the old vocabulary'), Vocab.of(new, 'the new vocabulary')
-    old_counts, new_counts = _checked_counts(old_counts, old, 'the old vocabulary'), _checked_counts(new_counts, new, 'the new vocabulary')
+    old_counts = _checked_counts(old_counts, old, 'the old vocabulary')
+    new_counts = _checked_counts(new_counts, new, 'the new vocabulary')
     rows = np.full(len(new), -1)
     rows[new.id_rows] = old.rows(new)
     if None not in (old.na_row, new.na_row): rows[new.na_row] = old.na_row
@@ -116,9 +132,21 @@ def hints(self:VocabMatch) -> list: # of text, one for each cast that would matc
 # %% ../../nbs/13_ids.matching.ipynb #933b3e33
 @patch
 def _repr_html_(self:VocabMatch):
-    rows = ''.join(f'<tr><td>{k}</td><td>{n}</td><td>{shares}</td><td>{html.escape(some)}</td></tr>' for k, n, shares, some in self._table())
+    head = ''.join(f'<th>{o}</th>' for o in (f'{self.coverage:.1%} matched', 'ids', 'interactions', 'examples'))
+    cells = [[k, n, shares, html.escape(some)] for k, n, shares, some in self._table()]
+    rows = ''.join(f'<tr>{"".join(f"<td>{o}</td>" for o in row)}</tr>' for row in cells)
     hints = ''.join(f'<p>{html.escape(o)}</p>' for o in self.hints())
-    return (f'<table><thead><tr><th>{self.coverage:.1%} matched</th><th>ids</th><th>interactions</th><th>examples</th></tr></thead><tbody>{rows}</tbody></table>{hints}')
+    return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{hints}'
+
+# %% ../../nbs/13_ids.matching.ipynb #b0b5faff
+_colours = {'matched': 'C0', 'new': 'C1', 'dropped': 'C7'}
+
+def _bars(match):
+    "The bars of a picture: label -> (share that matched, what the rest is)."
+    n, new, dropped = (len(o) for o in (match.matched, match.new, match.dropped))
+    res = {'new ids': (n/max(n+new, 1), 'new'), 'old ids': (n/max(n+dropped, 1), 'dropped')}
+    shares = match.shares['matched']
+    return {**res, **{f'{when} interactions': (shares[when], res[f'{when} ids'][1]) for when in shares}}
 
 @patch
 def plot(self:VocabMatch,
@@ -128,16 +156,12 @@ def plot(self:VocabMatch,
     "Bars of the old and the new ids, and of their interactions where they are known: matched, new, dropped."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 1.8), layout='constrained')[1]
-    n, new, dropped = (len(o) for o in (self.matched, self.new, self.dropped))
-    bars = {'new ids': (n/max(n+new, 1), 'new'), 'old ids': (n/max(n+dropped, 1), 'dropped')}
-    for when, other in (('new', 'new'), ('old', 'dropped')):
-        if when in self.shares['matched']: bars[f'{when} interactions'] = (self.shares['matched'][when], other)
-    colours = {'matched': 'C0', 'new': 'C1', 'dropped': 'C7'}
-    for name, (share, other) in sorted(bars.items(), reverse=True):
-        ax.barh([name], [100*share], color=colours['matched'])
-        ax.barh([name], [100*(1-share)], left=[100*share], color=colours[other])
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
-    ax.legend(handles, [f'{k} ({len(getattr(self, k))} ids)' for k in colours], loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    for name, (share, other) in sorted(_bars(self).items(), reverse=True):
+        ax.barh([name], [100*share], color=_colours['matched'])
+        ax.barh([name], [100*(1-share)], left=[100*share], color=_colours[other])
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in _colours.values()]
+    labels = [f'{k} ({len(getattr(self, k))} ids)' for k in _colours]
+    ax.legend(handles, labels, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     ax.set(xlabel='share (%)', title=title, xlim=(0, 100))
     return ax
 
@@ -148,8 +172,13 @@ class MatchReport:
     users: VocabMatch # users' ids, old and new
     items: VocabMatch # items' ids, old and new
     note: str = '' # what else there is to say, e.g. of the optimizer
+    check: ClassVar[Callable]
+
     def __repr__(self): return f'users: {self.users}\nitems: {self.items}' + (f'\n{self.note}' if self.note else '')
-    def _repr_html_(self): return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}' + (f'<p>{html.escape(self.note)}</p>' if self.note else '')
+    def _repr_html_(self):
+        note = f'<p>{html.escape(self.note)}</p>' if self.note else ''
+        return f'<h5>users</h5>{self.users._repr_html_()}<h5>items</h5>{self.items._repr_html_()}{note}'
+
     def side(self,
         name:str, # 'user' or 'item'
     ) -> VocabMatch:
@@ -160,52 +189,67 @@ class MatchReport:
         "A picture of both sides; returns matplotlib axes."
         import matplotlib.pyplot as plt
         axs = plt.subplots(2, figsize=(7, 3.6), layout='constrained')[1]
-        for ax, side in zip(axs, ('users', 'items')): getattr(self, side).plot(ax, side)
+        for ax, side in zip(axs, SIDES, strict=True): self.side(side).plot(ax, f'{side}s')
         return axs
 
 # %% ../../nbs/13_ids.matching.ipynb #7a00d902
-def two_vocabs(vocabs, label):
-    "The vocabularies of users and items in `vocabs`, and the columns' names where it has them."
-    if isinstance(vocabs, (str, bytes, Vocab)) or not hasattr(vocabs, '__len__') or len(vocabs) != 2: raise VocabError(
-        f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if hasattr(vocabs, "__len__") else ""}; expected two vocabularies, users first and '
+def two_vocabs(
+    vocabs, # users' and items', in any form that `Vocab.of` takes: a list of two, or a dictionary from column name
+    label:str, # what messages call them
+) -> tuple: # a list of two `Vocab`; a list of the columns' names, None where they have none
+    "The vocabularies of users and items."
+    sized = hasattr(vocabs, '__len__') and not isinstance(vocabs, (str, bytes, Vocab))
+    if not sized or len(vocabs) != 2: raise VocabError(
+        f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if sized else ""}; expected two vocabularies, users first and '
         'items second: a list of two, or a dictionary from column name to vocabulary such as `dls.classes`')
-    cols, sides = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
-    return [Vocab.of(o, f'{label} of {side}') for o, side in zip(sides, ('users', 'items'))], cols
+    cols, both = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
+    return [Vocab.of(o, f'{label} of {side}s') for o, side in zip(both, SIDES, strict=True)], cols
 
-def _side_counts(counts, side):
+def _counts_of(counts, side):
     if counts is None: return None
     if not isinstance(counts, Mapping) or set(counts) - {'users', 'items'}: raise VocabError(
-        f"counts: {list(counts) if isinstance(counts, Mapping) else type(counts).__name__}; expected a dictionary of 'users' and 'items'")
-    return counts.get(side)
+        f'counts: {list(counts) if isinstance(counts, Mapping) else type(counts).__name__}; expected a dictionary of '
+        "'users' and 'items'")
+    return counts.get(f'{side}s')
 
+def _check_columns(old, new):
+    "Raise where what were the users' and items' columns has been swapped."
+    if None in old or old[0] != new[1] and old[1] != new[0]: return
+    raise VocabError(
+        f'the old columns are {old[0]!r} (users) and {old[1]!r} (items), the new ones {new[0]!r} (users) and {new[1]!r} '
+        '(items): swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
+
+# %% ../../nbs/13_ids.matching.ipynb #c7688346
 def match_classes(
     old_vocab, # two vocabularies, users and items: a list of two, or a dictionary from column name to vocabulary
     new_vocab, # likewise; `dls.classes`
     *,
-    old_counts=None, # 'users', 'items' -> interactions of each old id, in the vocabulary's order without '#na#'; None where they aren't known
+    old_counts=None, # 'users', 'items' -> interactions of each old id, in the vocabulary's order without '#na#'
     new_counts=None, # 'users', 'items' -> those of each new id
 ) -> MatchReport: # `users` and `items`, a `VocabMatch` each
     "Match users with users and items with items."
-    (old_users, old_items), old_cols = two_vocabs(old_vocab, 'the old vocabulary')
-    (new_users, new_items), new_cols = two_vocabs(new_vocab, 'the new vocabulary')
-    if None not in old_cols and (old_cols[0] == new_cols[1] or old_cols[1] == new_cols[0]): raise VocabError(
-        f'the old columns are {old_cols[0]!r} (users) and {old_cols[1]!r} (items), the new ones {new_cols[0]!r} (users) and {new_cols[1]!r} (items): '
-        'swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
-    def match(old, new, side): return match_vocab(old, new, old_counts=_side_counts(old_counts, side), new_counts=_side_counts(new_counts, side))
-    return MatchReport(match(old_users, new_users, 'users'), match(old_items, new_items, 'items'))
+    old, old_cols = two_vocabs(old_vocab, 'the old vocabulary')
+    new, new_cols = two_vocabs(new_vocab, 'the new vocabulary')
+    _check_columns(old_cols, new_cols)
+    def match(old, new, side):
+        return match_vocab(old, new, old_counts=_counts_of(old_counts, side), new_counts=_counts_of(new_counts, side))
+    return MatchReport(*map(match, old, new, SIDES))
 
 # %% ../../nbs/13_ids.matching.ipynb #b45b14d4
+def _said_of(match, side):
+    "What there is to warn of on one side; '' where there is nothing."
+    hints = match.hints()
+    if not len(match.matched) and len(match.old_vocab):
+        hints = [f'no {side} matched: {examples(match.old_vocab.ids)} against {examples(match.new_vocab.ids)}', *hints]
+    elif hints: hints = [f'{side}s: {len(match.matched)} of {len(match.new_vocab.ids)} matched', *hints]
+    return '. '.join(hints)
+
 @patch
 def check(self:MatchReport) -> MatchReport: # itself
-    "Raise `VocabError` where no id matched on either side; warn where none did on one, or where a cast would match more."
-    said = {}
-    for side in ('users', 'items'):
-        m = getattr(self, side)
-        empty = '' if len(m.matched) or not len(m.old_vocab) else f'no {side[:-1]} matched: {examples(m.old_vocab.ids)} against {examples(m.new_vocab.ids)}'
-        near = [f'{side}: {len(m.matched)} of {len(m.new_vocab.ids)} matched'] if m.hints() and not empty else []
-        said[side] = '. '.join([empty, *m.hints()] if empty else [*near, *m.hints()])
+    "Raise `VocabError` where no id matched on either side; warn where none did on one, or a cast would match more."
+    said = [o for o in (_said_of(self.side(side), side) for side in SIDES) if o]
     if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
-        f'{"; ".join(filter(None, said.values()))}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, and are '
-        'the ids of the same kind?')
-    for o in filter(None, said.values()): warnings.warn(o, CollabWarning, stacklevel=3)
+        f'{"; ".join(said)}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, '
+        'and are the ids of the same kind?')
+    for o in said: warnings.warn(o, CollabWarning, stacklevel=3)
     return self

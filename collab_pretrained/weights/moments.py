@@ -16,6 +16,7 @@ from torch import nn
 
 from ..core import WeightsError
 from ..ids.matching import MatchReport
+from .match import match_rows
 from .roles import bare_name, find_roles, roles
 
 # %% ../../nbs/28_weights.moments.ipynb #fa87f55f
@@ -42,19 +43,20 @@ def _shape(state): return next((o.shape for o in state.values() if isinstance(o,
 def guess_names(
     opt_state:Mapping, # an optimizer's `state_dict()`
     wgts:Mapping, # name -> tensor: the model's, in its own order
-) -> list: # names in the optimizer's order; None for several groups, or where the shapes say otherwise
+) -> list|None: # names in the optimizer's order; None for several groups, or where the shapes say otherwise
     "The names of the parameters of an optimizer whose file doesn't tell, if it can be the model's own order."
     names, states = [k for k in wgts if not k.endswith(_buffers)], _states(opt_state)
-    fit = len(_groups(opt_state)) == 1 and len(names) == len(states) and all(_shape(o) in (None, wgts[k].shape) for k, o in zip(names, states))
-    return names if fit else None
+    if len(_groups(opt_state)) != 1 or len(names) != len(states): return None
+    return names if all(_shape(o) in (None, wgts[k].shape) for k, o in zip(names, states, strict=True)) else None
 
 # %% ../../nbs/28_weights.moments.ipynb #cd17dc36
 class Moments(NamedTuple):
     "What an optimizer remembers of each weight."
     kind: tuple # names of the hyperparameters that tell which optimizer it is
-    of: dict # name of a weight -> {'grad_avg', 'exp_avg', ... -> tensor of the weight's shape; 'step' -> a number}, {} where it was never stepped
+    of: dict # name of a weight -> {'grad_avg', 'exp_avg', ... -> tensor of its shape; 'step' -> a number}, {} if never stepped
 
-_of_the_run = {'params', 'lr', 'initial_lr', 'max_lr', 'min_lr', 'foreach', 'fused', 'capturable', 'differentiable', 'maximize', 'decoupled_weight_decay'}
+_of_the_run = {'params', 'lr', 'initial_lr', 'max_lr', 'min_lr', 'foreach', 'fused', 'capturable', 'differentiable', 'maximize',
+               'decoupled_weight_decay'}
 _flags = {'do_wd', 'force_train'}  # fastai keeps these with the moments, and they say how the weight is trained
 
 def _kind(opt_state):
@@ -67,33 +69,36 @@ def read_moments(
 ) -> Moments: # the same memory
     "The moments in an optimizer's state, by the names of the weights."
     states = _states(opt_state)
-    if len(names) != len(states): raise WeightsError(f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives '
-                                                     'those of the optimizer that they were taken from')
-    return Moments(_kind(opt_state), {name: {k: v for k, v in state.items() if k not in _flags} for name, state in zip(names, states)})
+    if len(names) != len(states): raise WeightsError(
+        f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives those of the '
+        'optimizer that they were taken from')
+    of = {name: {k: v for k, v in state.items() if k not in _flags} for name, state in zip(names, states, strict=True)}
+    return Moments(_kind(opt_state), of)
 
 # %% ../../nbs/28_weights.moments.ipynb #e2f22bb6
-def _match_rows(x, match):
-    "The rows of `x` under their ids' new numbers, zeros under ids that it has no row of; anything else as it is."
-    if not isinstance(x, torch.Tensor) or not x.dim() or len(x) != len(match.old_vocab): return x
-    rows = torch.from_numpy(match.rows).to(x.device)
-    res = x.new_zeros(len(rows), *x.shape[1:])
-    res[rows >= 0] = x[rows[rows >= 0]]
-    return res
+def _match_moment(x, match):
+    "What is kept of a table: rows under their ids' new numbers, zeros under new ids; anything else as it is."
+    by_row = isinstance(x, torch.Tensor) and x.dim() and len(x) == len(match.old_vocab)
+    return match_rows('moments', x, match) if by_row else x
+
+def _known_keys(keys, moments): return keys and {role: k for role, k in keys.items() if k in moments.of}
 
 def match_moments(
     moments:Moments, # over the old vocabulary
     report:MatchReport, # of the old vocabulary and the new one (see `match_classes`)
-    keys:Mapping=None, # role ('u_weight', ...) -> name of the weight, where the names are unknown (see `match_embeds`)
+    keys:Mapping|None=None, # role ('u_weight', ...) -> name of the weight, where the names are unknown (see `match_embeds`)
 ) -> Moments: # over the new vocabulary; those of other weights as they were
-    "Convert the moments of every vocabulary-indexed weight from the old vocabulary to the new one; nothing passed in is changed."
-    side = {name: roles[role] for role, names in find_roles(moments.of, keys and {r: k for r, k in keys.items() if k in moments.of}).items() for name in names}
-    return moments._replace(of={name: {k: _match_rows(v, report.side(side[name])) if name in side else v for k, v in state.items()}
-                                for name, state in moments.of.items()})
+    "Convert the moments of every vocabulary-indexed weight to the new vocabulary; nothing passed in is changed."
+    res = dict(moments.of)
+    for role, names in find_roles(moments.of, _known_keys(keys, moments)).items():
+        match = report.side(roles[role])
+        res.update({name: {k: _match_moment(v, match) for k, v in moments.of[name].items()} for name in names})
+    return moments._replace(of=res)
 
 # %% ../../nbs/28_weights.moments.ipynb #0960379a
 def _source(model, moments, keys):
     "Name of a weight of `model` -> the name under which `moments` has it."
-    found, targets = find_roles(moments.of, keys and {r: k for r, k in keys.items() if k in moments.of}), find_roles(dict(model.named_parameters()))
+    found, targets = find_roles(moments.of, _known_keys(keys, moments)), find_roles(dict(model.named_parameters()))
     by_name = {bare_name(k): k for k in moments.of}
     res = {name: by_name.get(bare_name(name)) for name, _ in model.named_parameters()}
     return {**res, **{name: found.get(role, [None])[0] for role, names in targets.items() for name in names}}
@@ -109,14 +114,16 @@ def load_moments(
     opt, # fastai's `Optimizer`, or an `OptimWrapper`; changed in place
     model:nn.Module, # whose parameters it steps
     moments:Moments, # over the model's vocabulary
-    keys:Mapping=None, # role -> name in `moments`, where the names are unknown
+    keys:Mapping|None=None, # role -> name in `moments`, where the names are unknown
 ) -> list: # names of the parameters whose moments start at zero
     "Give moments to an optimizer, by role and name; none of another kind of optimizer, or of another shape."
     sd, params, source = opt.state_dict(), dict(model.named_parameters()), _source(model, moments, keys)
     names, zero = param_names(opt, model), []
     for k, name in enumerate(names):
         state = moments.of.get(source[name])
-        if state is None or _kind(sd) != moments.kind or not _fits(state, params[name]): zero.append(name); continue
+        if state is None or _kind(sd) != moments.kind or not _fits(state, params[name]):
+            zero.append(name)
+            continue
         own = {o: _own(v, params[name]) for o, v in state.items()}
         sd['state'][k] = {**({} if 'param_groups' in sd else sd['state'][k]), **own}
     opt.load_state_dict(sd)
@@ -127,9 +134,9 @@ def carry_moments(
     opt, # the optimizer of `model`; changed in place
     model:nn.Module, # the model over the new vocabulary
     opt_state:Mapping, # the old optimizer's `state_dict()`
-    names:list, # the names of its parameters, in its order; None where nobody knows them
-    report:MatchReport=None, # of the old vocabulary and the new one; None where they are the same
-    keys:Mapping=None, # role -> name of the old weight, where the names are unknown
+    names:list|None, # the names of its parameters, in its order; None where they aren't known
+    report:MatchReport|None=None, # of the old vocabulary and the new one; None where they are the same
+    keys:Mapping|None=None, # role -> name of the old weight, where the names are unknown
 ) -> list: # names of the parameters whose moments start at zero
     "Give an optimizer the moments of an old one, row by row."
     if names is None: return param_names(opt, model)
@@ -141,11 +148,11 @@ def load_opt(
     opt, # the optimizer of `model`; changed in place
     model:nn.Module, # over the same vocabulary as the old one
     opt_state:Mapping, # the old optimizer's `state_dict()`, which it may keep
-    names:list, # the names of its parameters, in its order; None where nobody knows them
+    names:list|None, # the names of its parameters, in its order; None where they aren't known
 ) -> list: # names of the parameters whose moments start at zero
     "Give an optimizer the whole state of an old one, or where their groups differ the moments."
     own = opt.state_dict()
-    alike = _kind(own) == _kind(opt_state) and len(_groups(own)) == len(_groups(opt_state)) and len(_states(own)) == len(_states(opt_state))
-    if not alike or names not in (None, param_names(opt, model)): return carry_moments(opt, model, opt_state, names)
+    def sizes(state): return _kind(state), len(_groups(state)), len(_states(state))
+    if sizes(own) != sizes(opt_state) or names not in (None, param_names(opt, model)): return carry_moments(opt, model, opt_state, names)
     opt.load_state_dict(opt_state)
     return []

@@ -63,7 +63,7 @@ def _named_roles(wgts, keys):
 
 def find_roles(
     wgts:Mapping, # name -> anything: the names of a state dict
-    keys:Mapping=None, # role -> name, for a model of another layout; None finds the roles by the names above
+    keys:Mapping|None=None, # role -> name, for a model of another layout; None finds the roles by the names above
 ) -> dict: # role -> the names that carry it (more than one where the model keeps copies); roles that nobody carries are left out
     "Which weight means what."
     if keys is not None: return _named_roles(wgts, keys)
@@ -117,7 +117,7 @@ def load_pretrained_keys(
     model:nn.Module, # an `EmbeddingDotBias`, an `EmbeddingNN`, or a model with their names or the text classifier's; changed in place
     wgts:dict, # name -> tensor or array, tables in the current vocabulary's order; alone or as `{'model': ..., 'opt': ...}`; not changed
     *,
-    keys:Mapping=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `wgts`, where the names are unknown
+    keys:Mapping|None=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `wgts`, if unknown
 ) -> tuple: # (missing keys, unexpected keys): the model's names that got nothing, and names in `wgts` that went nowhere
     "Load what is relevant in `wgts` into `model`, in the model's own dtype and on its own device."
     wgts, model_wgts = flat_weights(wgts), model.state_dict()
