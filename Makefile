@@ -4,6 +4,9 @@
 PYTHON ?= python3
 FACTS := pyproject.toml settings.ini setup.py constraints.txt
 DEV := $(CURDIR)/.venv-test/bin
+# What the two checkers look at; the whole tree, and the whole package, as soon as their rooms are clean
+RUFF := tests tools benchmarks setup.py collab_pretrained/scale
+TY := collab_pretrained/core.py collab_pretrained/scale
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test nightly docs clean
@@ -18,6 +21,9 @@ test: export PATH := $(DEV):$(PATH)
 test: .venv-test/installed
 	@echo '== MovieLens 100K'
 	@python tools/stage_ml100k.py
+	@echo '== ruff and ty'
+	@ruff check $(RUFF)
+	@ty check $(TY)
 	@echo '== nbdev-export and nbdev-clean leave no difference'
 	@python tools/check_export.py
 	@echo '== README.md is in step with nbs/index.ipynb'

@@ -53,6 +53,14 @@ class ParamTable(DocmentTbl):
             if default is not inspect._empty: d['default'] = f'`{plain(default)}`'
 
 
+def delegate_to_dataclasses(f) -> None:
+    "Have a function that delegates to the generated `__init__` of a dataclass delegate to the class, which has a source."
+    while (to := getattr(f, '__delwrap__', None)) is not None:
+        if isinstance(to, FunctionType) and to.__code__.co_filename == '<string>':
+            f.__delwrap__ = to.__globals__[to.__qualname__.split('.')[0]]
+        f = to
+
+
 class Entry(BasicMarkdownRenderer):
     "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
     def __init__(self, sym, *args, **kwargs):
@@ -60,6 +68,7 @@ class Entry(BasicMarkdownRenderer):
             sym = getattr(
                 import_module(NbdevLookup()[sym.__name__][1][:-3].replace('/', '.')), sym.__name__
             )  # a notebook's has no source
+        delegate_to_dataclasses(sym)
         super().__init__(sym, *args, **kwargs)
         # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the
         # table would hold
