@@ -1,4 +1,4 @@
-"""What a user of collab_pretrained needs, for `from collab_pretrained.all import *`, written by hand as fastai's `all` modules are.
+"""What a user needs, for `from collab_pretrained.all import *`; written by hand, as fastai's `all` modules are.
 
 It has the names of `fastai.collab` as well, so that a notebook written for fastai runs with this one import changed.
 """

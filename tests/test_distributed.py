@@ -459,7 +459,7 @@ def test_saved_by_two_loaded_by_three(two, tmp_path):
 
 
 @pytest.mark.skipif(
-    not find_spec('torchrec'), reason='torchrec is missing; nbs/14d_torchrec.ipynb tells how to install it'
+    not find_spec('torchrec'), reason='torchrec is missing; nbs/72_scale.torchrec.ipynb tells how to install it'
 )
 @pytest.mark.parametrize('kind', ['plain', 'row_wise', 'column_wise'])
 def test_through_torchrec(two, kind, tmp_path):

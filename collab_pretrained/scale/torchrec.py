@@ -9,7 +9,7 @@ __all__ = ['to_torchrec', 'from_torchrec']
 
 # %% ../../nbs/72_scale.torchrec.ipynb #0ab186c8
 import json
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,59 +23,74 @@ from ..learner.core import CollabLearner
 from ..models.embeddings import describe
 from ..weights.folders import config_bytes
 from ..weights.pairs import fingerprint_of
+from ..weights.pretrained import Pretrained
 from ..weights.reading import json_columns
 from ..weights.roles import find_roles, roles
-from .distributed import is_sharded, share_of
-from .sharded import Pieces, check_together, mapped_weights, read_signed, start_table, torch_checkpoint
+from .distributed import is_first, is_sharded, share_of
+from .sharded import Pieces, check_together, common_name, mapped_weights, read_signed, start_in_pieces, torch_checkpoint
 
 # %% ../../nbs/72_scale.torchrec.ipynb #9f3281e3
 def _side_by_side(tables):
-    "The `tables` of one side, all whole or all in pieces, in one, with columns of zeros up to a multiple of four."
+    "The `tables` of one side, all whole or all sharded, in one, with columns of zeros up to a multiple of four."
     local = torch.cat([(o.to_local() if is_sharded(o) else o).detach() for o in tables], 1)
     local = F.pad(local, (0, -local.shape[1] % 4))
     if not is_sharded(tables[0]): return local
     from torch.distributed.tensor import DTensor
-    return DTensor.from_local(local, tables[0].device_mesh, tables[0].placements, run_check=False, shape=(len(tables[0]), local.shape[1]), stride=(local.shape[1], 1))
+    shape, mesh = torch.Size((len(tables[0]), local.shape[1])), tables[0].device_mesh
+    return DTensor.from_local(local, mesh, tables[0].placements, run_check=False, shape=shape, stride=(shape[1], 1))
 
 def _check_zeros(pieces, n, name):
     "Raise unless all columns but the first `n` are zeros; in a group each process looks at its share of the rows."
     if pieces.shape[1] == n: return
-    own = share_of(pieces.shape[0], dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else slice(0, pieces.shape[0])
+    n_rows, in_group = pieces.shape[0], dist.is_initialized()
+    own = share_of(n_rows, dist.get_rank(), dist.get_world_size()) if in_group else slice(0, n_rows)
     used = torch.tensor(float(any(pieces.take(o)[:, n:].any() for o in torch.arange(own.start, own.stop).split(2**20))))
-    if dist.is_initialized(): dist.all_reduce(used)
-    if used: raise WeightsError(f'{name} has {pieces.shape[1]} columns, and not only zeros after the first {n}; expected the zeros of `to_torchrec`, or a learner that is as wide')
+    if in_group: dist.all_reduce(used)
+    if used: raise WeightsError(
+        f'{name} has {pieces.shape[1]} columns, and not only zeros after the first {n}; expected the zeros of '
+        '`to_torchrec`, or a learner that is as wide')
 
 # %% ../../nbs/72_scale.torchrec.ipynb #aeb518cd
 def _their_names(names):
     "Side -> name, of a pattern or a dictionary."
     if isinstance(names, str): names = {'users': names.format('user'), 'items': names.format('item')}
-    if set(names) != {'users', 'items'} or len(set(names.values())) < 2: raise WeightsError(f"names={names!r}; expected a pattern with {{}} in it, or a dictionary of 'users' and 'items'")
+    if set(names) != {'users', 'items'} or len(set(names.values())) < 2: raise WeightsError(
+        f"names={names!r}; expected a pattern with {{}} in it, or a dictionary of 'users' and 'items'")
     return dict(names)
 
 def _by_side(learn):
     "Side -> the names of its tables in the model, the vectors first; name -> parameter."
     params, found = dict(get_model(learn.model).named_parameters()), {}
-    for role, (k, *_) in sorted(find_roles(params).items(), reverse=True): found.setdefault(f'{roles[role]}s', []).append(k)
+    for role, (k, *_) in sorted(find_roles(params).items(), reverse=True):
+        found.setdefault(f'{roles[role]}s', []).append(k)
     for o in params.values(): check_together(o)
     return found, params
 
+# %% ../../nbs/72_scale.torchrec.ipynb #0ecac596
+def _write_facts(learn, folder, names):
+    "Write the ids of the rows, and what is known of the model."
+    (folder/'vocab.json').write_text(json.dumps({col: list(v) for col, v in learn.vocab.items()}))
+    facts = {**describe(get_model(learn.model)), 'vocab': fingerprint_of(learn.vocab.values()), 'names': names}
+    (folder/'torchrec.json').write_bytes(config_bytes(facts))
+
 def to_torchrec(
-    learn:CollabLearner, # a learner, its tables whole or in pieces; in a group all processes must call it
-    folder, # str or Path of a new folder that all processes can reach; under `learn.path` unless absolute
-    names='embeddings.{}.weight', # how tables are called in TorchRec's state dict: a pattern with {} for 'user' and 'item', or a dictionary of 'users' and 'items'
+    learn:CollabLearner, # its tables whole or sharded; in a group all processes must call it
+    folder:str|Path, # a new folder that all processes can reach; under `learn.path` unless absolute
+    # how tables are called in TorchRec's state dict: a pattern with {} for 'user' and 'item', or a dictionary of
+    # 'users' and 'items'
+    names:str|Mapping='embeddings.{}.weight',
 ) -> Path: # the folder: safetensors files, 'vocab.json' with the id of each row, and 'torchrec.json'
     "Write a model's tables for TorchRec to load, whole or not at all."
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
-    folder, names, (tables, params), run = learn.path/folder, _their_names(names), _by_side(learn), [uuid.uuid4().hex]
-    if folder.exists(): raise SaveError(f'{folder} is there already; expected a new folder, since TorchRec reads all that is in it')
+    names, (tables, params), folder = _their_names(names), _by_side(learn), learn.path/folder
+    if folder.exists(): raise SaveError(
+        f'{folder} is there already; expected a new folder, since TorchRec reads all that is in it')
     if learn.opt is not None: learn.opt.state_dict()  # it first gives rows the weight decay that it owes them
-    if dist.is_initialized(): dist.broadcast_object_list(run)
-    tmp = folder.with_name(f'.{folder.name}.{run[0]}.tmp')
-    torch_checkpoint('save', {names[side]: _side_by_side([params[k] for k in of_side]) for side, of_side in tables.items()},
-                storage_writer=HuggingFaceStorageWriter(str(tmp), save_distributed=True))
-    if not dist.is_initialized() or not dist.get_rank():
-        (tmp/'vocab.json').write_text(json.dumps({col: list(v) for col, v in learn.vocab.items()}))
-        (tmp/'torchrec.json').write_bytes(config_bytes({**describe(get_model(learn.model)), 'vocab': fingerprint_of(learn.vocab.values()), 'names': names}))
+    tmp = folder.with_name(f'.{folder.name}.{common_name()}.tmp')
+    state = {names[side]: _side_by_side([params[k] for k in of_side]) for side, of_side in tables.items()}
+    torch_checkpoint('save', state, storage_writer=HuggingFaceStorageWriter(str(tmp), save_distributed=True))
+    if is_first():
+        _write_facts(learn, tmp, names)
         tmp.rename(folder)
     if dist.is_initialized(): dist.barrier()
     return folder
@@ -83,39 +98,56 @@ def to_torchrec(
 # %% ../../nbs/72_scale.torchrec.ipynb #c1aebf92
 def _numbering(folder):
     "The vocabulary and the configuration that `to_torchrec` wrote."
-    path = Path(folder)/'torchrec.json'
-    config = read_signed(path, 'to_torchrec', ': say with `vocab=` which ids TorchRec\'s rows have')
-    vocab = json_columns(path.with_name('vocab.json'), path.with_name('vocab.json').read_bytes())
-    if fingerprint_of(two_vocabs(vocab, folder)[0]) != config['vocab']: raise CheckpointError(f'{path.with_name("vocab.json")}: not the vocabulary that the model was saved with')
+    path, vocab_path = Path(folder)/'torchrec.json', Path(folder)/'vocab.json'
+    config = read_signed(path, 'to_torchrec', ": say with `vocab=` which ids TorchRec's rows have")
+    vocab = json_columns(vocab_path, vocab_path.read_bytes())
+    if fingerprint_of(two_vocabs(vocab, folder)[0]) != config['vocab']: raise CheckpointError(
+        f'{vocab_path}: not the vocabulary that the model was saved with')
     return vocab, config
 
 def _our_tables(pieces, tables, n_rows, name):
     "The `Pieces` of the vectors and, where there are any, the biases of one side; `tables` are the learner's."
     n, width, both = tables[0].shape[1], pieces.shape[1:], sum(o.shape[1] for o in tables)
-    if pieces.shape[:1] != (n_rows,) or width not in [(o,) for o in (n, n + -n % 4, both, both + -both % 4)]: raise WeightsError(
-        f'{name} has shape {pieces.shape}; expected {(n_rows, both + -both % 4)}, for {n_rows} rows of the vocabulary, {n} factors and a bias')
+    if pieces.shape[:1] != (n_rows,) or width not in [(o,) for o in (n, n + -n % 4, both, both + -both % 4)]:
+        raise WeightsError(f'{name} has shape {pieces.shape}; expected {(n_rows, both + -both % 4)}, for {n_rows} rows '
+                           f'of the vocabulary, {n} factors and a bias')
     _check_zeros(pieces, min(both, *width), name)
     bias = Pieces([((0, 0), torch.zeros(1, 1).expand(n_rows, 1))]) if width == (n,) else pieces.columns(n, n+1)
     return [pieces.columns(0, n), bias][:len(tables)]
 
 # %% ../../nbs/72_scale.torchrec.ipynb #26f64cb5
+def _read_theirs(folder, names):
+    "Name -> `Pieces` of what TorchRec saved."
+    if not list(folder.glob('*.safetensors')): raise CheckpointNotFoundError(
+        f"{folder}: no safetensors files in it; expected what TorchRec's script saved with `save(model.state_dict(), "
+        'storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True))` of torch.distributed.checkpoint')
+    found = mapped_weights(folder)
+    if lost := [o for o in names.values() if o not in found]: raise WeightsError(
+        f'{folder}: no {examples(lost)} among {examples(list(found), 8)}; expected `names=` to say how the tables are '
+        'called there')
+    return found
+
 def from_torchrec(
-    learn:CollabLearner, # a learner over any ids, its tables whole or in pieces; in a group all processes must call it; changed in place
-    folder, # str or Path of what TorchRec saved through `HuggingFaceStorageWriter`, however it was spread; under `learn.path` unless absolute
-    vocab=None, # the ids of TorchRec's rows: the folder of `to_torchrec` that it started from, {column: names of rows}, or a list of two; None where `folder` is that of `to_torchrec`
-    names=None, # how tables are called in TorchRec's state dict, as `to_torchrec` takes it; None for what `to_torchrec` noted, else its default
+    # over any ids, its tables whole or sharded; in a group all processes must call it; changed in place
+    learn:CollabLearner,
+    # what TorchRec saved through `HuggingFaceStorageWriter`, however it was spread; under `learn.path` unless absolute
+    folder:str|Path,
+    # the ids of TorchRec's rows: the folder of `to_torchrec` that it started from, {column: names of rows}, or a list
+    # of two; None where `folder` is that of `to_torchrec`
+    vocab:str|Path|Mapping|list|None=None,
+    # how tables are called in TorchRec's state dict, as `to_torchrec` takes it; None for what `to_torchrec` noted,
+    # else its default
+    names:str|Mapping|None=None,
     *,
     min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a row; 0 to 1
 ) -> CollabLearner: # `learn`, with a new optimizer and its `match_report`
-    "Start a learner from the tables that TorchRec trained; in pieces each process reads its own rows."
+    "Start a learner from the tables that TorchRec trained; each process reads its own rows."
     folder, meta = learn.path/folder, {}
-    if vocab is None or isinstance(vocab, (str, Path)): vocab, meta = _numbering(folder if vocab is None else learn.path/vocab)
+    if vocab is None or isinstance(vocab, (str, Path)): vocab, meta = _numbering(learn.path/(vocab or folder))
     names = _their_names(names or meta.get('names', 'embeddings.{}.weight'))
-    if not list(folder.glob('*.safetensors')): raise CheckpointNotFoundError(f"{folder}: no safetensors files in it; expected what TorchRec's script saved with "
-        '`save(model.state_dict(), storage_writer=HuggingFaceStorageWriter(folder, save_distributed=True))` of torch.distributed.checkpoint')
-    theirs, (tables, params) = mapped_weights(folder), _by_side(learn)
-    if lost := [o for o in names.values() if o not in theirs]: raise WeightsError(f'{folder}: no {examples(lost)} among {examples(list(theirs), 8)}; expected `names=` to say how the tables are called there')
-    pieces = {}
-    for side, v in zip(('users', 'items'), two_vocabs(vocab, str(folder))[0]):
-        pieces.update(zip(tables[side], _our_tables(theirs[names[side]], [params[k] for k in tables[side]], len(v), f'{folder}: {names[side]}')))
-    return start_table(learn, (pieces, vocab, meta, str(folder)), min_overlap)
+    theirs, (tables, params), wgts = _read_theirs(folder, names), _by_side(learn), {}
+    for side, v in zip(('users', 'items'), two_vocabs(vocab, str(folder))[0], strict=True):
+        ours = [params[k] for k in tables[side]]
+        found = _our_tables(theirs[names[side]], ours, len(v), f'{folder}: {names[side]}')
+        wgts.update(zip(tables[side], found, strict=True))
+    return start_in_pieces(learn, Pretrained(wgts, vocab, meta, str(folder)), min_overlap)
