@@ -11,8 +11,9 @@ __all__ = ['CollabDataset', 'rating_blocks', 'row_counts', 'CollabDL', 'batch_sl
 # %% ../../nbs/34_data.loaders.ipynb #811b1715
 import inspect
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -34,17 +35,17 @@ from .splits import fresh_seed, split_ratings
 @dataclass(eq=False, repr=False)
 class CollabDataset:
     "Ratings as tensors, with the vocabularies of their ids."
-    tensors: tuple  # x, int64 (n, 2), the user and item row of each rating, and y, float32 (n, 1), unless the ratings are unknown
+    tensors: tuple  # x, int64 (n, 2), users' and items' rows, and y, float32 (n, 1), unless the ratings are unknown
     classes: dict  # the name of the user column and its `Vocab`, then of the item column
     rating_name: str|int|None = None  # name of the rating column; None where each row counts as a 1
     id_cast: object = None  # what new ids go through first, as in `read_ratings`; None for nothing
     time_name: str|int|None = None  # name of the time column; None where there is none
     times: Tensor|None = None  # (n,), int64 or float64, as `sortable_times` gives them; None where they are unknown
-    weights: Tensor|None = None  # (n,), float32, above 0: a weight of 2 is the same as the row twice; None where all are 1
+    weights: Tensor|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None where all are 1
     n_inp = 1  # of a batch's tensors, those that go into the model
 
     @property
-    def implicit(self) -> bool: return self.rating_name is None  # clicks or the like: there is nothing to predict, only to rank
+    def implicit(self) -> bool: return self.rating_name is None  # clicks or the like: nothing to predict, only to rank
     @property
     def cat_names(self): return list(self.classes)  # fastai's `get_emb_sz` asks for it
     def __len__(self): return len(self.tensors[0])
@@ -68,8 +69,10 @@ def decode(self:CollabDataset,
 ) -> pd.DataFrame: # the user, item and rating columns, in the caller's ids
     "A batch as the table that it came from."
     x, *y = (o.detach().cpu().numpy() for o in b)
-    res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in zip(self.classes.items(), x.T, strict=True)}
-    return pd.DataFrame({**res, **({self.rating_name or 'rating': y[0].reshape(len(x))} if y else {})})
+    columns = zip(self.classes.items(), x.T, strict=True)
+    res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in columns}
+    if y: res[self.rating_name or 'rating'] = y[0].reshape(len(x))
+    return pd.DataFrame(res)
 
 @patch(as_prop=True)
 def items(self:CollabDataset) -> pd.DataFrame:
@@ -79,7 +82,7 @@ def items(self:CollabDataset) -> pd.DataFrame:
 # %% ../../nbs/34_data.loaders.ipynb #f9d0f2f4
 def rating_blocks(
     ds, # a dataset of ratings, ours or fastai's
-): # iterable of (x, y), or (x,) where the ratings are unknown: x, int64 (n, 2), the user and item rows; y, float32 (n, 1); None for another dataset
+) -> Iterable|None: # of (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1); None for another dataset
     "The ratings of a dataset, a part at a time."
     if hasattr(ds, 'blocks'): return ds.blocks()
     if not hasattr(ds, 'cats'): return None
@@ -88,8 +91,8 @@ def rating_blocks(
 
 def row_counts(
     dls, # `DataLoaders` of ratings, ours or fastai's
-): # list of two arrays, for users and for items, int64 (rows): how many training ratings each row has; None for other loaders
-    "How often each row is trained in an epoch, and was trained where `dls.past` tells of ratings that are no longer at hand."
+) -> list|None: # for users and for items, int64 (rows): how many training ratings each row has; None for other loaders
+    "How many ratings each row is trained on, those included that `dls.past` counts and that are no longer at hand."
     res, blocks = [np.zeros(len(o), dtype=np.int64) for o in dls.classes.values()], rating_blocks(dls.train_ds)
     for x, *_ in blocks or ():
         for counts, rows in zip(res, x.cpu().numpy().T): counts += np.bincount(rows, minlength=len(counts))
@@ -131,7 +134,7 @@ class CollabDL(TfmdDL):
         shuffle=False, # another order each epoch? False for the order of the table
         seed=None, # integer that fixes the order of every epoch; None for `fresh_seed`
         num_workers=0, # accepted as fastai's loaders do: there are no worker processes
-        **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and other parameters of fastai's loader
+        **kwargs, # `drop_last`, `n` (use the first n rows), `device`, `after_batch` and others of fastai's loader
     ):
         check_rows(bs, 'bs')
         if kwargs.get('n') is not None: kwargs['n'] = max(min(kwargs['n'], len(dataset)), 0)
@@ -145,9 +148,10 @@ class CollabDL(TfmdDL):
     def __len__(self): return len(batch_sizes(self.n, self.bs, self.drop_last))
     def randomize(self): self.epoch += 1
     def decode(self, b): return self.dataset.decode(b)
-    def _pre_show_batch(self, b, max_n=9): return self.decode(b), None, None  # fastai's: a batch shows itself as a whole
+    def _pre_show_batch(self, b, max_n=9): return self.decode(b), None, None  # a batch shows itself as a whole
     def get_idxs(self):
-        return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n) if self.shuffle else np.arange(self.n)
+        if not self.shuffle: return np.arange(self.n)
+        return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n)
 
     def new(self,
         dataset=None, # another `CollabDataset`; None for the same
@@ -171,9 +175,11 @@ def create_batches(self:CollabDL,
     samps, # positions of the rows to visit, in order: an array or any iterable of integers
 ): # yields (x, y) or (x,), on the loader's device
     "Gather rows by the million and slice batches off."
-    idxs = torch.as_tensor(samps if isinstance(samps, (np.ndarray, torch.Tensor)) else np.fromiter(samps, dtype=np.int64))
+    if not isinstance(samps, (np.ndarray, Tensor)): samps = np.fromiter(samps, dtype=np.int64)
+    idxs = torch.as_tensor(samps)
     ds, device = self.dataset, self.device or torch.device('cpu')
-    if ds.tensors[0].device != device and _fits(sum(o.nbytes for o in ds.tensors), device): ds.tensors = to_device(ds.tensors, device)
+    if ds.tensors[0].device != device and _fits(sum(o.nbytes for o in ds.tensors), device):
+        ds.tensors = to_device(ds.tensors, device)
     sizes, done, per_block = batch_sizes(len(idxs), self.bs, self.drop_last), 0, max(_block_rows//self.bs, 1)
     for k in range(0, len(sizes), per_block):
         n = sum(sizes[k:k+per_block])
@@ -269,7 +275,8 @@ def rows_or_na(
     if is_expected: rows[rows < 0] = vocab.na_row
     if is_expected or not len(unknown): return rows
     n, n_all = int(counts[rows < 0].sum()), int(counts.sum())
-    seen = f'column {name!r}: {n} of {n_all} rows have unknown ids ({examples(unknown)}), which do not match the vocabulary ({examples(vocab.ids)})'
+    seen = (f'column {name!r}: {n} of {n_all} rows have unknown ids ({examples(unknown)}), which do not match the '
+            f'vocabulary ({examples(vocab.ids)})')
     hint = ''.join(f'. {o}' for o in match_vocab(vocab, Vocab(unknown)).hints()[:1]) if n*2 > n_all else ''
     kinds = [_kinds[Vocab(o).kind] for o in (ids, vocab.ids)]
     if kinds[0] != kinds[1] and len(vocab.ids): raise RatingsError(
@@ -338,11 +345,12 @@ def _split(table, splits, valid_pct, seed):
 
 # %% ../../nbs/34_data.loaders.ipynb #dbaf07cd
 def _rows(table, classes, is_own=False):
-    "For users and for items, the row of each distinct id; ids that a vocabulary of the table's own lacks were rare, which is no news."
+    "For users and for items, the row of each distinct id; nothing is said of ids that the table's own vocabulary lacks."
     res = []
-    for (name, vocab), ids, codes in zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items)):
-        if is_own: res.append(np.arange(1, len(vocab)) if len(vocab) == len(ids) + 1 else rows_or_na(vocab, ids, None, name, True))  # after '#na#', where none is rare
-        else: res.append(rows_or_na(vocab, ids, np.bincount(codes, minlength=len(ids)), name))
+    sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items), strict=True)
+    for (name, vocab), ids, codes in sides:
+        if is_own and len(vocab) == len(ids) + 1: res.append(np.arange(1, len(vocab)))  # all ids, behind '#na#'
+        else: res.append(rows_or_na(vocab, ids, np.bincount(codes, minlength=len(ids)), name, is_expected=is_own))
     return res
 
 def _dataset(table, idx, rows, classes, id_cast, time_name=None):
@@ -394,36 +402,36 @@ def _report(table, train, valid, rows, classes):
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     report: SplitReport|None = None  # what the split asks of a model; None where it wasn't made here
-    past: list|None = None  # for users and for items, ids and how many ratings each was trained on that are no longer at hand
+    past: list|None = None  # for users and for items, ids and how many ratings of each are no longer at hand
     @classmethod
     def from_df(cls,
-        ratings, # table with a row for each rating: pandas, polars or pyarrow; it is not changed, and its index is ignored
-        valid_pct=0.2, # share to validate on, 0 to below 1
+        ratings, # table with a row for each rating, as `read_ratings` takes it; its index is ignored
+        valid_pct:float=0.2, # share to validate on, 0 to below 1
         user_name=None, # name of the user column; None for the first
         item_name=None, # name of the item column; None for the second
         rating_name=None, # name of the rating column; None for the third
-        seed=None, # integer that fixes the split and the order of every epoch; None for `fresh_seed`
-        path='.', # folder for what a learner saves
+        seed:int|None=None, # integer that fixes the split and the order of every epoch; None for `fresh_seed`
+        path:str|Path='.', # folder for what a learner saves
         *,
-        bs=64, # rows in a training batch, 1 or more
-        val_bs=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least: nothing is learned from them
-        shuffle=True, # another order of the training part each epoch?
+        bs:int=64, # rows in a training batch, 1 or more
+        val_bs:int|None=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least
+        shuffle:bool=True, # another order of the training part each epoch?
         device=None, # where batches are; None for fastai's default
-        splits=None, # 'random', 'time', 'user_time', 'last_n', 'by_user', 'by_item', or (train, valid) positions; None for 'random'
-        time_name=None, # name of the time column, for splits by time and `duplicates='last'`, and for models to whom the age of a rating matters; None for none
-        weight_name=None, # name of a column of weights, numbers above 0, of which 2 is the same as the row twice; None for none
-        vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids of `ratings`
-        id_cast=None, # what every id goes through first: a function, the name of one in `id_casts`, or a dict from column name to either
-        min_count=0, # ids with fewer training ratings share the row of '#na#'
-        duplicates='keep', # rows of one (user, item): 'keep' all, keep the 'last', their 'mean', or 'raise'
-        on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
-        implicit=False, # count every row as a rating of 1 and read no rating column?
-        val_shuffle=False, # shuffle the validation part?
-        drop_last=False, # leave out a last training batch of fewer than `bs` rows?
-        n=None, # train on the first n rows of the training part; None for all
+        splits=None, # a name that `split_ratings` knows, or positions (train, valid); None for 'random'
+        time_name=None, # name of the time column, for splits, `duplicates='last'` and the age of ratings; None for none
+        weight_name=None, # name of a column of weights above 0, of which 2 is the same as the row twice; None for none
+        vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids
+        id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
+        min_count:int=0, # ids with fewer training ratings share the row of '#na#'
+        duplicates:str='keep', # rows of one (user, item): 'keep' all, keep the 'last', their 'mean', or 'raise'
+        on_missing:str='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
+        implicit:bool=False, # count every row as a rating of 1 and read no rating column?
+        val_shuffle:bool=False, # shuffle the validation part?
+        drop_last:bool=False, # leave out a last training batch of fewer than `bs` rows?
+        n:int|None=None, # train on the first n rows of the training part; None for all
         after_batch=None, # transforms of a batch, as in fastai; None for none
-        dl_kwargs=None, # list of two dicts, more parameters for each `CollabDL`; None for none
-        shuffle_train=None, # fastai's old name of `shuffle`; None for `shuffle`
+        dl_kwargs:list|None=None, # list of two dicts, more parameters for each `CollabDL`; None for none
+        shuffle_train:bool|None=None, # fastai's old name of `shuffle`; None for `shuffle`
         num_workers=0, # this and the next two are accepted as fastai does, and not needed: no processes are started
         pin_memory=False, # see `num_workers`
         verbose=False, # see `num_workers`
@@ -432,10 +440,9 @@ class CollabDataLoaders(DataLoaders):
         for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
         if n is not None: check_rows(n, 'n', what='ratings to train on')
         check_vocab_or_count(vocab, min_count)
-        seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
-        table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name, id_cast=id_cast,
-                             on_missing=on_missing, implicit=implicit)
-        table = table.merge_repeats(duplicates)
+        seed = fresh_seed() if seed is None else seed
+        table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name,
+                             id_cast=id_cast, on_missing=on_missing, implicit=implicit).merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)
         if not len(train): raise RatingsError(
             f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and '
@@ -445,13 +452,14 @@ class CollabDataLoaders(DataLoaders):
         rows = _rows(table, classes, is_own=vocab is None)
         report = _report(table, train, valid, rows, classes)
         dss = [_dataset(table, idx, rows, classes, id_cast, time_name) for idx in (train, valid)]
-        kws = [dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n),
-               dict(bs=max(bs, 4096) if val_bs is None else val_bs, shuffle=val_shuffle)]
-        dls = [CollabDL(ds, **{'seed': seed, 'device': device, 'after_batch': after_batch, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}])]
+        common = {'seed': seed, 'device': default_device() if device is None else torch.device(device), 'after_batch': after_batch}
+        kws = [{'bs': bs, 'shuffle': shuffle if shuffle_train is None else shuffle_train, 'drop_last': drop_last, 'n': n},
+               {'bs': max(bs, 4096) if val_bs is None else val_bs, 'shuffle': val_shuffle}]
+        dls = [CollabDL(ds, **{**common, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}], strict=True)]
         if not len(dls[0]): raise RatingsError(
             f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected '
             'one at least')
-        res = cls(*dls, path=path, device=device)
+        res = cls(*dls, path=path, device=common['device'])
         res.report = report
         return res
 
@@ -476,7 +484,7 @@ def with_datasets(dls:CollabDataLoaders, datasets:list) -> CollabDataLoaders:
 
 @patch
 def test_dl(self:CollabDataLoaders,
-    test_items, # table with the user and item columns under the names they had in training, or one row of it; its order is kept
+    test_items, # table with the user and item columns of training, or one row of it; its order is kept
     rm_type_tfms=None, # accepted as fastai does, and not used
     with_labels=None, # read the ratings as well? None for yes if their column is there
     bs:int|None=None, # rows in a batch, 1 or more; None for the validation loader's
@@ -488,9 +496,11 @@ def test_dl(self:CollabDataLoaders,
     if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
     if with_labels is None: with_labels = ds.rating_name in schema_names(test_items)
     implicit = not with_labels or ds.rating_name is None
-    table = read_ratings(test_items, *ds.classes, None if implicit else ds.rating_name, id_cast=ds.id_cast, implicit=implicit)
+    rating_name = None if implicit else ds.rating_name
+    table = read_ratings(test_items, *ds.classes, rating_name, id_cast=ds.id_cast, implicit=implicit)
     tensors = _dataset(table, np.arange(len(table)), _rows(table, ds.classes), ds.classes, ds.id_cast).tensors
-    return self.valid.new(ds.new(tensors if with_labels else tensors[:1]), bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
+    ds = ds.new(tensors if with_labels else tensors[:1])
+    return self.valid.new(ds, bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
 
 # %% ../../nbs/34_data.loaders.ipynb #378d5c56
 @patch(cls_method=True)

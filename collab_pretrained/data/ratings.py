@@ -129,8 +129,8 @@ def read_ratings(
     time_name=None, # name of the time column: numbers, timestamps, or text that holds dates; None for none
     weight_name=None, # name of a column of weights above 0, of which 2 is the same as the row twice; None for none
     id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
-    on_missing='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
-    implicit=False, # count every row as a rating of 1 and read no rating column?
+    on_missing:str='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
+    implicit:bool=False, # count every row as a rating of 1 and read no rating column?
 ) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
     ratings = open_table(ratings)
@@ -209,7 +209,7 @@ def _seen_before(pairs):
 
 @patch
 def merge_repeats(self:Ratings,
-    how='keep', # 'keep' all rows, make one of each pair by its 'last' or by their 'mean', or 'raise'
+    how:str='keep', # 'keep' all rows, make one of each pair by its 'last' or by their 'mean', or 'raise'
 ) -> Ratings: # in the order of the table; itself where nothing repeats or all is kept
     "Count the rows that repeat a (user, item) pair, say so, and make one of them if asked."
     check_choice(how, ('keep', 'last', 'mean', 'raise'), 'duplicates')

@@ -37,8 +37,8 @@ def check_valid_pct(valid_pct):
         f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 
 def split_random(
-    n, # ratings, 0 or more
-    valid_pct=0.2, # share of the ratings to validate on, 0 to below 1; rounded down to whole ratings
+    n:int, # ratings, 0 or more
+    valid_pct:float=0.2, # share of the ratings to validate on, 0 to below 1; rounded down to whole ratings
     seed=None, # an integer that fixes the draw; None reads torch's global seed
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Split `n` ratings at random."
@@ -113,7 +113,7 @@ def sortable_times(
 # %% ../../nbs/30_data.splits.ipynb #1a913b87
 def split_time(
     times, # (n,): when each rating was given, in any form that `sortable_times` takes
-    valid_pct=0.2, # share of the ratings to validate on, 0 to below 1; met as nearly as ties allow
+    valid_pct:float=0.2, # share of the ratings to validate on, 0 to below 1; met as nearly as ties allow
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Validate on the latest ratings."
     check_valid_pct(valid_pct)

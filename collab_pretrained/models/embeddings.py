@@ -29,7 +29,8 @@ def _side_grads(rows, grads, n_rows, is_sparse):
     if not is_sparse: return [o.new_zeros(n_rows, o.shape[1]).index_add_(0, rows, o) for o in grads]
     rows, place = rows.unique(return_inverse=True)
     sums = [o.new_zeros(len(rows), o.shape[1]).index_add_(0, place, o) for o in grads]
-    return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), is_coalesced=True, check_invariants=False) for o in sums]
+    known = {'is_coalesced': True, 'check_invariants': False}
+    return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), **known) for o in sums]
 
 def _linked(vectors, table, rows):
     "Vectors that were looked up in a table, with their derivative by it where a second one is wanted."
@@ -58,10 +59,11 @@ class _DotBias(torch.autograd.Function):
 def _is_plain(emb):
     "Whether `emb` looks rows up and does nothing else: no hooks, and a table on the CPU."
     hooks = emb._forward_hooks or emb._forward_pre_hooks or emb._backward_hooks or emb._backward_pre_hooks
-    return type(emb) is Embedding and type(emb.weight) is nn.Parameter and emb.weight.device.type == 'cpu' and emb.max_norm is None and not hooks
+    is_ours = type(emb) is Embedding and type(emb.weight) is nn.Parameter and emb.max_norm is None
+    return is_ours and emb.weight.device.type == 'cpu' and not hooks
 
 def _by_lookup(tables):
-    "Whether torch should find the gradient: while a model is compiled or in half precision, and where tables are not plain."
+    "Whether torch should find the gradient: of a compiled model, in half precision, or of tables that are not plain."
     return torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu') or not all(map(_is_plain, tables))
 
 # %% ../../nbs/40_models.embeddings.ipynb #3f1d2892
@@ -87,7 +89,8 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
         return res if self.y_range is None else torch.sigmoid(res)*(self.y_range[1] - self.y_range[0]) + self.y_range[0]
 
     def _looked_up(self, users, items):
-        return (self.u_weight(users)*self.i_weight(items)).sum(1) + self.u_bias(users).squeeze(-1) + self.i_bias(items).squeeze(-1)
+        dot = (self.u_weight(users)*self.i_weight(items)).sum(1)
+        return dot + self.u_bias(users).squeeze(-1) + self.i_bias(items).squeeze(-1)
 
     @torch.jit.unused
     def _within_limits(self, res): return res if self.limits is None or self.training else res.clamp(*self.limits)
@@ -160,7 +163,8 @@ def collab_splitter(
     found = find_roles(params)
     if not found: raise WeightsError(
         f'no table of users or items among {examples(list(params), 8)}; expected the names of a known model')
-    sides = [[params.pop(name) for role, names in found.items() if roles[role] == side for name in names] for side in ('item', 'user')]
+    names = {side: [o for role, names in found.items() if roles[role] == side for o in names] for side in ('item', 'user')}
+    sides = [[params.pop(o) for o in names[side]] for side in names]
     return [o for o in (*sides, list(params.values())) if o]
 
 # %% ../../nbs/40_models.embeddings.ipynb #2afd03f3
@@ -175,7 +179,7 @@ def table_widths(
 # %% ../../nbs/40_models.embeddings.ipynb #b493f01a
 def embedding_sizes(
     classes:Mapping, # column -> names of the rows: users, items, and what else a network of fastai's looks up
-    emb_szs:Mapping|list|None=None, # column -> width; or a list of a width or of (rows, width) for each; None takes fastai's rule: min(600, round(1.6 * rows**0.56))
+    emb_szs:Mapping|list|None=None, # column -> width, or a list of widths or (rows, width); None takes fastai's rule
 ) -> list: # of (rows, width) for each column
     "How large the embeddings of a network are."
     rows = {col: len(names) for col, names in classes.items()}
@@ -200,7 +204,7 @@ def _activation(name):
     except TypeError: return None
 
 def _act_name(model):
-    "The name in `torch.nn` of a network's activation; what it is in full where that isn't enough to make it again; 'ReLU' for no hidden layer."
+    "The name in `torch.nn` of a network's activation, or what it is in full where that doesn't make it again."
     others = nn.Linear, nn.BatchNorm1d, nn.Dropout, SigmoidRange
     act = next((o for o in model.layers.modules() if not (isinstance(o, others) or list(o.children()))), nn.ReLU())
     name = type(act).__name__
@@ -208,7 +212,7 @@ def _act_name(model):
 
 def describe(
     model:nn.Module, # any model; `EmbeddingDotBias` and `EmbeddingNN` can be made again
-) -> dict: # 'kind' and 'y_range'; 'n_factors' of a dot product; 'widths' of its two embeddings, 'layers', 'use_bn', 'bn_final' and 'act' of a network
+) -> dict: # 'kind' and 'y_range'; 'n_factors' of a dot product; 'widths', 'layers', 'use_bn', 'bn_final', 'act' of a network
     "What a model is, in words and numbers that JSON can hold."
     res = {'kind': type(model).__name__, 'y_range': y_range_of(model)}
     if isinstance(model, collab.EmbeddingDotBias): return {**res, 'n_factors': model.u_weight.embedding_dim}
@@ -224,7 +228,8 @@ def make_described(
 ) -> nn.Module: # untrained
     "The model that `config` describes, over a vocabulary."
     y_range = config.get('y_range') and tuple(config['y_range'])
-    if config.get('kind') == 'EmbeddingDotBias': return EmbeddingDotBias.from_classes(config['n_factors'], classes, y_range=y_range)
+    if config.get('kind') == 'EmbeddingDotBias':
+        return EmbeddingDotBias.from_classes(config['n_factors'], classes, y_range=y_range)
     if config.get('kind') != 'EmbeddingNN': raise WeightsError(
         f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make "
                                                                'another model yourself and start it with '
@@ -234,5 +239,5 @@ def make_described(
         f"a network whose activation is {config['act']}; expected one of `torch.nn` with its defaults: make the model "
         "yourself and start it "
                                        'with `load_pretrained_keys`')
-    return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], use_bn=config['use_bn'], y_range=y_range,
-                       bn_final=config.get('bn_final', False), act_cls=act)
+    how = {'use_bn': config['use_bn'], 'bn_final': config.get('bn_final', False), 'act_cls': act}
+    return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], y_range=y_range, **how)

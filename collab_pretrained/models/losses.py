@@ -46,7 +46,7 @@ def softmax_loss(
 
 # %% ../../nbs/43_models.losses.ipynb #e236d1bc
 def _slopes(u, i_weight, *pulls):
-    "Gradients of a dot product's tables: `pulls` are places among the scores of all items, laid out flat, and the gradient of the loss there."
+    "Gradients of a dot product's tables, of `pulls`: places among the scores of all items, and the gradient there."
     g = u.new_zeros(len(u)*len(i_weight))
     for places, pull in pulls: g.index_add_(0, places, pull)
     g = g.view(len(u), -1)

@@ -22,7 +22,7 @@ from ..weights.roles import find_roles, roles
 
 # %% ../../nbs/46_models.optim.ipynb #4514bd3e
 class FusedAdam(Optimizer):
-    "fastai's `Adam` with decoupled weight decay, computed by torch's fused AdamW; tables with a sparse gradient are stepped by row."
+    "fastai's `Adam` with decoupled weight decay, by torch's fused AdamW; tables with a sparse gradient step by row."
     def __init__(self,
         params, # parameters, or a list of lists of them: one for each group
         lr:float, # learning rate, above 0
@@ -34,7 +34,7 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
         self.owed = {}  # table that was stepped by row -> `_Owed`
         self.zeros = {}  # parameter -> the zeros that stand for its gradient between steps, and their version
-        self.anchors = {}  # of the next step alone: table -> what its rows are pulled to, and how strongly, (rows, 1); see `AnchorCallback`
+        self.anchors = {}  # of the next step: table -> what its rows are pulled to, and how strongly; see `AnchorCallback`
 
     def zero_grad(self):
         "Set the gradients to zero: to tensors of zeros that are kept, and not written again unless somebody changed them."
@@ -70,27 +70,32 @@ def step(self:FusedAdam,
 ):
     "Change every parameter that has a gradient."
     if closure is not None: raise NotImplementedError('FusedAdam takes no closure, as fastai\'s optimizers do not')
-    alike = {}  # kind of tensor, which torch doesn't mix, and hyperparameters -> the dense parameters that have them, of whichever group
+    alike = {}  # kind of tensor, which torch doesn't mix, and hyperparameters -> dense parameters that have them
     with torch.no_grad():
         for pg, hyper in zip(self.param_lists, self.hypers):
             for p in pg:
                 if p.grad is None or not p.requires_grad: continue
                 state = self.state[p]
-                if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
+                if 'grad_avg' not in state:
+                    state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
                 state['step'] += 1
-                hypers = tuple(float(hyper[k]) if k != 'wd' or state.get('do_wd', True) else 0. for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
+                decayed = {**hyper, 'wd': hyper['wd'] if state.get('do_wd', True) else 0.}
+                hypers = tuple(float(decayed[k]) for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
                 if p.grad.is_sparse: self._step_rows(p, *hypers)
                 else: alike.setdefault((type(p.data), hypers), []).append(p)
-        for (_, hypers), params in alike.items(): _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
+        for (_, hypers), params in alike.items():
+            _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
     self.anchors = {}
 
 # %% ../../nbs/46_models.optim.ipynb #0f85fe95
 class _Owed:
     "What steps that passed rows of a table by would have made of them: `left*row + drawn*anchor`."
     def __init__(self, p, anchor=None, pull=None):
-        self.anchor, self.held, self.strength = (None, None, 0.) if anchor is None else (anchor, (pull > 0).flatten(), pull.max().item())
-        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free row and of a held one; what a held one has of its anchor
-        self.paid = torch.zeros(1 if anchor is None else 2, len(p), dtype=torch.float64, device=p.device)  # the same up to when each row was last paid
+        self.anchor, self.held, self.strength = anchor, None, 0.
+        if anchor is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
+        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free and of a held row; its anchor's share
+        n_kinds = 1 if anchor is None else 2
+        self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same, when each row was last paid
 
     def add(self, lr, wd):
         pull = min(lr*self.strength, 1 - 1e-9)
@@ -117,7 +122,8 @@ def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     tables = p, state['grad_avg'], state['sqr_avg']
     part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
     if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
-    _fused_step([part], [grad.values()], [dict(grad_avg=grad_avg, sqr_avg=sqr_avg, step=state['step'])], lr, wd, *hypers)
+    averages = {'grad_avg': grad_avg, 'sqr_avg': sqr_avg, 'step': state['step']}
+    _fused_step([part], [grad.values()], [averages], lr, wd, *hypers)
     for table, o in zip(tables, (part, grad_avg, sqr_avg)): table.index_copy_(0, rows, o)
     if p not in self.owed:
         if not wd and anchor is None: return

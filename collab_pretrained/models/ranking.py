@@ -47,14 +47,17 @@ class RankingDL(CollabDL):
         self.min_rating = min_rating
         self.positives = torch.nonzero(is_positive(dataset.tensors[1][:self.n], min_rating)).flatten().cpu().numpy()
 
-    def __len__(self): return len(batch_sizes(len(self.positives), self.bs, self.drop_last)) if self.shuffle else super().__len__()
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
+    def __len__(self):
+        return len(batch_sizes(len(self.positives), self.bs, self.drop_last)) if self.shuffle else super().__len__()
+    def new(self, dataset=None, cls=None, **kwargs):
+        return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
 
 # %% ../../nbs/45_models.ranking.ipynb #19fec20b
 @patch
 def get_idxs(self:RankingDL):
     if not self.shuffle: return np.arange(self.n)
-    rng, users = np.random.default_rng((self.seed % 2**64, self.epoch)), self.dataset.tensors[0][:,0].cpu().numpy()[self.positives]
+    rng = np.random.default_rng((self.seed % 2**64, self.epoch))
+    users = self.dataset.tensors[0][:,0].cpu().numpy()[self.positives]
     order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
     if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
     return self.positives[order[turn[users[order]].argsort(kind='stable')]]
@@ -64,7 +67,8 @@ def _is_whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, 
 
 def _check_ranking(min_rating, n_neg):
     "Raise for what can't be the parameters of a `Ranking`."
-    is_rating = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool) and np.isfinite(min_rating)
+    is_number = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool)
+    is_rating = is_number and np.isfinite(min_rating)
     if not (is_rating or min_rating in ('mean', None)): raise RatingsError(
         f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
     if n_neg is not None and not (_is_whole(n_neg) and 1 <= n_neg <= 2**20): raise RatingsError(
@@ -78,16 +82,18 @@ class Ranking(Callback):
     learn: Any  # the learner, while there is one
     from_old_save = False  # made from a save that doesn't say from which rating on a rating is positive?
     def __init__(self,
-        min_rating:float|str|None='mean', # a rating from which on it is positive; 'mean' for the mean of the first ratings it is trained on; None if every row is
+        min_rating:float|str|None='mean', # a rating from which on it is positive; 'mean' of the first ratings; None for all
         n_neg:int|None=None, # unseen items to compare with, 1 or more; None for the loss's own number
         seed:int|None=None, # of what is drawn; None for that of the loaders
     ):
         _check_ranking(min_rating, n_neg)
-        self.min_rating, self.n_neg, self.seed, self.unseen, self.generator = min_rating, n_neg or self.n_neg, seed, {}, None
+        self.min_rating, self.n_neg, self.seed = min_rating, n_neg or self.n_neg, seed
+        self.unseen, self.generator = {}, None
 
     def __getstate__(self): return {**self.__dict__, 'unseen': {}, 'generator': None, 'pairs': None}
     def __repr__(self): return f'{type(self).__name__}(min_rating={self.min_rating!r}, n_neg={self.n_neg})'
-    def config(self) -> dict: return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
+    def config(self) -> dict:
+        return {'kind': type(self).__name__.lower(), 'min_rating': self.min_rating, 'n_neg': self.n_neg}
 
 # %% ../../nbs/45_models.ranking.ipynb #ed40d655
 @patch
@@ -164,16 +170,17 @@ def loss_func(self:Ranking,
     use = is_positive(y, self.threshold(train.tensors[1], train.weights)) & (unseen.free[x[:,0]] > 0)
     if not use.all(): x, pos = x[use], pos[use] if len(pos) else pos
     with torch.autocast(x.device.type, enabled=False):  # scores in single precision: their differences count
-        res = self._losses(x, pos, unseen) if len(x) else pos[:0]  # (n,), one for each positive: what makes a loss another, in the classes below
+        res = self._losses(x, pos, unseen) if len(x) else pos[:0]  # (n,), one for each positive, by the classes below
     if reduction == 'mean': return res.sum()/max(len(res), 1)
     return torch.zeros(len(use), dtype=res.dtype, device=res.device).masked_scatter(use, res)
 
 # %% ../../nbs/45_models.ranking.ipynb #b3237cc0
 @patch
 def _all_items(self:Ranking, users, items):
-    "The tables that give a few users' scores of all items, and where among these each user's begin (n, 1); None where pair by pair is less work."
+    "Tables of a few users and all items, and where among their scores each user's begin (n, 1); None for too many."
     model, width = get_model(self.learn.model), self._unseen().n_items
-    own, of = (torch.unique_consecutive if self.learn.training else torch.unique)(users, return_inverse=True)  # training batches have a user's rows together
+    unique = torch.unique_consecutive if self.learn.training else torch.unique  # training batches have a user's rows together
+    own, of = unique(users, return_inverse=True)
     if not _is_dot(model) or len(own)*width > 16*items.numel(): return None
     return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
 
@@ -218,16 +225,17 @@ class Softmax(Ranking):
     def _losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
         if self.asks_itself():
-            return SoftmaxOfAll.apply(model.u_weight(users), model.i_weight.weight, model.i_bias.weight, of, x[:,1], unseen.mask(users))
+            tables = model.u_weight(users), model.i_weight.weight, model.i_bias.weight
+            return SoftmaxOfAll.apply(*tables, of, x[:,1], unseen.mask(users))
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
         return softmax_loss(pos, neg, of, unseen.mask(users, items))
 
     def candidates(self,
         unseen:UnseenItems, # what to choose from
-    ) -> tuple: # rows of items, int64, ascending, of `n_neg` draws by popularity; what to take off their scores, as long
+    ) -> tuple: # rows of items, int64, ascending, of `n_neg` draws by popularity; what to subtract from their scores
         "Items to compare with."
-        q = (unseen.items.bincount(minlength=unseen.n_items) + 1).float()  # so that an item without ratings is drawn, too
+        q = (unseen.items.bincount(minlength=unseen.n_items) + 1).float()  # items without ratings are drawn, too
         q[0] = 0
         q = q/q.sum()
         items, times = q.multinomial(self.n_neg, replacement=True, generator=self.generator).unique(return_counts=True)
@@ -261,9 +269,10 @@ def prepare(self:Ranking,
 ) -> tuple: # the learner's `CollabDataLoaders`, its `loss_func`, and its other arguments, a dict
     "What to make a `Learner` of."
     _check_ranked(self, dls, model)
-    datasets = [o.new(o.tensors, o.times, o.weights) for o in (dl.dataset for dl in dls.loaders)]  # in memory: what was seen is looked up in every batch
+    datasets = [o.new(o.tensors, o.times, o.weights) for o in (dl.dataset for dl in dls.loaders)]  # in memory
     train = datasets[0]
-    train_dl = dls.train.new(train, RankingDL, min_rating=self.threshold(train.tensors[1], train.weights), n=dls.train.n)
+    min_rating = self.threshold(train.tensors[1], train.weights)
+    train_dl = dls.train.new(train, RankingDL, min_rating=min_rating, n=dls.train.n)
     res = loaders_like(dls, [train_dl, *(dl.new(ds) for dl, ds in zip(dls.loaders[1:], datasets[1:], strict=True))])
     kwargs = {**self.pace(len(train_dl)), **(kwargs or {})}
     return res, self.loss_func, {**kwargs, 'cbs': [*listify(kwargs.get('cbs')), self]}
@@ -274,7 +283,8 @@ rankings = {o.__name__.lower(): o for o in (BPR, WARP, Softmax)}
 def _saved_ranking(config):
     "The `Ranking` that a saved model tells of; None for none."
     if not config: return None
-    kind, rest = (config.get('kind'), {k: o for k, o in config.items() if k != 'kind'}) if isinstance(config, Mapping) else (None, {})
+    rest = dict(config) if isinstance(config, Mapping) else {}
+    kind = rest.pop('kind', None)
     if not isinstance(kind, str) or kind not in rankings or set(rest) - {'min_rating', 'n_neg'}: raise WeightsError(
         f"the saved 'loss' is {config!r}; expected a 'kind' ({', '.join(map(repr, rankings))}), 'min_rating' and "
         "'n_neg'")
@@ -284,10 +294,10 @@ def _saved_ranking(config):
 
 # %% ../../nbs/45_models.ranking.ipynb #f4c5ead1
 def as_ranking(
-    loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking` (of which a copy is made), or None for the pretrained model's
+    loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking` (which is copied), or None for the pretrained model's
     loss_func=None, # the loss of a rating model, instead; None for none
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
-) -> Ranking|None: # with the pretrained model's number for what counts as liked, unless `loss` has one; None where ratings are to be predicted
+) -> Ranking|None: # with the pretrained model's `min_rating`, unless `loss` has a number; None where ratings are predicted
     "The ranking that a learner's arguments ask for."
     if loss is not None and loss_func is not None: raise RatingsError(
         f'loss={loss!r} and a `loss_func`; expected one of them')
@@ -296,5 +306,6 @@ def as_ranking(
     saved = None if pretrained is None or loss_func is not None else _saved_ranking(pretrained.meta.get('loss'))
     if loss is None: return saved
     res = copy(loss) if isinstance(loss, Ranking) else rankings[loss]()
-    if saved is not None and res.min_rating == 'mean': res.min_rating, res.from_old_save = saved.min_rating, saved.from_old_save
+    if saved is not None and res.min_rating == 'mean':
+        res.min_rating, res.from_old_save = saved.min_rating, saved.from_old_save
     return res

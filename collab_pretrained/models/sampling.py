@@ -19,7 +19,7 @@ class UnseenItems:
         x:Tensor, # int64 (n, 2): rows of users and of the items that they have seen, in any order
         n_users:int, # rows of users
         n_items:int, # rows of items; row 0 is '#na#', which nobody is offered
-        max_list:int=2**24, # where all users and items make no more pairs, what is left is kept as a list, of 4 bytes a pair; else it is searched for
+        max_list:int=2**24, # pairs of a user and an item up to which unseen ones are listed, 4 bytes each, and not searched
     ):
         na = torch.arange(n_users, device=x.device)*n_items
         keys = torch.cat([x[:,0]*n_items + x[:,1], na]).unique()
@@ -31,24 +31,27 @@ class UnseenItems:
             free = torch.ones(n_users*n_items, dtype=torch.bool, device=x.device).index_fill_(0, keys, False)
             self.left, self.left_starts = (free.nonzero()[:,0]%n_items).int(), self.free.cumsum(0) - self.free
         else:  # unseen items before each seen one
-            self.passed = self.users*(n_items+1) + self.items - (torch.arange(len(keys), device=x.device) - self.starts[self.users])
+            n_before = torch.arange(len(keys), device=x.device) - self.starts[self.users]
+            self.passed = self.users*(n_items+1) + self.items - n_before
 
 # %% ../../nbs/42_models.sampling.ipynb #016ebad2
 @patch
 def mask(self:UnseenItems,
     users:Tensor, # int64 (m,), rows of users
-    items:Tensor=None, # int64 (k,), rows of items, ascending; None for all rows, '#na#' included
+    items:Tensor|None=None, # int64 (k,), rows of items, ascending; None for all rows, '#na#' included
 ) -> Tensor: # bool (m, k)
     "Which of `items` each of `users` has seen."
     counts = self.counts[users]
     line = torch.arange(len(users), device=users.device).repeat_interleave(counts)
-    seen = self.items[torch.arange(len(line), device=users.device) + (self.starts[users] - counts.cumsum(0) + counts)[line]]
+    starts = (self.starts[users] - counts.cumsum(0) + counts)[line]
+    seen = self.items[torch.arange(len(line), device=users.device) + starts]
     if items is not None:
         col = torch.searchsorted(items, seen).clamp(max=len(items)-1)
         there = items[col] == seen
         line, seen = line[there], col[there]
     width = self.n_items if items is None else len(items)
-    return torch.zeros(len(users)*width, dtype=torch.bool, device=users.device).index_fill_(0, line*width + seen, True).view(-1, width)
+    res = torch.zeros(len(users)*width, dtype=torch.bool, device=users.device)
+    return res.index_fill_(0, line*width + seen, True).view(-1, width)
 
 # %% ../../nbs/42_models.sampling.ipynb #54190a51
 @patch
@@ -58,6 +61,9 @@ def draw(self:UnseenItems,
     generator:torch.Generator, # on the device of `users`
 ) -> Tensor: # int64 (n, k), rows of items, each unseen one as likely as the other, with replacement
     "Items that users haven't seen."
-    place = torch.randint(2**31, (len(users), k), generator=generator, device=users.device).mul_(self.free[users,None]) >> 31  # a share of them, rounded down
-    if self.left is None: return place + torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True) - self.starts[users,None]
+    share = torch.randint(2**31, (len(users), k), generator=generator, device=users.device)
+    place = share.mul_(self.free[users,None]) >> 31  # rounded down
+    if self.left is None:
+        n_seen = torch.searchsorted(self.passed, users[:,None]*(self.n_items+1) + place, right=True)
+        return place + n_seen - self.starts[users,None]
     return self.left.index_select(0, place.add_(self.left_starts[users,None]).flatten()).view_as(place).long()

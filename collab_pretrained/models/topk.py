@@ -70,7 +70,7 @@ def item_vectors(
 
 # %% ../../nbs/47_models.topk.ipynb #599e0999
 def _lines(width, device):
-    "How many rows of `width` scores to compute at a time: 16 MB on a CPU, 256 MB elsewhere, and 64 rows at least while that is below 1 GB."
+    "How many rows of `width` scores to compute at a time: 16 MB on a CPU, 256 MB elsewhere, and 64 rows if below 1 GB."
     fit = max((2**22 if device.type == 'cpu' else 2**26) // max(width, 1), 1)
     return min(max(2**(fit.bit_length() - 1), 64), 1024, max(2**28 // max(width, 1), 1))
 
@@ -211,12 +211,14 @@ def _best_of_part(scores, rows, k, pairs):
     n_chunks, width = chunk.max() + 1, n_items + -n_items % _block
     places = np.full((n_chunks, size), -1)  # chunk, line -> which of `rows` is computed there, -1 for none
     places[chunk, line] = np.arange(len(rows))
-    hidden = [()]*n_chunks if pairs is None else _hidden_by_chunk(pairs, rows, scores.item_rows, chunk, line, n_chunks, width)
+    hidden = [()]*n_chunks
+    if pairs is not None: hidden = _hidden_by_chunk(pairs, rows, scores.item_rows, chunk, line, n_chunks, width)
     vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
     out = torch.empty(size, width, dtype=scores.dtype, device=scores.device)
     for at, hidden_here in zip(places, hidden, strict=True):
         is_row = at >= 0
-        some_vals, some_items = _best_of_chunk(scores, rows[np.where(is_row, at, 0)], k, hidden_here, out)  # empty lines repeat the first row
+        lines = rows[np.where(is_row, at, 0)]  # empty lines repeat the first row
+        some_vals, some_items = _best_of_chunk(scores, lines, k, hidden_here, out)
         vals[at[is_row]], items[at[is_row]] = some_vals[is_row], some_items[is_row]
     return vals, items
 
@@ -228,16 +230,16 @@ def best(
     scores:DotScores|ForwardScores|CosineScores, # what to score by
     rows:np.ndarray, # int64 (n,), the rows to answer for, in any order
     k:int, # how many items each, 1 or more
-    hidden:Callable|None=None, # from rows, int64 (m,), to pairs of a row and an item row, int64 (l, 2), that must not win; None for none
+    hidden:Callable|None=None, # from rows, int64 (m,), to pairs with item rows, int64 (l, 2), that must not win
     show:bool=False, # whether to show a progress bar where it takes some seconds
-) -> tuple: # arrays: float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more; k is the number of items at most
+) -> tuple: # arrays: float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more
     "The `k` best items of each row; of equal ones those of the smaller item rows."
     rows, back = np.unique(rows, return_inverse=True)
     k = min(k, len(scores.item_rows))
     vals, items = np.zeros((len(rows), k), dtype=np.float32), np.full((len(rows), k), -1)
     step = _part if scores.size > 1 else 2**8
-    parts:Any = [slice(o, o + step) for o in range(0, len(rows) if k else 0, step)]
-    if show and len(parts) > 2: parts = progress_bar(parts, leave=False)
-    for part in parts:
+    parts = [slice(o, o + step) for o in range(0, len(rows) if k else 0, step)]
+    bar:Any = progress_bar(parts, leave=False) if show and len(parts) > 2 else parts
+    for part in bar:
         vals[part], items[part] = _best_of_part(scores, rows[part], k, hidden and hidden(rows[part]))
     return vals[back], items[back]
