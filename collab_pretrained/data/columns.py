@@ -118,8 +118,8 @@ def _distinct_texts(values):
     "A Series of texts that are Arrow's as codes and distinct texts, ascending."
     texts = pa.array(values.array).cast(pa.large_string())
     if isinstance(texts, pa.ChunkedArray): texts = texts.combine_chunks()
-    coded = pc.dictionary_encode(texts)
-    order = pc.sort_indices(coded.dictionary)  # by bytes, as Python sorts characters
+    coded = texts.dictionary_encode()
+    order = pc.call_function('sort_indices', [coded.dictionary])  # by bytes, as Python sorts characters
     rank = np.empty(len(order), dtype=np.int32)
     rank[order.to_numpy()] = np.arange(len(order))
     return take_in_parts(rank, coded.indices.to_numpy()), coded.dictionary.take(order).to_numpy(zero_copy_only=False)
@@ -132,12 +132,12 @@ def _distinct(values):
         codes, used = _number(values.cat.codes.to_numpy(np.int64))
         return codes, values.cat.categories[used]
     if dtype.kind == 'i' or dtype.kind == 'u' and dtype.itemsize < 8: return _number(values.to_numpy(np.int64))
-    if dtype == object and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
+    if dtype == np.dtype(object) and pd.api.types.infer_dtype(values) not in ('string', 'integer'):
         return np.arange(len(values)), values.to_numpy()  # True == 1 == 1.0, and factorize would make one of them
     if dtype.type is str and getattr(dtype, 'storage', 'pyarrow') == 'pyarrow': return _distinct_texts(values)
-    if dtype == object or dtype.type is str: return factorize_ids(values.to_numpy(object))
+    if dtype == np.dtype(object) or dtype.type is str: return factorize_ids(values.to_numpy(object))
     try: return pd.factorize(values)
-    except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # lists, which `canonical_ids` refuses
+    except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # `canonical_ids` refuses these
 
 # %% ../../nbs/31_data.columns.ipynb #93df52ce
 def cast_of(id_cast, name):

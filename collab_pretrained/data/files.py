@@ -90,7 +90,7 @@ def _quoted(values) -> np.ndarray:
     return pd.Series(values, dtype=object).astype(str).str.fullmatch('".*"').to_numpy(bool)
 
 def _read_tabs(path, said, kwargs):
-    "A table with tabs between values that may have quotation marks in them, unless all of the first line stand in such."
+    "A table with tabs between values; quotation marks are parts of them, unless the whole first line stands in such."
     df = _call(pd.read_csv, path, said, quoting=QUOTE_NONE, **kwargs)
     first = df.columns if 'header' not in kwargs and 'names' not in kwargs else df.iloc[0] if len(df) else ()
     if len(first) and _quoted(first).all():
@@ -114,7 +114,8 @@ def _filled_lines(path) -> np.ndarray:
 
 def _number_lines(df, path, said, kwargs):
     "Give a table the numbers of its lines in a file as its index, or say that lines have become parts of values."
-    if not isinstance(path, (str, Path)) or not Path(path).is_file() or Path(path).suffix.lower() in ('.zip', '.zst'): return
+    if not isinstance(path, (str, Path)) or not Path(path).is_file(): return
+    if Path(path).suffix.lower() in ('.zip', '.zst'): return
     if _not_all_lines & set(kwargs) or kwargs.get('index_col', False) is not False: return
     if 'utf-16' in str(kwargs.get('encoding')).lower(): return
     has_header = kwargs.get('header', 0) is not None and ('header' in kwargs or 'names' not in kwargs)
@@ -296,10 +297,10 @@ def pick_columns(
 # %% ../../nbs/33_data.files.ipynb #bef6b8e6
 def ratings_by_time(
     path, # str or Path of a CSV, TSV or Parquet file with named columns
-    user:str=None, # name of the user column; None for the first
-    item:str=None, # name of the item column; None for the second
-    rating:str=None, # name of the rating column; None for the third
-    time:str=None, # name of the time column; None for the fourth
+    user:str|None=None, # name of the user column; None for the first
+    item:str|None=None, # name of the item column; None for the second
+    rating:str|None=None, # name of the rating column; None for the third
+    time:str|None=None, # name of the time column; None for the fourth
 ) -> pd.DataFrame: # the four columns, under their own names and in this order, by time
     "A ratings table with times, from a file."
     df = read_table(path)

@@ -95,8 +95,8 @@ def row_counts(
     "How many ratings each row is trained on, those included that `dls.past` counts and that are no longer at hand."
     res, blocks = [np.zeros(len(o), dtype=np.int64) for o in dls.classes.values()], rating_blocks(dls.train_ds)
     for x, *_ in blocks or ():
-        for counts, rows in zip(res, x.cpu().numpy().T): counts += np.bincount(rows, minlength=len(counts))
-    for counts, names, (ids, n) in zip(res, dls.classes.values(), getattr(dls, 'past', None) or ()):
+        for counts, rows in zip(res, x.cpu().numpy().T, strict=True): counts += np.bincount(rows, minlength=len(counts))
+    for counts, names, (ids, n) in zip(res, dls.classes.values(), getattr(dls, 'past', None) or (), strict=False):
         rows = Vocab.of(names).rows(ids)
         counts[rows[rows >= 0]] += np.asarray(n, dtype=np.int64)[rows >= 0]
     return None if blocks is None else res
@@ -167,7 +167,7 @@ def batch_slices(tensors, sizes):
     done = 0
     for k in range(0, len(sizes), 256):
         some = sizes[k:k+256]
-        yield from zip(*(o.narrow(0, done, sum(some)).split(some) for o in tensors))
+        yield from zip(*(o.narrow(0, done, sum(some)).split(some) for o in tensors), strict=True)
         done += sum(some)
 
 @patch
@@ -301,12 +301,12 @@ def given_classes(vocab, names):
     if cols != names and set(cols) & set(names): raise RatingsError(
         f'`vocab` has the columns {examples(cols)}, and the ratings {examples(names)}; expected both of them: name the '
         'columns alike')
-    return dict(zip(names, vocabs))
+    return dict(zip(names, vocabs, strict=True))
 
 def _own_classes(table, names, train, min_count):
     "The ids of the whole table that have `min_count` rows in `train`, by column."
     res = {}
-    for name, ids, codes in zip(names, (table.user_ids, table.item_ids), (table.users, table.items)):
+    for name, ids, codes in zip(names, (table.user_ids, table.item_ids), (table.users, table.items), strict=True):
         if min_count: ids = ids[np.bincount(codes[train], minlength=len(ids)) >= min_count]
         res[name] = Vocab(np.append(np.array([NA], dtype=object), ids))
     return res
@@ -345,7 +345,7 @@ def _split(table, splits, valid_pct, seed):
 
 # %% ../../nbs/34_data.loaders.ipynb #dbaf07cd
 def _rows(table, classes, is_own=False):
-    "For users and for items, the row of each distinct id; nothing is said of ids that the table's own vocabulary lacks."
+    "For users and for items, the row of each distinct id; a vocabulary of the table's own may lack rare ones."
     res = []
     sides = zip(classes.items(), (table.user_ids, table.item_ids), (table.users, table.items), strict=True)
     for (name, vocab), ids, codes in sides:
@@ -386,8 +386,9 @@ class SplitReport:
 
 def _report(table, train, valid, rows, classes):
     "The `SplitReport` of `table`, whose ids have `rows` in `classes`."
-    n_new, is_new, is_na = [], False, [of_id == vocab.na_row for of_id, vocab in zip(rows, classes.values())]
-    for codes, of_id in zip((table.users, table.items), rows):
+    n_new, is_new = [], np.zeros(len(valid), dtype=bool)
+    is_na = [of_id == vocab.na_row for of_id, vocab in zip(rows, classes.values(), strict=True)]
+    for codes, of_id in zip((table.users, table.items), rows, strict=True):
         of_valid = codes.take(valid)
         new = (one_of_each(codes.take(train), len(of_id)) < 0).take(of_valid)
         n_new.append(len(np.unique(of_valid[new])))
@@ -421,10 +422,10 @@ class CollabDataLoaders(DataLoaders):
         time_name=None, # name of the time column, for splits, `duplicates='last'` and the age of ratings; None for none
         weight_name=None, # name of a column of weights above 0, of which 2 is the same as the row twice; None for none
         vocab=None, # vocabulary to use: a saved `dls.classes`, or the ids of users and of items; None for all ids
-        id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
+        id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for none
         min_count:int=0, # ids with fewer training ratings share the row of '#na#'
         duplicates:str='keep', # rows of one (user, item): 'keep' all, keep the 'last', their 'mean', or 'raise'
-        on_missing:str='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
+        on_missing:str='raise', # rows where a value is missing: 'raise', or 'drop' them and say how many
         implicit:bool=False, # count every row as a rating of 1 and read no rating column?
         val_shuffle:bool=False, # shuffle the validation part?
         drop_last:bool=False, # leave out a last training batch of fewer than `bs` rows?
@@ -452,21 +453,24 @@ class CollabDataLoaders(DataLoaders):
         rows = _rows(table, classes, is_own=vocab is None)
         report = _report(table, train, valid, rows, classes)
         dss = [_dataset(table, idx, rows, classes, id_cast, time_name) for idx in (train, valid)]
-        common = {'seed': seed, 'device': default_device() if device is None else torch.device(device), 'after_batch': after_batch}
-        kws = [{'bs': bs, 'shuffle': shuffle if shuffle_train is None else shuffle_train, 'drop_last': drop_last, 'n': n},
+        device = default_device() if device is None else torch.device(device)
+        shuffle = shuffle if shuffle_train is None else shuffle_train
+        kws: list[dict] = [{'bs': bs, 'shuffle': shuffle, 'drop_last': drop_last, 'n': n},
                {'bs': max(bs, 4096) if val_bs is None else val_bs, 'shuffle': val_shuffle}]
-        dls = [CollabDL(ds, **{**common, **kw, **more}) for ds, kw, more in zip(dss, kws, dl_kwargs or [{}, {}], strict=True)]
+        for kw, more in zip(kws, dl_kwargs or [{}, {}], strict=True):
+            kw.update({'seed': seed, 'device': device, 'after_batch': after_batch, **more})
+        dls = [CollabDL(ds, **kw) for ds, kw in zip(dss, kws, strict=True)]
         if not len(dls[0]): raise RatingsError(
             f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected '
             'one at least')
-        res = cls(*dls, path=path, device=common['device'])
+        res = cls(*dls, path=path, device=device)
         res.report = report
         return res
 
     def new_empty(self): # `CollabDataLoaders`, as fastai exports a learner with
         "The same loaders without their ratings; how often each id was trained on is kept."
         res, counts = super().new_empty(), row_counts(self)
-        if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(map(Vocab.of, self.classes.values()), counts)]
+        if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(map(Vocab.of, self.classes.values()), counts, strict=True)]
         return res
 
 # %% ../../nbs/34_data.loaders.ipynb #13b08030

@@ -1,4 +1,4 @@
-"""`read_ratings`: numbered users, numbered items and finite ratings, or an error that names the column, the rows and the remedy.
+"""`read_ratings`: numbered users and items and finite ratings, or an error that names the column, rows and remedy.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.ratings.html.md"""
 
@@ -80,7 +80,7 @@ def _without_runs(table):
     "A pyarrow table whose run-end encoded columns are plain, since pandas knows none of them."
     for k, field in enumerate(table.schema):
         if pa.types.is_run_end_encoded(field.type):
-            table = table.set_column(k, field.name, pc.run_end_decode(table.column(k)))
+            table = table.set_column(k, field.name, pc.call_function('run_end_decode', [table.column(k)]))
     return table
 
 def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)

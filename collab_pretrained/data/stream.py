@@ -50,7 +50,7 @@ class StreamDataset(CollabDataset):
         classes:dict, # the name of the user column and its `Vocab`, then of the item column
         rating_name=None, # name of the rating column; None where each row counts as a 1
         id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
-        folder:TemporaryDirectory|None=None, # that holds the file, deleted with the last dataset in it; None for another
+        folder:TemporaryDirectory|None=None, # that holds the file, deleted with its last dataset; None for another
     ):
         self.file, self.n, self.folder = Path(file), Path(file).stat().st_size//12, folder
         self.classes, self.rating_name, self.id_cast = classes, rating_name, id_cast
@@ -312,7 +312,7 @@ def from_stream(cls:CollabDataLoaders,
     on_missing:str='raise', # rows where an id or a rating is missing: 'raise', or 'drop' them and say how many
     implicit:bool=False, # count every row as a rating of 1 and read no rating column?
     window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
-    scratch:str|Path|None=None, # folder with room for 12 bytes a rating, in use while the loaders live; None for the system's
+    scratch:str|Path|None=None, # folder with room for 12 bytes a rating, while the loaders live; None for the system's
     after_batch=None, # transforms of a batch, as in fastai; None for none
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."

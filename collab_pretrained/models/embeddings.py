@@ -9,6 +9,7 @@ __all__ = ['EmbeddingDotBias', 'y_range_of', 'collab_splitter', 'table_widths', 
 
 # %% ../../nbs/40_models.embeddings.ipynb #5d01048a
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from fastai import collab
@@ -29,7 +30,7 @@ def _side_grads(rows, grads, n_rows, is_sparse):
     if not is_sparse: return [o.new_zeros(n_rows, o.shape[1]).index_add_(0, rows, o) for o in grads]
     rows, place = rows.unique(return_inverse=True)
     sums = [o.new_zeros(len(rows), o.shape[1]).index_add_(0, place, o) for o in grads]
-    known = {'is_coalesced': True, 'check_invariants': False}
+    known: Any = {'is_coalesced': True, 'check_invariants': False}
     return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), **known) for o in sums]
 
 def _linked(vectors, table, rows):
@@ -47,7 +48,7 @@ class _DotBias(torch.autograd.Function):
         return (u*i).sum(1) + u_bias.flatten().index_select(0, users) + i_bias.flatten().index_select(0, items)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad): # ty: ignore[incompatible-method-override] of one output
         users, items, u, i = ctx.saved_tensors
         u, i = (_linked(o, table, rows) for o, table, rows in zip((u, i), ctx.tables, (users, items), strict=True))
         grad, (n_users, n_items) = grad[:,None], map(len, ctx.tables)
@@ -69,7 +70,7 @@ def _by_lookup(tables):
 # %% ../../nbs/40_models.embeddings.ipynb #3f1d2892
 class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
-    limits:tuple|None = None  # (low, high) that answers are clamped to in evaluation, as `fit_als` sets them; None for none
+    limits:tuple|None = None  # (low, high) that answers are clamped to in evaluation, set by `fit_als`; None for none
     classes, user, item = None, None, None  # column -> names of the rows, and which columns are users and items
     _vocabs = None  # column -> its names and their `Vocab`, where they are another's, such as fastai's
     def __init__(self,
@@ -163,14 +164,16 @@ def collab_splitter(
     found = find_roles(params)
     if not found: raise WeightsError(
         f'no table of users or items among {examples(list(params), 8)}; expected the names of a known model')
-    names = {side: [o for role, names in found.items() if roles[role] == side for o in names] for side in ('item', 'user')}
-    sides = [[params.pop(o) for o in names[side]] for side in names]
+    sides = []
+    for side in ('item', 'user'):
+        names = [o for role, named in found.items() if roles[role] == side for o in named]
+        sides.append([params.pop(o) for o in names])
     return [o for o in (*sides, list(params.values())) if o]
 
 # %% ../../nbs/40_models.embeddings.ipynb #2afd03f3
 def table_widths(
     wgts:Mapping, # a state dict
-    keys:Mapping=None, # role -> name, where the names are unknown
+    keys:Mapping|None=None, # role -> name, where the names are unknown
 ) -> dict: # 'u_weight', 'i_weight' -> the width of that table, as far as it is there
     "The width of the users' and of the items' vectors in `wgts`."
     flat = flat_weights(wgts)
@@ -212,7 +215,7 @@ def _act_name(model):
 
 def describe(
     model:nn.Module, # any model; `EmbeddingDotBias` and `EmbeddingNN` can be made again
-) -> dict: # 'kind' and 'y_range'; 'n_factors' of a dot product; 'widths', 'layers', 'use_bn', 'bn_final', 'act' of a network
+) -> dict: # 'kind', 'y_range'; of a dot product 'n_factors'; of a network 'widths', 'layers', 'use_bn', 'bn_final', 'act'
     "What a model is, in words and numbers that JSON can hold."
     res = {'kind': type(model).__name__, 'y_range': y_range_of(model)}
     if isinstance(model, collab.EmbeddingDotBias): return {**res, 'n_factors': model.u_weight.embedding_dim}

@@ -34,10 +34,10 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
         self.owed = {}  # table that was stepped by row -> `_Owed`
         self.zeros = {}  # parameter -> the zeros that stand for its gradient between steps, and their version
-        self.anchors = {}  # of the next step: table -> what its rows are pulled to, and how strongly; see `AnchorCallback`
+        self.anchors = {}  # of the next step: table -> what its rows are pulled to, how strongly; see `AnchorCallback`
 
     def zero_grad(self):
-        "Set the gradients to zero: to tensors of zeros that are kept, and not written again unless somebody changed them."
+        "Set the gradients to zero: to tensors of zeros that are kept, and written again only if they were changed."
         for p in (p for pg in self.param_lists for p in pg if p.grad is not None):
             zeros, version = self.zeros.get(p, (None, 0))
             if zeros is None or zeros.layout != p.grad.layout: zeros = torch.zeros_like(p.grad)
@@ -93,9 +93,9 @@ class _Owed:
     def __init__(self, p, anchor=None, pull=None):
         self.anchor, self.held, self.strength = anchor, None, 0.
         if anchor is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
-        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free and of a held row; its anchor's share
+        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free, a held row; an anchor's share
         n_kinds = 1 if anchor is None else 2
-        self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same, when each row was last paid
+        self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same at a row's last step
 
     def add(self, lr, wd):
         pull = min(lr*self.strength, 1 - 1e-9)

@@ -82,7 +82,7 @@ class Ranking(Callback):
     learn: Any  # the learner, while there is one
     from_old_save = False  # made from a save that doesn't say from which rating on a rating is positive?
     def __init__(self,
-        min_rating:float|str|None='mean', # a rating from which on it is positive; 'mean' of the first ratings; None for all
+        min_rating:float|str|None='mean', # a rating from which on it is positive; None for all; 'mean' of the first
         n_neg:int|None=None, # unseen items to compare with, 1 or more; None for the loss's own number
         seed:int|None=None, # of what is drawn; None for that of the loaders
     ):
@@ -102,7 +102,7 @@ def threshold(self:Ranking,
     weights:Tensor|None=None, # their weights, as many; None for 1
 ) -> float|None: # None if every row is positive, or if there are no ratings to say
     "The rating from which on ratings are positive: a number, which the first ratings settle for good."
-    if self.min_rating != 'mean': return self.min_rating
+    if not isinstance(self.min_rating, str): return self.min_rating
     if not len(y): return None
     weights = torch.ones(len(y)) if weights is None else weights
     mean = (y.double().flatten()*weights.to(y.device)).sum()/weights.double().sum()
@@ -179,7 +179,7 @@ def loss_func(self:Ranking,
 def _all_items(self:Ranking, users, items):
     "Tables of a few users and all items, and where among their scores each user's begin (n, 1); None for too many."
     model, width = get_model(self.learn.model), self._unseen().n_items
-    unique = torch.unique_consecutive if self.learn.training else torch.unique  # training batches have a user's rows together
+    unique = torch.unique_consecutive if self.learn.training else torch.unique  # in training a user's are together
     own, of = unique(users, return_inverse=True)
     if not _is_dot(model) or len(own)*width > 16*items.numel(): return None
     return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
@@ -294,10 +294,10 @@ def _saved_ranking(config):
 
 # %% ../../nbs/45_models.ranking.ipynb #f4c5ead1
 def as_ranking(
-    loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking` (which is copied), or None for the pretrained model's
+    loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking`, or None for the pretrained model's
     loss_func=None, # the loss of a rating model, instead; None for none
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
-) -> Ranking|None: # with the pretrained model's `min_rating`, unless `loss` has a number; None where ratings are predicted
+) -> Ranking|None: # with the pretrained model's `min_rating` unless `loss` has one; None where ratings are predicted
     "The ranking that a learner's arguments ask for."
     if loss is not None and loss_func is not None: raise RatingsError(
         f'loss={loss!r} and a `loss_func`; expected one of them')

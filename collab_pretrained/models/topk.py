@@ -1,4 +1,4 @@
-"""The k best items of every user: exact, in a bounded piece of memory, and the same numbers for one user as for a million.
+"""The k best items of every user: exact, in bounded memory, and the same numbers for one user as for a million.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.topk.html.md"""
 
