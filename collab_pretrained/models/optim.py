@@ -60,7 +60,7 @@ class FusedAdam(Optimizer):
 
 def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
     "One step of `params`, which share their hyperparameters."
-    steps = [torch.full((), s['step'] - 1., device=p.device) for p, s in zip(params, states)]
+    steps = [torch.full((), s['step'] - 1., device=p.device) for p, s in zip(params, states, strict=True)]
     adamw(params, grads, [s['grad_avg'] for s in states], [s['sqr_avg'] for s in states], [], steps, fused=True,
           lr=lr, weight_decay=wd, beta1=mom, beta2=sqr_mom, eps=eps, amsgrad=False, maximize=False)
 
@@ -72,7 +72,7 @@ def step(self:FusedAdam,
     if closure is not None: raise NotImplementedError('FusedAdam takes no closure, as fastai\'s optimizers do not')
     alike = {}  # kind of tensor, which torch doesn't mix, and hyperparameters -> dense parameters that have them
     with torch.no_grad():
-        for pg, hyper in zip(self.param_lists, self.hypers):
+        for pg, hyper in zip(self.param_lists, self.hypers, strict=True):
             for p in pg:
                 if p.grad is None or not p.requires_grad: continue
                 state = self.state[p]
@@ -93,7 +93,7 @@ class _Owed:
     def __init__(self, p, anchor=None, pull=None):
         self.anchor, self.held, self.strength = anchor, None, 0.
         if anchor is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
-        self.left, self.drawn = [0., 0.], 0.  # over all steps: log of what is left of a free, a held row; an anchor's share
+        self.left, self.drawn = [0., 0.], 0.  # log of what is left of a free, a held row; an anchor's share
         n_kinds = 1 if anchor is None else 2
         self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same at a row's last step
 
@@ -124,7 +124,7 @@ def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
     averages = {'grad_avg': grad_avg, 'sqr_avg': sqr_avg, 'step': state['step']}
     _fused_step([part], [grad.values()], [averages], lr, wd, *hypers)
-    for table, o in zip(tables, (part, grad_avg, sqr_avg)): table.index_copy_(0, rows, o)
+    for table, o in zip(tables, (part, grad_avg, sqr_avg), strict=True): table.index_copy_(0, rows, o)
     if p not in self.owed:
         if not wd and anchor is None: return
         self.owed[p] = _Owed(p, anchor, pull)
