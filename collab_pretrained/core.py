@@ -20,7 +20,7 @@ import pandas as pd
 # %% ../nbs/00_core.ipynb #a8af2e7a
 class CollabError(Exception): "The base of this library's errors."
 class RatingsError(CollabError, ValueError): "A ratings table, or ids in it, that can't be used as they are."
-class VocabError(CollabError, ValueError): "A vocabulary that is malformed, or doesn't fit its weights or its counterpart."
+class VocabError(CollabError, ValueError): "A vocabulary that is malformed, or doesn't fit its weights or another one."
 class UnknownIdError(VocabError, KeyError):
     "An id that has no row."
     __str__ = Exception.__str__  # KeyError quotes its message
@@ -34,10 +34,13 @@ class CollabWarning(UserWarning): "Something a user should know, and that doesn'
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"
 
-def examples(values, n=3):
+def examples(
+    values, # a list or an array
+    n:int=3, # how many are shown
+) -> str:
     "The first `n` of `values`, for a message."
     more = f' and {len(values)-n} more' if len(values) > n else ''
-    return ', '.join(repr(getattr(o, 'item', lambda: o)()) for o in values[:n]) + more
+    return ', '.join(repr(o.item() if hasattr(o, 'item') else o) for o in values[:n]) + more
 
 # %% ../nbs/00_core.ipynb #7e8f7246
 SIDES = 'user', 'item'  # the two sides of a ratings table, in the order of its columns and of every vocabulary
@@ -69,29 +72,40 @@ def file_content(
         f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
 
 # %% ../nbs/00_core.ipynb #677fbd1f
+def _planted_truth(rng, n_users, n_items, n_factors):
+    "The rating of each pair before noise, and how likely it is to be rated."
+    users, items = (rng.normal(size=(n, n_factors+1)) for n in (n_users, n_items))
+    truth = 3 + .5*(users[:,:1] + items[:,0]) + .7/n_factors**.5*users[:,1:] @ items[:,1:].T
+    popularity = np.add.outer(*(rng.normal(size=n) for n in truth.shape)) + rng.gumbel(size=truth.shape)
+    return truth, popularity
+
+def _most_popular(rng, p, n):
+    "The users and items of `n` pairs: a weighted draw without replacement, since `p` is marked by -inf where drawn."
+    if n*2 > p.size: raise RatingsError(
+        f'planted_ratings: {n} ratings a period of {p.shape[0]} users x {p.shape[1]} items; expected at most {p.size//2}')
+    pairs = np.sort(np.argpartition(-p, n, axis=None)[:n])  # which come first differs with the processor
+    u, i = np.unravel_index(rng.permutation(pairs), p.shape)
+    p[u, i] = -np.inf
+    return u, i
+
+# %% ../nbs/00_core.ipynb #a4a513c3
 def planted_ratings(
-    n_users=200, # users in each period
-    n_items=100, # items in each period
-    n_ratings=5000, # rows over both periods, half in each; at most half of all pairs of a period can be asked for
-    n_factors=3, # rank of the truth, biases aside
-    changed=0.2, # share of users, and of items, that leave after the early period and are replaced by new ones, 0 to 1
-    noise=0.5, # standard deviation of what is added to the truth, in stars
-    seed=0, # the same seed gives the same table
-) -> pd.DataFrame: # columns user, item (int64 from 1), rating (0.5 to 5 in half stars), time (int64 s), period, truth (stars); by time
-    "A ratings table of two periods with skewed popularity, whose users and items partly change and whose low-rank truth is known."
+    n_users:int=200, # users in each period
+    n_items:int=100, # items in each period
+    n_ratings:int=5000, # rows over both periods, half in each; at most half of all pairs of a period can be asked for
+    n_factors:int=3, # rank of the truth, biases aside
+    changed:float=0.2, # share of users, and of items, that leave after the early period and are replaced by new ones, 0 to 1
+    noise:float=0.5, # standard deviation of what is added to the truth, in stars
+    seed:int=0, # the same seed gives the same table
+) -> pd.DataFrame: # columns user, item (int64 from 1), rating (0.5 to 5, in half stars), time (int64 s), period, truth; by time
+    "A ratings table of two periods with skewed popularity, partly other users and items, and a low-rank truth."
     rng = np.random.default_rng(seed)
     gone_u, gone_i = round(changed*n_users), round(changed*n_items)
-    vecs_u, vecs_i = (rng.normal(size=(n, n_factors+1)) for n in (n_users+gone_u, n_items+gone_i))
-    truth = 3 + .5*(vecs_u[:,:1] + vecs_i[:,0]) + .7/n_factors**.5*vecs_u[:,1:] @ vecs_i[:,1:].T
-    popularity = np.add.outer(*(rng.normal(size=n) for n in truth.shape)) + rng.gumbel(size=truth.shape)
-    tables, half = [], n_ratings//2
-    for period, (u0, i0) in enumerate([(0, 0), (gone_u, gone_i)]):
-        p = popularity[u0:u0+n_users, i0:i0+n_items]  # the most popular pairs that are left: a weighted draw without replacement
-        if half*2 > p.size: raise RatingsError(f'planted_ratings: {half} ratings a period of {n_users} users x {n_items} items; expected at most {p.size//2}')
-        pairs = np.sort(np.argpartition(-p, half, axis=None)[:half])  # which come first differs with the processor
-        u, i = np.unravel_index(rng.permutation(pairs), p.shape)
-        p[u, i] = -np.inf
-        tables.append(pd.DataFrame({'user': u+u0, 'item': i+i0, 'period': ('early', 'late')[period]}))
+    truth, popularity = _planted_truth(rng, n_users+gone_u, n_items+gone_i, n_factors)
+    tables = []
+    for period, u0, i0 in (('early', 0, 0), ('late', gone_u, gone_i)):
+        u, i = _most_popular(rng, popularity[u0:u0+n_users, i0:i0+n_items], n_ratings//2)
+        tables.append(pd.DataFrame({'user': u+u0, 'item': i+i0, 'period': period}))
     df = pd.concat(tables, ignore_index=True)
     df['truth'] = truth[df.user, df.item]
     df['rating'] = np.clip(np.round(2*(df.truth + rng.normal(scale=noise, size=len(df))))/2, .5, 5)

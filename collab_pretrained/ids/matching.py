@@ -54,7 +54,7 @@ class VocabMatch:
 def _share(counts, which): return counts[which].sum()/max(counts.sum(), 1)
 
 @patch(as_prop=True)
-def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if interactions are known
+def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if counts are known
     "What the ids of each kind have of the old and of the new interactions."
     res = {'matched': {}, 'new': {}, 'dropped': {}}
     if self.old_counts is not None:
@@ -200,8 +200,8 @@ def two_vocabs(
     "The vocabularies of users and items."
     sized = hasattr(vocabs, '__len__') and not isinstance(vocabs, (str, bytes, Vocab))
     if not sized or len(vocabs) != 2: raise VocabError(
-        f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if sized else ""}; expected two vocabularies, users first and '
-        'items second: a list of two, or a dictionary from column name to vocabulary such as `dls.classes`')
+        f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if sized else ""}; expected two vocabularies, users '
+        'first and items second: a list of two, or a dictionary from column name to vocabulary such as `dls.classes`')
     cols, both = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
     return [Vocab.of(o, f'{label} of {side}s') for o, side in zip(both, SIDES, strict=True)], cols
 
@@ -216,8 +216,8 @@ def _check_columns(old, new):
     "Raise where what were the users' and items' columns has been swapped."
     if None in old or old[0] != new[1] and old[1] != new[0]: return
     raise VocabError(
-        f'the old columns are {old[0]!r} (users) and {old[1]!r} (items), the new ones {new[0]!r} (users) and {new[1]!r} '
-        '(items): swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
+        f'the old columns are {old[0]!r} (users) and {old[1]!r} (items), the new ones {new[0]!r} (users) and '
+        f'{new[1]!r} (items): swapped; expected users first in both: name the columns (`user_name=`, `item_name=`)')
 
 # %% ../../nbs/13_ids.matching.ipynb #c7688346
 def match_classes(
@@ -249,7 +249,7 @@ def check(self:MatchReport) -> MatchReport: # itself
     "Raise `VocabError` where no id matched on either side; warn where none did on one, or a cast would match more."
     said = [o for o in (_said_of(self.side(side), side) for side in SIDES) if o]
     if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
-        f'{"; ".join(said)}; expected ids in common, or a warm start would be one from scratch: is it the right checkpoint, '
-        'and are the ids of the same kind?')
+        f'{"; ".join(said)}; expected ids in common, or a warm start would be one from scratch: is it the right '
+        'checkpoint, and are the ids of the same kind?')
     for o in said: warnings.warn(o, CollabWarning, stacklevel=3)
     return self

@@ -10,6 +10,7 @@ __all__ = ['is_hub_id', 'hub_client', 'hub_folder']
 # %% ../../nbs/29_weights.hub.ipynb #f2934734
 import re
 from pathlib import Path
+from types import ModuleType
 
 from ..core import CheckpointError, CheckpointNotFoundError
 from .folders import checkpoint_files, read_config
@@ -22,34 +23,41 @@ def is_hub_id(
     return isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', name, re.ASCII))
 
 # %% ../../nbs/29_weights.hub.ipynb #d22c7a63
-def hub_client(repo_id):
-    try: import huggingface_hub
-    except ImportError as e: raise ImportError(f"the hub, where {repo_id} would be a repository, is reached with huggingface_hub: `pip install 'collab_pretrained[hub]'`") from e
+def hub_client(
+    repo_id:str, # what is asked for, for the message
+) -> ModuleType: # huggingface_hub; raises ImportError where it isn't installed
+    "The hub's client."
+    try:
+        import huggingface_hub
+    except ImportError as e: raise ImportError(f'the hub, where {repo_id} would be a repository, is reached with '
+                                               "huggingface_hub: `pip install 'collab_pretrained[hub]'`") from e
     return huggingface_hub
 
 def _not_fetched(e, repo_id, revision):
     "The error to raise where the hub's client raised `e`."
     kind, at = type(e).__name__, f' at revision {revision!r}' if revision else ''
-    if kind == 'RevisionNotFoundError': return CheckpointNotFoundError(f'{repo_id}: on the hub there is no revision {revision!r} of it; expected a branch, a tag or a commit')
+    if kind == 'RevisionNotFoundError': return CheckpointNotFoundError(
+        f'{repo_id}: on the hub there is no revision {revision!r} of it; expected a branch, a tag or a commit')
     if kind in ('RepositoryNotFoundError', 'GatedRepoError'): return CheckpointNotFoundError(
-        f'{repo_id}: no such repository on the hub, or one that you may not read; expected the name of one: log in with `hf auth login` if it is private')
-    return CheckpointError(f'{repo_id}{at}: not fetched from the hub, and not in the cache ({kind}: {str(e).partition(chr(10))[0][:150]})')
+        f'{repo_id}: no such repository on the hub, or one that you may not read; expected the name of one: log in with '
+        '`hf auth login` if it is private')
+    why = str(e).partition('\n')[0][:150]
+    return CheckpointError(f'{repo_id}{at}: not fetched from the hub, and not in the cache ({kind}: {why})')
 
 def _not_there(repo_id, names):
-    return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a checkpoint that '
-                                   '`learn.push_to_hub` put there (pickles are not fetched)')
+    return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a checkpoint '
+                                   'that `learn.push_to_hub` put there (pickles are not fetched)')
 
 def hub_folder(
     repo_id:str, # 'user/repo' or 'user/repo@revision'
-    revision:str=None, # branch, tag or commit; None means the one in `repo_id`, else the newest
+    revision:str|None=None, # branch, tag or commit; None means the one in `repo_id`, else the newest
 ) -> Path: # a folder with the checkpoint in it, in huggingface_hub's cache: to be read, not to be changed
     "Fetch a checkpoint from the Hugging Face Hub, and nothing else of its repository."
     repo_id, _, at = str(repo_id).partition('@')
-    revision = revision or at or None
     hub = hub_client(repo_id)
-    def fetch(*names, of=revision):
+    def fetch(*names, of=revision or at or None):
         try: folder = Path(hub.snapshot_download(repo_id, revision=of, allow_patterns=list(names)))
-        except Exception as e: raise _not_fetched(e, repo_id, of) from e  # errors of the client, its HTTP library, the file system
+        except Exception as e: raise _not_fetched(e, repo_id, of) from e  # of the client, HTTP, the disk
         if lost := [o for o in names if not (folder/o).is_file()]: raise _not_there(repo_id, lost)
         return folder
     folder = fetch('config.json')

@@ -43,8 +43,8 @@ class Unseen:
 # %% ../../nbs/21_weights.match.ipynb #db233273
 def _popular(u:Unseen):
     if u.counts is None: raise VocabError(
-        "unseen='popular' weighs the old rows by interactions, and they are not known; expected `counts=`: for 'users' and "
-        "'items' the number of ratings of each old id, in the old vocabulary's order")
+        "unseen='popular' weighs the old rows by interactions, and they are not known; expected `counts=`: for 'users' "
+        "and 'items' the number of ratings of each old id, in the old vocabulary's order")
     return u.mean(u.counts) if u.counts.sum() else u.mean()
 
 def _normal(u:Unseen, scale=.1):
@@ -71,8 +71,8 @@ def _unit_features(features):
     vecs = torch.tensor(features.to_numpy(dtype=np.float32, na_value=np.nan))
     odd = features.index[~vecs.isfinite().all(1).numpy()]
     if len(odd): raise VocabError(
-        f'features: {len(odd)} rows hold what is no finite number ({examples(list(odd))}); expected a number in every column: '
-        'fill them, or leave those ids out')
+        f'features: {len(odd)} rows hold what is no finite number ({examples(list(odd))}); expected a number in every '
+        'column: fill them, or leave those ids out')
     return torch.nn.functional.normalize(vecs, dim=1)
 
 def _mean_of_alike(alike, k, rows, otherwise):
@@ -132,8 +132,8 @@ def match_rows(
 ) -> Tensor: # (rows of the new vocabulary, ...), of the same dtype and device
     "A table's rows under their new numbers."
     if old.dim() == 0 or len(old) != len(match.old_vocab): raise VocabError(
-        f'{key}: a table of shape {tuple(old.shape)}, and the old vocabulary names {len(match.old_vocab)} rows; expected a name '
-        "for each row, '#na#' included where the table has that row: is it the vocabulary saved with these weights?")
+        f'{key}: a table of shape {tuple(old.shape)}, and the old vocabulary names {len(match.old_vocab)} rows; expected '
+        "a name for each row, '#na#' included where the table has that row: is it the vocabulary saved with these weights?")
     new = old.new_empty(len(match.rows), *old.shape[1:])
     rows = torch.from_numpy(match.rows).to(old.device)
     if len(old): torch.index_select(old, 0, rows.clamp(min=0), out=new)

@@ -53,10 +53,10 @@ def guess_names(
 class Moments(NamedTuple):
     "What an optimizer remembers of each weight."
     kind: tuple # names of the hyperparameters that tell which optimizer it is
-    of: dict # name of a weight -> {'grad_avg', 'exp_avg', ... -> tensor of its shape; 'step' -> a number}, {} if never stepped
+    of: dict # name of a weight -> {'grad_avg', 'exp_avg', ... -> tensor of its shape; 'step' -> a number}
 
-_of_the_run = {'params', 'lr', 'initial_lr', 'max_lr', 'min_lr', 'foreach', 'fused', 'capturable', 'differentiable', 'maximize',
-               'decoupled_weight_decay'}
+_of_the_run = {'params', 'lr', 'initial_lr', 'max_lr', 'min_lr', 'foreach', 'fused', 'capturable', 'differentiable',
+               'maximize', 'decoupled_weight_decay'}
 _flags = {'do_wd', 'force_train'}  # fastai keeps these with the moments, and they say how the weight is trained
 
 def _kind(opt_state):
@@ -70,8 +70,8 @@ def read_moments(
     "The moments in an optimizer's state, by the names of the weights."
     states = _states(opt_state)
     if len(names) != len(states): raise WeightsError(
-        f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives those of the '
-        'optimizer that they were taken from')
+        f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives those of '
+        'the optimizer that they were taken from')
     of = {name: {k: v for k, v in state.items() if k not in _flags} for name, state in zip(names, states, strict=True)}
     return Moments(_kind(opt_state), of)
 
@@ -86,7 +86,7 @@ def _known_keys(keys, moments): return keys and {role: k for role, k in keys.ite
 def match_moments(
     moments:Moments, # over the old vocabulary
     report:MatchReport, # of the old vocabulary and the new one (see `match_classes`)
-    keys:Mapping|None=None, # role ('u_weight', ...) -> name of the weight, where the names are unknown (see `match_embeds`)
+    keys:Mapping|None=None, # role ('u_weight', ...) -> name of the weight, if unknown (see `match_embeds`)
 ) -> Moments: # over the new vocabulary; those of other weights as they were
     "Convert the moments of every vocabulary-indexed weight to the new vocabulary; nothing passed in is changed."
     res = dict(moments.of)
@@ -153,6 +153,7 @@ def load_opt(
     "Give an optimizer the whole state of an old one, or where their groups differ the moments."
     own = opt.state_dict()
     def sizes(state): return _kind(state), len(_groups(state)), len(_states(state))
-    if sizes(own) != sizes(opt_state) or names not in (None, param_names(opt, model)): return carry_moments(opt, model, opt_state, names)
+    if sizes(own) != sizes(opt_state) or names not in (None, param_names(opt, model)):
+        return carry_moments(opt, model, opt_state, names)
     opt.load_state_dict(opt_state)
     return []

@@ -18,14 +18,15 @@ from torch import nn
 from ..core import ShapeError, WeightsError, examples
 
 # %% ../../nbs/20_weights.roles.ipynb #0024de2b
-roles = {'u_weight': 'user', 'u_bias': 'user', 'i_weight': 'item', 'i_bias': 'item'}  # a role, and the side that it belongs to
+roles = {'u_weight': 'user', 'u_bias': 'user', 'i_weight': 'item', 'i_bias': 'item'}  # a role, and its side
 
 layouts = {
-    'EmbeddingDotBias': {'u_weight.weight': 'u_weight', 'i_weight.weight': 'i_weight', 'u_bias.weight': 'u_bias', 'i_bias.weight': 'i_bias'},
+    'EmbeddingDotBias': {f'{role}.weight': role for role in ('u_weight', 'i_weight', 'u_bias', 'i_bias')},
     'EmbeddingNN': {'embeds.0.weight': 'u_weight', 'embeds.1.weight': 'i_weight'},
     'text classifier': {
         '0.module.encoder.weight': 'u_weight', '0.module.encoder_dp.emb.weight': 'u_weight',
-        '1.attn.lbs_weight.weight': 'i_weight', '1.attn.lbs_weight_dp.emb.weight': 'i_weight', '1.attn.lbs_bias.weight': 'i_bias'},
+        '1.attn.lbs_weight.weight': 'i_weight', '1.attn.lbs_weight_dp.emb.weight': 'i_weight',
+        '1.attn.lbs_bias.weight': 'i_bias'},
 }
 
 def bare_name(
@@ -35,14 +36,20 @@ def bare_name(
     return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
 
 # %% ../../nbs/20_weights.roles.ipynb #aec1352a
-def as_tensor(key, value):
+def as_tensor(
+    key:str, # its name, for messages
+    value, # a tensor, a parameter or an array
+) -> torch.Tensor:
     "`value` as a dense tensor without a gradient that shares its memory."
     try: res = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError): res = None
-    if res is None: raise WeightsError(f'{key}: {type(value).__name__}; expected a tensor or an array in each place of a state dict')
-    if hasattr(res, 'device_mesh'): raise WeightsError(f'{key}: its rows are spread over {res.device_mesh.size()} processes; expected a whole table: save it with '
-                                                       '`save_sharded`, and load that on one process with `load_sharded`')
-    if res.layout != torch.strided: raise WeightsError(f'{key}: a tensor of layout {res.layout}; expected a dense one: save it with `.to_dense()`')
+    if res is None: raise WeightsError(
+        f'{key}: {type(value).__name__}; expected a tensor or an array in each place of a state dict')
+    if (mesh := getattr(res, 'device_mesh', None)) is not None: raise WeightsError(
+        f'{key}: its rows are spread over {mesh.size()} processes; expected a whole table: save it with `save_sharded`, and load '
+        'that on one process with `load_sharded`')
+    if res.layout != torch.strided: raise WeightsError(
+        f'{key}: a tensor of layout {res.layout}; expected a dense one: save it with `.to_dense()`')
     return res
 
 def flat_weights(
@@ -50,13 +57,15 @@ def flat_weights(
 ) -> dict: # name -> detached dense tensor; the same memory, on the same device, in the same order
     "The weights in `wgts`, whatever they were wrapped in."
     if isinstance(wgts, Mapping) and isinstance(wgts.get('model'), Mapping): wgts = wgts['model']
-    if not isinstance(wgts, Mapping): raise WeightsError(f'{type(wgts).__name__}; expected a state dict: a dictionary from name to tensor')
+    if not isinstance(wgts, Mapping): raise WeightsError(
+        f'{type(wgts).__name__}; expected a state dict: a dictionary from name to tensor')
     return {k: as_tensor(k, v) for k, v in wgts.items()}
 
 # %% ../../nbs/20_weights.roles.ipynb #4cc9881e
 def _named_roles(wgts, keys):
     "The roles that the caller named."
-    if set(keys) - set(roles): raise WeightsError(f'keys={dict(keys)!r}: {sorted(set(keys) - set(roles))} are not roles; expected some of {list(roles)}')
+    if odd := sorted(set(keys) - set(roles)): raise WeightsError(
+        f'keys={dict(keys)!r}: {odd} are not roles; expected some of {list(roles)}')
     lost = [k for k in keys.values() if k not in wgts]
     if lost: raise WeightsError(f'keys={dict(keys)!r}: no {lost} in the weights; expected names among {list(wgts)}')
     return {role: [key] for role, key in keys.items()}
@@ -64,19 +73,19 @@ def _named_roles(wgts, keys):
 def find_roles(
     wgts:Mapping, # name -> anything: the names of a state dict
     keys:Mapping|None=None, # role -> name, for a model of another layout; None finds the roles by the names above
-) -> dict: # role -> the names that carry it (more than one where the model keeps copies); roles that nobody carries are left out
+) -> dict: # role -> the names that carry it, more than one where the model keeps copies; roles without any are left out
     "Which weight means what."
     if keys is not None: return _named_roles(wgts, keys)
     by_layout = {}
     for layout, names in layouts.items():
         for key in wgts:
-            if (role := names.get(bare_name(key))) is not None: by_layout.setdefault(layout, {}).setdefault(role, []).append(key)
+            role = names.get(bare_name(key))
+            if role is not None: by_layout.setdefault(layout, {}).setdefault(role, []).append(key)
     found = [key for of_role in by_layout.values() for named in of_role.values() for key in named]
-    names = [bare_name(key) for key in found]
-    more = [key for key in wgts if re.fullmatch(r'embeds\.([2-9]|\d\d+)\.weight', bare_name(key))] if 'EmbeddingNN' in by_layout else []
-    if len(by_layout) > 1 or len(set(names)) < len(names) or more: raise WeightsError(
-        f'{found + more} could each be what is looked for ({", ".join(by_layout)}); expected one model of two embeddings: say which with `keys=`, '
-        "e.g. keys={'u_weight': ..., 'i_weight': ...}")
+    more = [k for k in wgts if 'EmbeddingNN' in by_layout and re.fullmatch(r'embeds\.([2-9]|\d\d+)\.weight', bare_name(k))]
+    if len(by_layout) > 1 or len(set(map(bare_name, found))) < len(found) or more: raise WeightsError(
+        f'{found + more} could each be what is looked for ({", ".join(by_layout)}); expected one model of two embeddings: say '
+        "which with `keys=`, e.g. keys={'u_weight': ..., 'i_weight': ...}")
     return next(iter(by_layout.values()), {})
 
 # %% ../../nbs/20_weights.roles.ipynb #8c304ece
@@ -91,7 +100,8 @@ def _width_remedy(wgt, target_key, target):
     width = wgt.shape[-1] if wgt.dim() > 1 else 1
     if bare_name(target_key) in layouts['EmbeddingNN']:
         return f'make the network with the pretrained widths, here emb_szs with ({len(target)}, {width}) for {target_key}'
-    return f"make the model with the pretrained one's, n_factors={width}" + (' (a bias has width 1)' if target.shape[-1] == 1 else '')
+    hint = ' (a bias has width 1)' if target.shape[-1] == 1 else ''
+    return f"make the model with the pretrained one's, n_factors={width}{hint}"
 
 def _check_fits(key, wgt, target_key, target):
     "Raise unless `wgt` can become the table `target`."
@@ -100,7 +110,8 @@ def _check_fits(key, wgt, target_key, target):
     seen = f'{key}: shape {tuple(wgt.shape)}, and {target_key} of the model {tuple(target.shape)}'
     if wgt.dim() != target.dim() or wgt.shape[1:] != target.shape[1:]: raise ShapeError(
         f'{seen}; expected rows of the same width: {_width_remedy(wgt, target_key, target)}')
-    raise ShapeError(f'{seen}; expected a row for each id of the current vocabulary: convert the weights with `match_embeds` first')
+    raise ShapeError(
+        f'{seen}; expected a row for each id of the current vocabulary: convert the weights with `match_embeds` first')
 
 def _tables(found, targets):
     "The model's tables that get a pretrained one: name in the model -> name in the weights."
@@ -114,8 +125,8 @@ def _layers(wgts, model_wgts, not_these):
 
 # %% ../../nbs/20_weights.roles.ipynb #4145c7bb
 def load_pretrained_keys(
-    model:nn.Module, # an `EmbeddingDotBias`, an `EmbeddingNN`, or a model with their names or the text classifier's; changed in place
-    wgts:dict, # name -> tensor or array, tables in the current vocabulary's order; alone or as `{'model': ..., 'opt': ...}`; not changed
+    model:nn.Module, # with names of an `EmbeddingDotBias`, an `EmbeddingNN` or the text classifier; changed in place
+    wgts:dict, # name -> tensor or array, tables in the current vocabulary's order; alone or as `{'model': ..., 'opt': ...}`
     *,
     keys:Mapping|None=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `wgts`, if unknown
 ) -> tuple: # (missing keys, unexpected keys): the model's names that got nothing, and names in `wgts` that went nowhere
@@ -124,8 +135,8 @@ def load_pretrained_keys(
     found, targets = find_roles(wgts, keys), find_roles(model_wgts)
     tables = _tables(found, targets)
     if not tables: raise WeightsError(
-        f'no table of users or items among {examples(list(wgts), 8)} for a model of {examples(list(model_wgts), 8)}; expected names that are '
-        "known on both sides, or `keys=`, e.g. keys={'u_weight': 'name of the users\\' table', 'i_weight': ...}")
+        f'no table of users or items among {examples(list(wgts), 8)} for a model of {examples(list(model_wgts), 8)}; expected names '
+        "that are known on both sides, or `keys=`, e.g. keys={'u_weight': 'name of the users\\' table', 'i_weight': ...}")
     for target, key in tables.items(): _check_fits(key, wgts[key], target, model_wgts[target])
     with_role = {k for roles in (found, targets) for named in roles.values() for k in named}
     source = {**tables, **_layers(wgts, model_wgts, with_role)}
