@@ -125,7 +125,7 @@ def _number_lines(df, path, said, kwargs):
         f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if '
         'these marks are parts of names, `quoting=3`')
 
-# %% ../../nbs/33_data.files.ipynb #377e24ea
+# %% ../../nbs/33_data.files.ipynb #d03dc077
 def _csv_options(kwargs):
     "pandas' options: no index, and the type of a column by all its lines, of which the last may be the first text."
     sep = kwargs.get('sep', kwargs.get('delimiter', ','))
@@ -133,6 +133,7 @@ def _csv_options(kwargs):
     if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
     return {**options, **({'low_memory': False} if len(sep) == 1 else {'engine': 'python'})}
 
+# %% ../../nbs/33_data.files.ipynb #01e579b6
 def read_csv(
     csv, # path, URL or open file
     **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header`, `quoting` and the rest
@@ -185,7 +186,7 @@ def open_parquet(
         f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
     except pa.ArrowInvalid as e: raise RatingsError(f'{parquet}: {e}; expected Parquet files') from None
 
-# %% ../../nbs/33_data.files.ipynb #69f9f300
+# %% ../../nbs/33_data.files.ipynb #a60fa2e8
 _json = '.jsonl', '.ndjson', '.json'
 _kinds = {  # -> separator; None where the first line tells, '' where there is none
     '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, **dict.fromkeys((*_json, '.parquet'), '')}
@@ -208,6 +209,7 @@ def _first_line(path, encoding=None):
             return next(filter(str.strip, f), '')
     except (OSError, EOFError, LookupError, lzma.LZMAError, zlib.error): return ''  # reading it all will tell
 
+# %% ../../nbs/33_data.files.ipynb #575d34e8
 def _text_options(path, kind, text, kwargs):
     "pandas' options for a text file of a kind, with the columns `text` as text."
     options = dict(kwargs)

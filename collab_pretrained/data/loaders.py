@@ -122,9 +122,10 @@ def _fits(n_bytes, device):
     "Whether `n_bytes` may move to `device` and leave it half free."
     return device.type != 'cuda' or n_bytes*2 < torch.cuda.mem_get_info(device)[0]
 
-# %% ../../nbs/34_data.loaders.ipynb #b5869800
+# %% ../../nbs/34_data.loaders.ipynb #be793ac8
 _dl_params = inspect.signature(TfmdDL).parameters
 
+# %% ../../nbs/34_data.loaders.ipynb #51db5f6e
 class CollabDL(TfmdDL):
     "Batches sliced from a `CollabDataset`: every row once an epoch, in an order that `seed` fixes."
     _n_inp, _types = 1, {tuple: [torch.Tensor, torch.Tensor]}
@@ -161,7 +162,7 @@ class CollabDL(TfmdDL):
         "A loader that differs in what is given."
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
-# %% ../../nbs/34_data.loaders.ipynb #782ea12a
+# %% ../../nbs/34_data.loaders.ipynb #92982957
 def batch_slices(tensors, sizes):
     "Batches of `sizes` rows, made a few at a time: a slice that is used at once is still in the cache."
     done = 0
@@ -170,6 +171,7 @@ def batch_slices(tensors, sizes):
         yield from zip(*(o.narrow(0, done, sum(some)).split(some) for o in tensors), strict=True)
         done += sum(some)
 
+# %% ../../nbs/34_data.loaders.ipynb #cd2723f0
 @patch
 def create_batches(self:CollabDL,
     samps, # positions of the rows to visit, in order: an array or any iterable of integers
@@ -192,6 +194,7 @@ def transform_batch(dl, batches):
     "Batches as the loader's transforms leave them; without any, nothing is called for each."
     return map(dl.after_batch, batches) if getattr(dl.after_batch, 'fs', True) else batches
 
+# %% ../../nbs/34_data.loaders.ipynb #9313e7a6
 @patch
 def __iter__(self:CollabDL):
     self.randomize()
@@ -230,7 +233,7 @@ def _with_titles(df, titles):
     if titles is not None: df.insert(2, f'{df.columns[1]}_title', titles_of(titles, df.iloc[:,1].tolist()))
     return df
 
-# %% ../../nbs/34_data.loaders.ipynb #6200bba7
+# %% ../../nbs/34_data.loaders.ipynb #81269159
 @patch
 def show_batch(self:CollabDL,
     b=None, # a batch; None for the first of the next epoch
@@ -244,6 +247,7 @@ def show_batch(self:CollabDL,
     df = _with_titles(df, titles)
     return display_df(df) if show else df
 
+# %% ../../nbs/34_data.loaders.ipynb #b89da7a1
 @patch
 def show_results(self:CollabDL,
     b, # a batch
@@ -259,9 +263,10 @@ def show_results(self:CollabDL,
     df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
     return display_df(df) if show else df
 
-# %% ../../nbs/34_data.loaders.ipynb #5c2147db
+# %% ../../nbs/34_data.loaders.ipynb #b1eebc5e
 _kinds = {'int': 'integers', 'text': 'text'}
 
+# %% ../../nbs/34_data.loaders.ipynb #bfd2438d
 def rows_or_na(
     vocab, # `Vocab`
     ids, # distinct ids of a column
@@ -311,7 +316,7 @@ def _own_classes(table, names, train, min_count):
         res[name] = Vocab(np.append(np.array([NA], dtype=object), ids))
     return res
 
-# %% ../../nbs/34_data.loaders.ipynb #64468121
+# %% ../../nbs/34_data.loaders.ipynb #babda83b
 def _positions(part, n, side):
     "One part of a split as positions in a table of `n` rows."
     idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
@@ -324,6 +329,7 @@ def _positions(part, n, side):
         f'splits: {side} has the positions {examples(outside)}, in a table of {n} rows; expected 0 to {n-1}')
     return idx
 
+# %% ../../nbs/34_data.loaders.ipynb #1666896b
 def _split(table, splits, valid_pct, seed):
     "The rows of `table` to train and to validate on; a pair in `splits` counts in the caller's table."
     if splits is None or isinstance(splits, str):
@@ -364,7 +370,7 @@ def _dataset(table, idx, rows, classes, id_cast, time_name=None):
     tensors = torch.from_numpy(x), torch.from_numpy(table.values.take(idx))[:, None]
     return CollabDataset(tensors, classes, table.names[2], id_cast, time_name, times, weights)
 
-# %% ../../nbs/34_data.loaders.ipynb #05388dbb
+# %% ../../nbs/34_data.loaders.ipynb #78426433
 @dataclass
 class SplitReport:
     "What a split asks of a model."
@@ -384,6 +390,7 @@ class SplitReport:
                 f'of the ratings that validate ({new_pct:.1f}%).\n'
                 f'Without a row of their own, {NA!r} instead: {self.na_ratings} ratings.')
 
+# %% ../../nbs/34_data.loaders.ipynb #29bdcd5e
 def _report(table, train, valid, rows, classes):
     "The `SplitReport` of `table`, whose ids have `rows` in `classes`."
     n_new, is_new = [], np.zeros(len(valid), dtype=bool)
@@ -473,7 +480,7 @@ class CollabDataLoaders(DataLoaders):
         if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(map(Vocab.of, self.classes.values()), counts, strict=True)]
         return res
 
-# %% ../../nbs/34_data.loaders.ipynb #13b08030
+# %% ../../nbs/34_data.loaders.ipynb #a04d6bf5
 def loaders_like(dls:CollabDataLoaders, loaders:list) -> CollabDataLoaders:
     "Other loaders of the same ratings, or of some of them."
     res = CollabDataLoaders(*loaders, path=dls.path, device=dls.device)
@@ -486,6 +493,7 @@ def with_datasets(dls:CollabDataLoaders, datasets:list) -> CollabDataLoaders:
     res.report = None
     return res
 
+# %% ../../nbs/34_data.loaders.ipynb #24dd9290
 @patch
 def test_dl(self:CollabDataLoaders,
     test_items, # table with the user and item columns of training, or one row of it; its order is kept

@@ -57,7 +57,7 @@ class Ratings:
         if self.rows is None: columns['rows'] = np.arange(len(self))
         return replace(self, **{k: o[idx] for k, o in columns.items() if o is not None})
 
-# %% ../../nbs/32_data.ratings.ipynb #7c057336
+# %% ../../nbs/32_data.ratings.ipynb #cb588d39
 def open_table(
     table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
 ): # a table of pandas, polars or pyarrow, not yet read where it is lazy
@@ -83,6 +83,7 @@ def _without_runs(table):
             table = table.set_column(k, field.name, pc.call_function('run_end_decode', [table.column(k)]))
     return table
 
+# %% ../../nbs/32_data.ratings.ipynb #ba705eaf
 def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)
 
 def as_frame(table, names:list) -> pd.DataFrame:
@@ -201,12 +202,13 @@ def _means(self:Ratings,
     means[last] = summed(weights)/np.diff(starts, append=len(self))
     return {'values': values, 'weights': self.weights if self.weights is None else means}
 
-# %% ../../nbs/32_data.ratings.ipynb #551cceec
+# %% ../../nbs/32_data.ratings.ipynb #cbc99ce1
 def _seen_before(pairs):
     "Those of `pairs` that have been there before, ascending, as often as they have been."
     in_order = np.sort(pairs)
     return in_order[1:][in_order[1:] == in_order[:-1]]
 
+# %% ../../nbs/32_data.ratings.ipynb #1ee45417
 @patch
 def merge_repeats(self:Ratings,
     how:str='keep', # 'keep' all rows, make one of each pair by its 'last' or by their 'mean', or 'raise'

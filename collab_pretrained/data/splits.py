@@ -56,7 +56,7 @@ def row_words(
     if index.name != 'line': return f'rows {examples(at)} (counted from 0)'
     return f'line{"s" if len(at) > 1 else ""} {examples(index[at])}'
 
-# %% ../../nbs/30_data.splits.ipynb #af3fb530
+# %% ../../nbs/30_data.splits.ipynb #0212e502
 def _numbers_in(times, name):
     "The numbers that a Series of text holds, or itself where most of it is something else."
     numbers = pd.to_numeric(times, errors='coerce')
@@ -75,6 +75,7 @@ def _has_zone(times):
     if times.dtype != object: return np.zeros(1, dtype=bool)
     return np.array([getattr(o, 'tzinfo', None) is not None for o in times])
 
+# %% ../../nbs/30_data.splits.ipynb #28508d0a
 def _seconds(times, name):
     "Timestamps, or text that holds them, as float64 seconds since 1970, in UTC."
     zoned = _has_zone(times)

@@ -38,11 +38,12 @@ from .files import hive_texts
 from .ratings import as_frame
 from .splits import check_valid_pct, fresh_seed
 
-# %% ../../nbs/35_data.stream.ipynb #2089cf2e
+# %% ../../nbs/35_data.stream.ipynb #d2cf65a8
 def _tensors(raw):
     "Encoded ratings (n, 3) as x, int64 (n, 2), and y, float32 (n, 1)."
     return raw[:,:2].long(), raw[:,2:].contiguous().view(torch.float32)
 
+# %% ../../nbs/35_data.stream.ipynb #c89071d8
 class StreamDataset(CollabDataset):
     "Ratings in a file, 12 bytes each, with the vocabularies of their ids."
     def __init__(self,
@@ -69,9 +70,10 @@ class StreamDataset(CollabDataset):
         "Some ratings as the file has them."
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
 
-# %% ../../nbs/35_data.stream.ipynb #95d52e0e
+# %% ../../nbs/35_data.stream.ipynb #4d7f398e
 _pieces = 64  # of a window
 
+# %% ../../nbs/35_data.stream.ipynb #ad969b9e
 class StreamDL(CollabDL):
     "Batches from a `StreamDataset`: every row once an epoch, shuffled by the window, in an order that `seed` fixes."
     def __init__(self,
@@ -160,7 +162,7 @@ def _scan(ratings):
     try: return _scan_parquet(ratings)
     except pl.exceptions.ComputeError as e: raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
-# %% ../../nbs/35_data.stream.ipynb #92a6919e
+# %% ../../nbs/35_data.stream.ipynb #479061e1
 _row = 'row of the table'
 
 def _gaps(lf, names):
@@ -177,6 +179,7 @@ def _count(lf, conditions):
         f'{e}; expected each column to be of one type in all files: write them anew with one') from None
     return n, list(zip(seen[::2], seen[1::2], strict=True))
 
+# %% ../../nbs/35_data.stream.ipynb #e3fff817
 def _complete(lf, names, on_missing):
     "`lf` with the numbers of its rows, without those where a column of `names` is missing."
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
@@ -227,7 +230,7 @@ def _split_of(lf, splits):
         f'splits: an expression of type {dtype}; expected true or false for each row')
     return lf
 
-# %% ../../nbs/35_data.stream.ipynb #09504fbc
+# %% ../../nbs/35_data.stream.ipynb #803eb730
 def _encoded(block, names, classes, casts):
     "The ratings of a polars DataFrame as the file has them, int32 (n, 3)."
     frame, raw = as_frame(block, [o for o in names if o is not None]), np.empty((len(block), 3), dtype=np.int32)
@@ -240,6 +243,7 @@ def _encoded(block, names, classes, casts):
     raw[:,2] = values.view(np.int32)
     return raw
 
+# %% ../../nbs/35_data.stream.ipynb #169c3722
 def _write(
     lf, # polars `LazyFrame`, complete, with the numbers of its rows
     names:list, # of the user, item and rating columns; None for the last where each row counts as a 1

@@ -24,7 +24,7 @@ from ..core import SIDES, UnknownIdError, VocabError, WeightsError, examples
 from ..ids.vocab import Vocab
 from ..weights.roles import find_roles, flat_weights, roles
 
-# %% ../../nbs/40_models.embeddings.ipynb #dd6810d3
+# %% ../../nbs/40_models.embeddings.ipynb #7ce41558
 def _side_grads(rows, grads, n_rows, is_sparse):
     "The gradients of a side's tables, of which `rows` were looked up."
     if not is_sparse: return [o.new_zeros(n_rows, o.shape[1]).index_add_(0, rows, o) for o in grads]
@@ -39,6 +39,7 @@ def _linked(vectors, table, rows):
     again = table.index_select(0, rows)
     return vectors + (again - again.detach())
 
+# %% ../../nbs/40_models.embeddings.ipynb #73eb9ada
 class _DotBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx, users, items, u_weight, i_weight, u_bias, i_bias, is_sparse):
@@ -102,7 +103,7 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
         if _by_lookup(tables): return self._looked_up(users, items)
         return _DotBias.apply(users.contiguous(), items.contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
 
-# %% ../../nbs/40_models.embeddings.ipynb #0db7217f
+# %% ../../nbs/40_models.embeddings.ipynb #49e825af
 @patch
 def _vocab(self:EmbeddingDotBias, is_item):
     "The vocabulary of a side, made once of names that are another's."
@@ -128,6 +129,7 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
 
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
 
+# %% ../../nbs/40_models.embeddings.ipynb #07305251
 @patch
 def weight(self:EmbeddingDotBias,
     arr, # ids of items, or of users
@@ -200,7 +202,7 @@ def _by_column(emb_szs, rows):
         'width) with these rows')
     return {col: width for col, (_, width) in zip(rows, sizes, strict=True)}
 
-# %% ../../nbs/40_models.embeddings.ipynb #ffba1085
+# %% ../../nbs/40_models.embeddings.ipynb #717f716c
 def _activation(name):
     "An activation of `torch.nn`, with its defaults; None where there is none of that name."
     try: return getattr(nn, name)() if name in activation.__all__ else None
@@ -225,6 +227,7 @@ def describe(
     return {**res, 'widths': [o.embedding_dim for o in model.embeds], 'layers': linear[:-1],
             'use_bn': n_norms > 0, 'bn_final': n_norms == len(linear), 'act': _act_name(model)}
 
+# %% ../../nbs/40_models.embeddings.ipynb #e5a340da
 def make_described(
     config:Mapping, # as `describe` gives it
     classes:Mapping, # column -> names of the rows: users, then items

@@ -20,7 +20,7 @@ from torch.optim.adamw import adamw
 from ..core import side_index
 from ..weights.roles import find_roles, roles
 
-# %% ../../nbs/46_models.optim.ipynb #4514bd3e
+# %% ../../nbs/46_models.optim.ipynb #4023dcae
 class FusedAdam(Optimizer):
     "fastai's `Adam` with decoupled weight decay, by torch's fused AdamW; tables with a sparse gradient step by row."
     def __init__(self,
@@ -58,12 +58,14 @@ class FusedAdam(Optimizer):
         for p, (zeros, _) in self.zeros.items():
             if p.grad is None: p.grad = zeros
 
+# %% ../../nbs/46_models.optim.ipynb #3dd69a37
 def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
     "One step of `params`, which share their hyperparameters."
     steps = [torch.full((), s['step'] - 1., device=p.device) for p, s in zip(params, states, strict=True)]
     adamw(params, grads, [s['grad_avg'] for s in states], [s['sqr_avg'] for s in states], [], steps, fused=True,
           lr=lr, weight_decay=wd, beta1=mom, beta2=sqr_mom, eps=eps, amsgrad=False, maximize=False)
 
+# %% ../../nbs/46_models.optim.ipynb #739ab5f0
 @patch
 def step(self:FusedAdam,
     closure=None, # accepted as fastai does, and refused
@@ -112,7 +114,7 @@ class _Owed:
         left = (now[0] - last[0]).exp()
         return left[:,None], None if self.held is None else (now[1] - left*last[1])[:,None]
 
-# %% ../../nbs/46_models.optim.ipynb #2bd95b17
+# %% ../../nbs/46_models.optim.ipynb #2d3c2bf4
 @patch
 def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     "One step of the rows of `p` that its gradient has."
@@ -131,6 +133,7 @@ def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
     self.owed[p].add(lr, wd)
     self.owed[p].pay(rows)
 
+# %% ../../nbs/46_models.optim.ipynb #658f5079
 @patch
 def catch_up(self:FusedAdam,
     p:Tensor, # a table that was stepped by row
@@ -144,7 +147,7 @@ def catch_up(self:FusedAdam,
         if drawn is not None: part.addcmul_(self.owed[p].anchor.index_select(0, rows), drawn)
         p.index_copy_(0, rows, part)
 
-# %% ../../nbs/46_models.optim.ipynb #ec8a5faf
+# %% ../../nbs/46_models.optim.ipynb #3d34fab0
 @patch
 def settle(self:FusedAdam):
     "Give all rows what they are owed."
@@ -167,6 +170,7 @@ def clear_state(self:FusedAdam):
     self.settle()
     super(FusedAdam, self).clear_state()
 
+# %% ../../nbs/46_models.optim.ipynb #66289261
 class CatchUp(Callback):
     "Before each training batch, gives the rows that it looks up what they are owed."
     order, run_valid = 59, False

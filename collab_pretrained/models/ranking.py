@@ -114,7 +114,7 @@ def threshold(self:Ranking,
         '`learn.ranking.min_rating`', CollabWarning, stacklevel=3)
     return self.min_rating
 
-# %% ../../nbs/45_models.ranking.ipynb #efb4ae15
+# %% ../../nbs/45_models.ranking.ipynb #ef8c22b1
 @patch
 def _start(self:Ranking, epoch):
     seed = self.learn.dls.train.seed if self.seed is None else self.seed
@@ -130,6 +130,7 @@ def before_validate(self:Ranking):
     "Draw the same each time."
     self._start(0)
 
+# %% ../../nbs/45_models.ranking.ipynb #3e62a604
 @patch
 def _unseen(self:Ranking):
     "What users haven't seen in the training part; while validating, in either part."
@@ -142,7 +143,7 @@ def _unseen(self:Ranking):
         self.unseen[len(parts)] = unseen, parts, sizes
     return unseen
 
-# %% ../../nbs/45_models.ranking.ipynb #4fd07d54
+# %% ../../nbs/45_models.ranking.ipynb #5ddc575e
 def _is_dot(model): return isinstance(get_model(model), collab.EmbeddingDotBias)
 
 @patch
@@ -159,6 +160,7 @@ def before_batch(self:Ranking):
 def after_pred(self:Ranking):
     if self.pairs is not None: self.learn.xb, self.pairs = self.pairs, None
 
+# %% ../../nbs/45_models.ranking.ipynb #ac7ea665
 @patch
 def loss_func(self:Ranking,
     pred:Tensor, # (n,) or (n, 1): the model's answers to the pairs of the batch; or none, where it `asks_itself`

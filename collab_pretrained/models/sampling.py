@@ -18,7 +18,7 @@ class UnseenItems:
     def __init__(self,
         x:Tensor, # int64 (n, 2): rows of users and of the items that they have seen, in any order
         n_users:int, # rows of users
-        n_items:int, # rows of items; row 0 is '#na#', which nobody is offered
+        n_items:int, # rows of items; row 0 is '#na#', which is never offered
         max_list:int=2**24, # users times items up to which unseen pairs are listed, 4 bytes each, and not searched
     ):
         na = torch.arange(n_users, device=x.device)*n_items

@@ -184,7 +184,7 @@ def _hidden_by_chunk(pairs, rows, item_rows, chunk, line, n_chunks, width):
     order = np.argsort(chunk, kind='stable')
     return np.split(at[order], np.searchsorted(chunk[order], np.arange(1, n_chunks)))
 
-# %% ../../nbs/47_models.topk.ipynb #39176af2
+# %% ../../nbs/47_models.topk.ipynb #80860440
 def _check_finite(vals, rows):
     odd = vals.isnan().any(1)
     if odd.any(): raise WeightsError(
@@ -204,6 +204,7 @@ def _best_of_chunk(scores, rows, k, hidden, out):
     vals, cols = vals.cpu().numpy(), cols.cpu().numpy()
     return vals, np.where(cols < 0, -1, scores.item_rows[cols])
 
+# %% ../../nbs/47_models.topk.ipynb #d8844cdb
 def _best_of_part(scores, rows, k, pairs):
     "`best` for `rows`, distinct; `pairs` of a row and an item row must not win, None for none."
     n_items, size = len(scores.item_rows), scores.size
