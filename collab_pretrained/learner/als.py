@@ -162,7 +162,7 @@ def _old_counts(learn, side, table):
     if learn.match_report is not None:
         match = learn.match_report.side(side)
         old = torch.full((len(match.old_vocab),), 100.)
-        if match.old_counts is not None: old[torch.from_numpy(match.old_vocab.id_rows)] = torch.from_numpy(np.array(match.old_counts, dtype=np.float32))
+        if match.old_counts is not None: old[torch.tensor(match.old_vocab.id_rows)] = torch.from_numpy(np.array(match.old_counts, dtype=np.float32))
         counts = torch.where(torch.from_numpy(match.rows >= 0), old[torch.from_numpy(match.rows)], 0.)
     na_row = learn.side(side).vocab.na_row
     if na_row is not None: counts[na_row] = 0

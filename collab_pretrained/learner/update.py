@@ -55,9 +55,19 @@ class UpdateReport:
 # %% ../../nbs/58_learner.update.ipynb #2fa6f0fa
 def _is_squared(learn): return isinstance(getattr(learn.loss_func, 'func', None), nn.MSELoss)
 
+@torch.no_grad()
+def _rmse(learn, x, y):
+    "That of a dot product, without the events of `get_preds`."
+    model = get_model(learn.model)
+    device, was_training = next(model.parameters()).device, model.training
+    res = (model.eval()(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().sqrt().item()
+    model.train(was_training)
+    return res
+
 def _error(learn, ds):
     "The loss over a dataset, or its root where that is the squared error; NaN where it is empty."
     if not len(ds): return float('nan')
+    if _is_squared(learn) and isinstance(get_model(learn.model), EmbeddingDotBias): return _rmse(learn, *ds.tensors)
     with learn.no_bar(): losses = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False), with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
@@ -108,7 +118,7 @@ def _read(learn, ratings):
     "A table, with the last rating of each pair, and the learner's vocabulary with the table's new ids behind it."
     table, rows = read_for(learn, ratings)
     ids = table.user_ids, table.item_ids
-    grown = {col: Vocab(np.append(np.array([*vocab, None], dtype=object)[:-1], own[of_ids < 0]), f'the vocabulary of {col}')
+    grown = {col: Vocab([*vocab.items, *own[of_ids < 0].tolist()], f'the vocabulary of {col}') if (of_ids < 0).any() else vocab
              for (col, vocab), own, of_ids in zip(learn.vocab.items(), ids, rows, strict=True)}
     return table.merge_repeats('last'), grown
 
@@ -119,10 +129,11 @@ def _warn_of_repeats(n_again, n_replaced, n):
         'they are left out, so that no rating counts twice')
     warnings.warn(f'{n_again} of {n} ratings are of a (user, item) pair that the model has already learned from: {what}', CollabWarning, stacklevel=4)
 
-def _known_pairs(learn):
-    "The pairs that the model has learned from or the learner holds."
-    own, evidence = seen_in(learn.dls), learn.evidence()
-    return own if evidence is None else evidence.with_pairs(own.pairs())
+def _is_known(learn, x):
+    "Which pairs the model has learned from, or the learner holds."
+    pairs, evidence = x.cpu().numpy(), learn.evidence()
+    held = seen_in(learn.dls).has(pairs)
+    return torch.from_numpy(held if evidence is None else held | evidence.has(pairs))
 
 def _replace(ds, x, y, n_items):
     "A dataset in which pairs have the ratings `y`; and how many ratings differed."
@@ -170,7 +181,7 @@ def update(self:CollabLearner,
         n_items = len(self.side('item').vocab)
         x, y, weight = of_known(self, table)
         check_y_range(y_range_of(get_model(self.model)), with_datasets(self.dls, [_dataset_of(old[0], x, y, weight), old[1]]))
-        is_known = torch.from_numpy(_known_pairs(self).has(x.cpu().numpy()))
+        is_known = _is_known(self, x)
         again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
         old, n_replaced = map(list, zip(*[_replace(o, x[again], y[again], n_items) for o in old], strict=True))
         _warn_of_repeats(len(again), sum(n_replaced), len(x))
