@@ -187,6 +187,8 @@ def _write(df, path):
             if is_ours and time.time() - o.stat().st_mtime > 3600: o.unlink()
 
 # %% ../../nbs/83_cli.commands.ipynb #acbcdcc4
+def _liked_from(learn): return learn.ranking.threshold(learn.dls.train_ds.tensors[1])
+
 def _is_ranking(learn, max_rmse):
     "Whether `learn` ranks; raises if it does and `max_rmse` is asked for."
     ranks = learn.ranking is not None
@@ -205,7 +207,7 @@ def _held_out(learn):
     if learn.ranking is None:
         errors = [error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x))]
         return 'RMSE', errors[0], 'user and item biases', errors[1]
-    relevant = relevant_pairs(learn, x, y, learn.ranking.threshold(learn.dls.train_ds.tensors[1]))
+    relevant = relevant_pairs(learn, x, y, _liked_from(learn))
     lists = [top_lists(learn, x, relevant, 10, scores=o) for o in (None, PopularityScores(learn))]
     model, popular = (mean_measures(*o, relevant, 10)['recall@10'] for o in lists)
     return 'recall@10', model, 'popularity', popular
@@ -247,8 +249,10 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
     y_range = None if ranks else source.meta['y_range'] if source and 'y_range' in source.meta else range_around(dls)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return collab_learner(dls, n_factors, y_range=y_range, metrics=RankMetric('recall') if ranks else rmse,
-                              loss=loss, pretrained=source or False, adapt=adapt, seed=seed)
+        learn = collab_learner(dls, n_factors, y_range=y_range, metrics=rmse, loss=loss, pretrained=source or False,
+                               adapt=adapt, seed=seed)
+    if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
+    return learn
 
 def _save(learn, folder, wait):
     "Save, while no other command writes there."
@@ -265,12 +269,12 @@ def cli_train(
     implicit:bool=False, # every row counts as liked, and there is no rating column: learn a ranking
     duplicates:str='keep', # rows of one user and item: keep all, the last, their mean, or raise (an error)
     pretrained:str|None=None, # model to start from: a folder, the stem of a saved pair, or a hub's user/repo
-    loss:str|None=None, # learn a ranking instead of ratings: bpr, warp or softmax; else what --pretrained learned
+    loss:str|None=None, # learn a ranking instead of ratings: bpr, warp, softmax or ials; else what --pretrained learned
     adapt:bool=False, # with --pretrained: solve users' and items' rows from the ratings before training
     min_overlap:float=0., # with --pretrained: the share of users, and of items, that must have a row in it, 0 to 1
     max_rmse:float|None=None, # save only where the error on the ratings held out is no larger
     n_factors:int|None=None, # width of the vectors; else that of --pretrained, or 50
-    epochs:int=5, # how often all ratings are trained on
+    epochs:int=5, # how often all ratings are trained on; with --loss ials, rounds of solving
     lr:float|None=None, # highest learning rate; else 0.005, or that of the ranking
     wd:float|None=None, # weight decay; else 0.4, or that of the ranking
     bs:int=512, # ratings in a batch

@@ -18,7 +18,9 @@ from typing import TextIO
 
 import numpy as np
 from fastai.callback.core import Callback
-from fastai.learner import Learner
+
+from ..learner.core import CollabLearner
+from ..models.ials import IALS
 
 # %% ../../nbs/80_cli.training.ipynb #8b0188e7
 class Unbreakable(io.TextIOBase):
@@ -27,7 +29,7 @@ class Unbreakable(io.TextIOBase):
         stream:TextIO|None, # where text goes for as long as it is taken; None where there is none
     ):
         self.stream = stream or io.StringIO()
-        self.error:Exception|None = None if stream else BrokenPipeError('closed')  # the first; no text after an `OSError`
+        self.error:Exception|None = None if stream else BrokenPipeError('closed')  # the first that came up
 
     def isatty(self): return self.stream.isatty()
     def writable(self): return True
@@ -59,7 +61,7 @@ class Unbreakable(io.TextIOBase):
 # %% ../../nbs/80_cli.training.ipynb #87155447
 @contextlib.contextmanager
 def progress_to_stderr(
-    learn:Learner, # whose bars are meant
+    learn:CollabLearner, # whose bars are meant
 ) -> Iterator[None]:
     "What is printed meanwhile goes to standard error; bars too, if that is a terminal."
     with contextlib.ExitStack() as stack:
@@ -79,7 +81,7 @@ class _Watch(Callback):
         print(f'epoch {self.epoch + 1} of {self.n_epoch}: {said}{self.seconds[-1]:.1f} s', file=sys.stderr)
 
 def train_with_log(
-    learn:Learner, # with a metric
+    learn:CollabLearner, # with a metric
     epochs:int, # 0 or more
     lr:float|None=5e-3, # highest learning rate; None for the learner's
     wd:float|None=.4, # weight decay; None for the learner's
@@ -88,5 +90,6 @@ def train_with_log(
     watch = _Watch()
     with progress_to_stderr(learn), learn.no_logging():
         before = float(learn.validate()[-1]) if len(learn.dls.valid) else np.nan
-        if epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=watch)
+        if epochs and isinstance(learn.ranking, IALS): learn.fit_als(epochs, cbs=watch)  # not by descent
+        elif epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=watch)
     return [before, *watch.values], [0., *watch.seconds]

@@ -44,7 +44,7 @@ class Benchmark:
     "What a warm start was worth; shown, it is a verdict."
     curves: pd.DataFrame # error on the ratings held out: a line for each epoch, 0 before any; a column for each start
     errors: pd.DataFrame # error after the last epoch: a line for each group, a column for each start and for the floor
-    margin: pd.Series # what a start's error must differ by from that of scratch to be more than chance: 2 standard errors
+    margin: pd.Series # what a start's error must differ by from scratch's to be more than chance: 2 standard errors
     seconds: pd.Series # that each start took, solving rows and training, in s
     match: MatchReport # what matched
     error: str = 'RMSE' # what the errors are; '1 - NDCG@10' for a ranking
@@ -61,8 +61,9 @@ class Benchmark:
 
     def _better(self): return self.gain > self.margin
     def _sooner(self):
-        scratch = self.curves['from scratch']  # there must be something to reach: more than chance
-        return (scratch.iloc[0] - scratch.iloc[-1] > self.margin) & (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
+        scratch = self.curves['from scratch']
+        is_something = scratch.iloc[0] - scratch.iloc[-1] > self.margin  # there is something to reach: more than chance
+        return is_something & (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #58279259
 @patch
@@ -96,7 +97,8 @@ def _by_time(ratings, names, time_name, seed, ranks):
     "The columns of a ratings table that are asked for, by time; in an order that `seed` fixes where there is none."
     table = read_ratings(ratings, *names, time_name=time_name)
     if not ranks and np.ptp(table.values) == 0: raise RatingsError(
-        'every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking with `loss=`')
+        'every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking '
+        '(`loss=`)')
     if len(table) < 100: raise RatingsError(f'{len(table)} ratings; expected at least 100, for two corpora')
     if table.times is None: order = np.random.default_rng(seed).permutation(len(table))
     else: order = np.argsort(table.times, kind='stable')
@@ -160,8 +162,9 @@ def _later_and_earlier(df, bs, seed):
     splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
     if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; '
                                               'expected more ratings')
-    common = dict(bs=bs, seed=seed, implicit=df.shape[1] == 2)
-    return [CollabDataLoaders.from_df(o, 0, *df.columns, splits=s, **common) for o, s in ((early, None), (late, splits))]
+    def loaders(table, splits): return CollabDataLoaders.from_df(
+        table, 0, *df.columns, splits=splits, bs=bs, seed=seed, implicit=df.shape[1] == 2)
+    return loaders(early, None), loaders(late, splits)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #5f9901f7
 def benchmark(

@@ -191,7 +191,7 @@ def _check_values(learn, ratings):
     n_out = ((values < y_range[0]) | (values > y_range[1])).sum()
     if n_out: warnings.warn(
         f'{n_out} of {len(ratings)} ratings lie outside y_range={tuple(y_range)}, in which the model answers: they go '
-        f'from {values.min():g} to {values.max():g}; expected ratings on the scale of training', CollabWarning, stacklevel=3)
+        f'from {values.min():g} to {values.max():g}; expected the scale of training', CollabWarning, stacklevel=3)
 
 def _candidate_rows(learn, candidates):
     "The rows of the items to choose from, ascending."
