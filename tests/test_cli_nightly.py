@@ -57,7 +57,7 @@ def test_day_two_updates_yesterdays_folder(week):
     assert night.returncode == 0 and f'{len(tuesday)} new ratings' in night.stdout
     assert set(tuesday.user) - set(monday.user) and set(monday['item']) - set(tuesday['item'])
     assert vocab(folder/'model') == [{'#na#', *monday[o], *tuesday[o]} for o in ('user', 'item')]
-    assert content(folder/'model').keys() == {'config.json', 'model.safetensors', 'vocab.json'}
+    assert content(folder/'model').keys() >= {'config.json', 'model.safetensors', 'seen.safetensors', 'vocab.json'}
 
 
 def test_day_three_cannot_read_and_leaves_yesterdays_model(week):
@@ -86,7 +86,9 @@ def test_lists_can_be_read_back(week):
     night = run('recommend', 'monday', '--ratings', 'tuesday.parquet', '--k', 3, '--out', 'lists.csv', cwd=folder)
     assert (night.returncode, night.stdout) == (0, '')
     lists = pd.read_csv(folder/'lists.csv', dtype={'user': str, 'item': str})
-    assert set(lists.user) == set(tuesday.user) and set(lists['item']) <= set(monday['item'])
-    assert lists.groupby('user')['rank'].apply(list).map(lambda o: o == [1, 2, 3]).all()
+    seen, items = pd.concat([monday, tuesday])[['user', 'item']].drop_duplicates(), set(monday['item'])
+    n_left = (len(items) - seen[seen['item'].isin(items)].groupby('user').size())[tuesday.user.unique()]
+    assert lists.groupby('user').size().to_dict() == n_left[n_left > 0].clip(upper=3).to_dict()
+    assert set(lists['item']) <= items and lists.groupby('user')['rank'].apply(list).map(lambda o: o == [1, 2, 3][:len(o)]).all()
     assert lists.groupby('user').score.apply(lambda o: o.is_monotonic_decreasing).all()
-    assert not len(lists.merge(tuesday, on=['user', 'item']))
+    assert not len(lists.merge(seen, on=['user', 'item']))
