@@ -210,7 +210,8 @@ def test_odd_tables_are_read_with_the_options_that_errors_name(night):
 
 
 def test_missing_ids_and_ids_called_na(night):
-    pd.DataFrame({'user': ['NA', 'b', 'c']*20, 'item': ['None', 'x', 'y']*20, 'rating': [1, 2, 3]*20}).to_csv('na.csv', index=False)
+    df = pd.DataFrame({'user': ['NA', 'b', 'c']*20, 'item': ['None', 'x', 'y']*20, 'rating': [1, 2, 3]*20})
+    df.to_csv('na.csv', index=False)
     err = refused('train', 'na.csv', 'new', '--epochs', 1, '--n-factors', 2)
     assert '--na-values' in err and '--on-missing drop' in err
     options = ['--epochs', 1, '--n-factors', 2, '--duplicates', 'keep']

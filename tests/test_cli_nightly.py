@@ -89,6 +89,7 @@ def test_lists_can_be_read_back(week):
     seen, items = pd.concat([monday, tuesday])[['user', 'item']].drop_duplicates(), set(monday['item'])
     n_left = (len(items) - seen[seen['item'].isin(items)].groupby('user').size())[tuesday.user.unique()]
     assert lists.groupby('user').size().to_dict() == n_left[n_left > 0].clip(upper=3).to_dict()
-    assert set(lists['item']) <= items and lists.groupby('user')['rank'].apply(list).map(lambda o: o == [1, 2, 3][:len(o)]).all()
+    assert set(lists['item']) <= items
+    assert lists.groupby('user')['rank'].apply(list).map(lambda o: o == [1, 2, 3][:len(o)]).all()
     assert lists.groupby('user').score.apply(lambda o: o.is_monotonic_decreasing).all()
     assert not len(lists.merge(seen, on=['user', 'item']))
