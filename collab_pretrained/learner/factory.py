@@ -1,4 +1,4 @@
-"""A learner for tonight's ratings, from scratch or from the model that you already have.
+"""A learner for a table of ratings, from scratch or from a model that you already have.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.factory.html.md"""
 
@@ -59,8 +59,8 @@ def _read_saved(place, with_opt=False):
         if not wgts_path.is_file(): raise
         raise CheckpointError(
             f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected '
-            f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the ratings that they were '
-            'trained on, and `save` that') from e
+            f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the ratings '
+            'that they were trained on, and `save` that') from e
 
 def _read_named(name, places, model_dir, with_opt):
     "The model called `name`: at the first of `places` that has one, else on the hub."
@@ -285,7 +285,8 @@ def from_pretrained(cls:CollabLearner,
     if dls is None: dls = _no_ratings(saved)
     model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    learn = cls(dls, model, MSELossFlat() if loss_func is None else loss_func, **kwargs)
+    loss_func = MSELossFlat() if loss_func is None else loss_func
+    learn = cls(dls, model, loss_func, **kwargs)  # ty: ignore[too-many-positional-arguments] a class, by `cls_method`
     learn.start_from(saved, how).model.eval()  # so that normalization layers keep what they counted
     return learn
 

@@ -31,7 +31,8 @@ class FrozenRowsCallback(ForgetfulCallback):
     "Leaves the rows of some ids bit-equal, whatever the optimizer does; `learn.freeze_rows` adds it."
     order, run_valid = 60, False  # after accumulated gradients, and after steps in half precision
     def __init__(self): self.ids, self.kept = {'users': [], 'items': []}, []  # ids, since rows may be renumbered
-    def __repr__(self): return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
+    def __repr__(self):
+        return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
     def before_fit(self):
         self.kept = []
@@ -106,6 +107,7 @@ def freeze_rows(self:CollabLearner,
     "Leave the rows of some ids, vectors and biases, bit-equal in training from now on, and those frozen already."
     found = _which_ids(self, which, side)
     if self.frozen_rows is None: self.add_cb(FrozenRowsCallback())
+    assert isinstance(self.frozen_rows, FrozenRowsCallback)
     ids = self.frozen_rows.ids
     for o, new in found.items(): ids[o] = list(dict.fromkeys([*ids[o], *new.tolist()]))
     return self
@@ -121,7 +123,7 @@ class AnchorCallback(Callback):
     order = 12  # after whoever may cancel a step
     learn:Any = None  # the learner that has this callback
     def __init__(self,
-        strength:float|dict=.4, # a step moves rows by lr * strength of the way; or a dictionary of 'users' and 'items'
+        strength:float|dict=.4, # a step moves rows by lr * strength of the way; {'users', 'items' -> strength} for each
         which:str='matched', # 'matched' holds rows of ids that had one in the pretrained model, 'all' new ones as well
     ):
         if which not in ('matched', 'all'): raise VocabError(f"which={which!r}; expected 'matched' or 'all'")
@@ -146,5 +148,5 @@ class AnchorCallback(Callback):
         for name, (anchor, pull) in self.anchors.items():
             p = model.get_parameter(name)
             if p not in rates: continue
-            if by_row and p.grad is not None and p.grad.is_sparse: self.opt.anchors[p] = anchor, pull  # the optimizer pulls
+            if by_row and p.grad is not None and p.grad.is_sparse: self.opt.anchors[p] = anchor, pull
             else: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))

@@ -15,69 +15,78 @@ from tempfile import TemporaryDirectory
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch
 
-from ..core import CheckpointError, SaveError
+from ..core import SIDES, CheckpointError, SaveError
 from ..weights.folders import checkpoint_files
 from ..weights.hub import hub_client, is_hub_id
 from .core import CollabLearner
 
 # %% ../../nbs/56_learner.hub.ipynb #0c7f7266
-def _front_matter(config, license):
-    "What the hub reads of a card."
-    facts = {'library_name': 'collab_pretrained', 'license': license, 'tags': ['recommender-system', 'collaborative-filtering', 'embeddings', 'fastai']}
-    return '\n'.join(['---', *(f'{k}: {json.dumps(v)}' for k, v in facts.items() if v), '---\n'])  # YAML that is JSON but for its keys
+_tags = ['recommender-system', 'collaborative-filtering', 'embeddings', 'fastai']
+
+def _front_matter(license):
+    "What the hub reads of a card: YAML whose values are JSON."
+    facts = {'library_name': 'collab_pretrained', 'license': license, 'tags': _tags}
+    return '\n'.join(['---', *(f'{k}: {json.dumps(v)}' for k, v in facts.items() if v), '---\n'])
 
 def _table(*head, rows): return '\n'.join(f'| {k} | {v} |' for k, v in [head, ('---', '---'), *rows])
 
 def _what(config):
     "The model, in words, and the arguments of `collab_learner` for one like it."
     y_range = config.get('y_range') and tuple(config['y_range'])
-    size = (f'width {config["n_factors"]}', {'n_factors': config['n_factors']}) if 'n_factors' in config else (
-        f'widths {config.get("widths")} and layers {config.get("layers")}', {'use_nn': True, 'layers': config.get('layers')})
-    return f'`{config["kind"]}` of {size[0]}, {f"answers within {y_range}" if y_range else "answers without bounds"}', {**size[1], 'y_range': y_range}
+    bounds = f'answers within {y_range}' if y_range else 'answers without bounds'
+    if 'n_factors' in config: size, kwargs = f'width {config["n_factors"]}', {'n_factors': config['n_factors']}
+    else:
+        size = f'widths {config.get("widths")} and layers {config.get("layers")}'
+        kwargs = {'use_nn': True, 'layers': config.get('layers')}
+    return f'`{config["kind"]}` of {size}, {bounds}', {**kwargs, 'y_range': y_range}
 
 # %% ../../nbs/56_learner.hub.ipynb #72f3c974
+def _sizes(config):
+    "A table of how many users, items and ratings a checkpoint was trained on."
+    columns, counts = config.get('columns') or SIDES, config.get('counts') or {}
+    sides = zip(('users', 'items'), columns, strict=True)
+    rows = [(f'{side} (`{col}`)', len(counts[side])) for side, col in sides if side in counts]
+    if 'users' in counts: rows.append(('ratings in training', sum(counts['users'])))
+    return _table('of', 'number', rows=rows)
+
+def _metrics(config):
+    "A table of the metrics of the last epoch."
+    metrics = config.get('metrics')
+    if not metrics: return 'None were recorded.'
+    return _table('metric', 'last epoch', rows=[(k, f'{v:.4g}') for k, v in metrics.items()])
+
+def _use(config, repo_id):
+    "Code that loads the checkpoint."
+    users, items = config.get('columns') or SIDES
+    kwargs = ', '.join(f'{k}={v!r}' for k, v in _what(config)[1].items())
+    return f"""```python
+from collab_pretrained.all import CollabLearner, collab_learner
+learn = CollabLearner.from_pretrained({repo_id!r})  # ready to predict
+learn.predict({{{users!r}: ..., {items!r}: ...}})
+learn = collab_learner(dls, {kwargs}, pretrained={repo_id!r})  # or a start for your own ratings
+```"""
+
+# %% ../../nbs/56_learner.hub.ipynb #435c7fce
 def model_card(
     config:dict, # the configuration of a checkpoint, as `read_folder` gives it
     repo_id:str, # 'user/repo', where it will lie
-    data='', # what the ratings are, in a sentence of Markdown; '' says that it isn't stated
-    license:str=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out
+    data:str='', # what the ratings are, in a sentence of Markdown; '' says that it isn't stated
+    license:str|None=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out
 ) -> str: # Markdown, with the hub's front matter
     "The card of a checkpoint: what it is, on what it was trained, what it is worth, how to use it."
-    what, kwargs = _what(config)
-    users, items = config.get('columns') or ('user', 'item')
-    counts, metrics = config.get('counts') or {}, config.get('metrics') or {}
-    sizes = [(f'{side} (`{col}`)', len(counts[side])) for side, col in (('users', users), ('items', items)) if side in counts]
-    ratings = [('ratings in training', sum(counts['users']))] if 'users' in counts else []
-    return f"""{_front_matter(config, license)}
-# {repo_id}
-
-A collaborative-filtering model of `collab_pretrained`: {what}. Its embeddings are matched by id to a ratings table of your own.
-
-## Data
-
-{data or 'What the ratings are was not stated.'}
-
-{_table('of', 'number', rows=sizes + ratings)}
-
-The ids of all users and items are in `vocab.json`.
-
-## Metrics
-
-{_table('metric', 'last epoch', rows=((k, f'{v:.4g}') for k, v in metrics.items())) if metrics else 'None were recorded.'}
-
-## Use
-
-```python
-from collab_pretrained.all import CollabLearner, collab_learner
-learn = CollabLearner.from_pretrained({repo_id!r})                # ready to predict
-learn.predict({{{users!r}: ..., {items!r}: ...}})
-learn = collab_learner(dls, {', '.join(f'{k}={v!r}' for k, v in kwargs.items())}, pretrained={repo_id!r})  # or a start for your own ratings
-```
-
-Written by {', '.join(f'{k} {v}' for k, v in (config.get('versions') or {}).items())}.
-"""
+    versions = ', '.join(f'{k} {v}' for k, v in (config.get('versions') or {}).items())
+    parts = [
+        f'{_front_matter(license)}\n# {repo_id}',
+        f'A collaborative-filtering model of `collab_pretrained`: {_what(config)[0]}. '
+        'Its embeddings are matched by id to a ratings table of your own.',
+        '## Data', data or 'What the ratings are was not stated.', _sizes(config),
+        'The ids of all users and items are in `vocab.json`.',
+        '## Metrics', _metrics(config), '## Use', _use(config, repo_id), f'Written by {versions}.\n']
+    return '\n\n'.join(parts)
 
 # %% ../../nbs/56_learner.hub.ipynb #4f494092
+def _why_not(e): return f'{type(e).__name__}: {str(e).partition(chr(10))[0][:150]}'
+
 def _commit_folder(folder, names, repo_id, private, message, revision, token):
     "Put the files `names` of `folder` into a repository, in one commit; returns its address."
     hub = hub_client(repo_id)
@@ -87,24 +96,26 @@ def _commit_folder(folder, names, repo_id, private, message, revision, token):
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.create_commit(repo.repo_id, files, commit_message=message, revision=revision).commit_url)
     except Exception as e:  # the client has errors of its own, of its HTTP library, of the file system
-        raise SaveError(f'{repo_id}: not pushed to the hub ({type(e).__name__}: {str(e).partition(chr(10))[0][:150]}); expected a repository that you may '
-                        'write to: log in with `hf auth login`, or give `token=`') from e
+        raise SaveError(f'{repo_id}: not pushed to the hub ({_why_not(e)}); expected a repository that you may write '
+                        'to: log in with `hf auth login`, or give `token=`') from e
 
 @patch
 def push_to_hub(self:CollabLearner,
     repo_id:str, # 'user/repo'; made where it isn't there
     private:bool=True, # whether a repository that is made now is private; one that exists stays as it is
-    data='', # what the ratings are, in a sentence of Markdown for the card
-    license:str=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out
-    message='A model of collab_pretrained', # of the commit
-    revision:str=None, # the branch; None means the main one
-    token:str=None, # None means the one that you logged in with
+    data:str='', # what the ratings are, in a sentence of Markdown for the card
+    license:str|None=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out
+    message:str='A model of collab_pretrained', # of the commit
+    revision:str|None=None, # the branch; None means the main one
+    token:str|None=None, # None means the one that you logged in with
+    seen:bool=False, # whether to push which pairs of a user and an item the model has seen
 ) -> str: # the address of the commit; '' in a process that isn't the first
     "Put the model, its vocabulary and a card on the Hugging Face Hub, in one commit, and without a pickle."
-    if not is_hub_id(repo_id) or '@' in repo_id: raise CheckpointError(f"{repo_id!r}; expected 'user/repo', the name of a repository on the hub")
+    if not is_hub_id(repo_id) or '@' in repo_id: raise CheckpointError(
+        f"{repo_id!r}; expected 'user/repo', the name of a repository on the hub")
     if rank_distrib(): return ''
     with TemporaryDirectory() as tmp:
-        folder = self.save_pretrained(Path(tmp).resolve()/'model')
+        folder = self.save_pretrained(Path(tmp).resolve()/'model', seen=seen)
         config = json.loads((folder/'config.json').read_text())
         (folder/'README.md').write_text(model_card(config, repo_id, data, license), encoding='utf-8')
         names = ['config.json', *checkpoint_files(config), 'README.md']
