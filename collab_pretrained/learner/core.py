@@ -156,6 +156,7 @@ class CollabLearner(LeanLearner):
     seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
     liked:Seen|None = None  # of a ranking: the positives among `seen`
     trained_here:bool = False  # whether the rows have learned from all of the training part
+    splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one
 
@@ -214,6 +215,7 @@ def create_opt(self:CollabLearner):
 @patch
 def _flag_biases(self:CollabLearner):
     "Tell the optimizer whether biases decay."
+    assert self.opt is not None
     model = get_model(self.model)
     for name in (o for role, names in side_tables(model).items() if role.endswith('bias') for o in names):
         state = self.opt.state[model.get_parameter(name)]
@@ -278,12 +280,14 @@ def save(self:CollabLearner,
 ) -> Path|BinaryIO: # of the weights; the vocabulary is beside them, as `_vocab.pkl`
     "Write `FILE.pth` and `FILE_vocab.pkl`, whole or not at all; where several processes train, the first alone writes."
     flat_weights(get_model(self.model).state_dict())  # in every process: raises where tables are spread over several
-    if hasattr(file, 'write'):
+    if not isinstance(file, (str, Path)):
         with TemporaryDirectory() as tmp:
             _write_pair(self, f'{tmp}/model', with_opt)
             file.write(Path(f'{tmp}/model.pth').read_bytes())
         return file
-    if not has_vocab(self.dls): return Learner.save(self, file, with_opt=with_opt, pickle_protocol=pickle_protocol)
+    if not has_vocab(self.dls):
+        kwargs = {'with_opt': with_opt, 'pickle_protocol': pickle_protocol}
+        return super(CollabLearner, self).save(file, **kwargs)  # ty: ignore[missing-attribute] patched
     stem = _stem(self, file)
     if not rank_distrib(): _write_pair(self, stem, with_opt)
     return Path(f'{stem}.pth')
@@ -320,7 +324,7 @@ def _read_file(learn, file, with_opt):
 
 def _read_own(learn, file, with_opt):
     "What `save` wrote over this very vocabulary."
-    if hasattr(file, 'read'): return _read_file(learn, file, with_opt)
+    if not isinstance(file, (str, Path)): return _read_file(learn, file, with_opt)
     path = Path(f'{_stem(learn, file)}.pth')
     try: pre = Pretrained(*read_pair(path, with_opt=with_opt), str(path))
     except CheckpointNotFoundError:
@@ -346,7 +350,7 @@ def check_range(
     saved, current = meta['y_range'], y_range_of(model)
     if (saved and tuple(map(float, saved))) != current: raise WeightsError(
         f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; '
-        'expected the same, since vectors mean another rating in another range: make the learner with that of the pretrained model')
+        'expected the same, since vectors mean another rating in another range: make the learner with the pretrained range')
 
 def _check_same_shapes(pre, own, strict):
     "Raise where weights are not those of a model whose state is `own`."
@@ -375,7 +379,9 @@ def load(self:CollabLearner,
     weights_only:bool=True, # accepted as fastai does, and not used: nothing that a file brings along is run
 ) -> 'CollabLearner': # itself
     "Load a model that was saved over this very vocabulary."
-    if not has_vocab(self.dls): return Learner.load(self, file, device, with_opt=with_opt, strict=strict)
+    if not has_vocab(self.dls):
+        kwargs = {'with_opt': with_opt, 'strict': strict}
+        return super(CollabLearner, self).load(file, device, **kwargs)  # ty: ignore[missing-attribute] patched
     distrib_barrier()
     model, saved = get_model(self.model), _read_own(self, file, with_opt)
     check_range(saved.name, saved.meta, model)
@@ -460,7 +466,7 @@ def export(self:CollabLearner,
 ):
     "fastai's `export`: the learner without its ratings, as a pickle."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
-    Learner.export(self, fname, pickle_module, pickle_protocol)
+    super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute] patched
 
 # %% ../../nbs/51_learner.core.ipynb #914c4c63
 @dataclass(frozen=True)
@@ -522,14 +528,16 @@ def carry_opt(self:CollabLearner,
     keys:dict|None=None, # as in `WarmStart`
 ) -> 'CollabLearner': # itself
     "Give the optimizer the moments of that of `pretrained`, row by row."
+    report = self.match_report
+    assert report is not None, '`start_from` comes first'
     got = _give_opt(self, pretrained, lambda opt, names: carry_moments(
-        self.opt, get_model(self.model), opt, names, self.match_report, keys))
-    self.match_report = replace(self.match_report, note=f'The optimizer took the moments of {len(got)} weights along.')
+        self.opt, get_model(self.model), opt, names, report, keys))
+    self.match_report = replace(report, note=f'The optimizer took the moments of {len(got)} weights along.')
     return self
 
 # %% ../../nbs/51_learner.core.ipynb #44682bc2
 @patch
-@delegates(WarmStart)
+@delegates(WarmStart)  # ty: ignore[invalid-argument-type]  # it takes classes as well
 def load_vocab(self:CollabLearner,
     wgts_fname:str|Path, # of the pretrained weights: a file, or a name under `path/model_dir`
     vocab_fname:str|Path, # of their vocabulary, likewise
