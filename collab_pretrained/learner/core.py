@@ -350,7 +350,7 @@ def check_range(
     saved, current = meta['y_range'], y_range_of(model)
     if (saved and tuple(map(float, saved))) != current: raise WeightsError(
         f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; '
-        'expected the same, since vectors mean another rating in another range: make the learner with the pretrained range')
+        'expected the same, since vectors mean another rating in another range: make the learner with the first')
 
 def _check_same_shapes(pre, own, strict):
     "Raise where weights are not those of a model whose state is `own`."

@@ -59,8 +59,8 @@ def _read_saved(place, with_opt=False):
         if not wgts_path.is_file(): raise
         raise CheckpointError(
             f'{wgts_path}: weights without a vocabulary, as fastai\'s own `save` leaves them; expected '
-            f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the ratings '
-            'that they were trained on, and `save` that') from e
+            f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the '
+            'ratings that they were trained on, and `save` that') from e
 
 def _read_named(name, places, model_dir, with_opt):
     "The model called `name`: at the first of `places` that has one, else on the hub."
