@@ -29,8 +29,8 @@ def as_array(values):
 def _text_ids(values, name):
     res = np.asarray(values, dtype=object)
     if set(map(type, res.tolist())) - {str}: res = np.array([str.__str__(o) for o in res] + [None], dtype=object)[:-1]  # np.str_, whose own cuts zeros off
-    if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown ids; "
-                                             "expected any other text: rename that id, or drop its rows")
+    if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown "
+                                             "ids; expected any other text: rename that id, or drop its rows")
     return res
 
 # %% ../../nbs/10_ids.canonical.ipynb #e2ed3040
@@ -50,8 +50,8 @@ def _float_ids(values, name):
     if len(fractions): raise RatingsError(f'{name}: {examples(fractions)} are not whole numbers; expected integers or text as ids')
     rounded = res[np.abs(res) >= limit]
     if len(rounded): raise RatingsError(
-        f'{name}: {examples(rounded)} may have been rounded, since {res.dtype} holds whole numbers up to {limit:.0f} only and different ids may '
-        "already be one; expected integers: read the column as 'int64', or 'Int64' if values are missing")
+        f'{name}: {examples(rounded)} may have been rounded, since {res.dtype} holds whole numbers up to {limit:.0f} only and different '
+        "ids may already be one; expected integers: read the column as 'int64', or 'Int64' if values are missing")
     return res.astype(np.int64)
 
 # %% ../../nbs/10_ids.canonical.ipynb #060ebd58
@@ -65,8 +65,8 @@ def _other_ids(values, name):
     if kinds == {uuid.UUID}: return np.array([str(o) for o in values] + [None], dtype=object)[:-1]
     names = ' and '.join(sorted(o.__name__ for o in kinds))
     one_each = [next(o for o in values if type(o) is k) for k in sorted(kinds, key=lambda k: k.__name__)]
-    raise RatingsError(f'{name}: ids of type {names} ({examples(one_each)}); expected integers only or text only, so that an id is '
-                       'the same id everywhere: cast them yourself, e.g. `id_cast=str`')
+    raise RatingsError(f'{name}: ids of type {names} ({examples(one_each)}); expected integers only or text only, so '
+                       'that an id is the same id everywhere: cast them yourself, e.g. `id_cast=str`')
 
 _to_canonical = {'string': _text_ids, 'integer': _int_ids, 'floating': _float_ids, 'mixed-integer-float': _float_ids,
                  'datetime64': _time_ids, 'datetime': _time_ids, 'date': _time_ids}
@@ -80,8 +80,8 @@ def canonical_ids(
     values = as_array(values)
     if values.ndim != 1: raise RatingsError(f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
     missing = np.flatnonzero(pd.isna(values))
-    if len(missing): raise RatingsError(f"{name}: {len(missing)} missing of {len(values)}, at positions {examples(missing)}; expected an id in "
-                                        "every row: fill them, or drop these rows, e.g. `on_missing='drop'`")
+    if len(missing): raise RatingsError(f"{name}: {len(missing)} missing of {len(values)}, at positions {examples(missing)}; expected "
+                                        "an id in every row: fill them, or drop these rows, e.g. `on_missing='drop'`")
     if not len(values): return np.empty(0, dtype=values.dtype if values.dtype in (np.int64, object) else object)
     return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
 

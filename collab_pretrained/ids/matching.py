@@ -195,7 +195,7 @@ class MatchReport:
 # %% ../../nbs/13_ids.matching.ipynb #7a00d902
 def two_vocabs(
     vocabs, # users' and items', in any form that `Vocab.of` takes: a list of two, or a dictionary from column name
-    label:str, # what messages call them
+    label, # what messages call them: a text, or the path of a file
 ) -> tuple: # a list of two `Vocab`; a list of the columns' names, None where they have none
     "The vocabularies of users and items."
     sized = hasattr(vocabs, '__len__') and not isinstance(vocabs, (str, bytes, Vocab))

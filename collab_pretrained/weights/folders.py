@@ -94,8 +94,8 @@ def read_config(
     try: unchanged = config.get('checksum') == config_checksum(config)
     except RecursionError: unchanged = False
     if not unchanged: raise CheckpointError(
-        f'{path}: changed since it was saved (its checksum is of other content); expected it as `learn.save_pretrained` '
-        'wrote it: save the model again')
+        f'{path}: changed since it was saved (its checksum is of other content); expected it as '
+        '`learn.save_pretrained` wrote it: save the model again')
     hashes = isinstance(config.get('files'), dict) and [config['files'].get(o) for o in checkpoint_files(config)]
     are_hashes = hashes and all(re.fullmatch('[0-9a-f]{64}', str(o)) for o in hashes)
     if not are_hashes or not are_columns(config.get('columns')): raise CheckpointError(

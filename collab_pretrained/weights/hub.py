@@ -39,14 +39,14 @@ def _not_fetched(e, repo_id, revision):
     if kind == 'RevisionNotFoundError': return CheckpointNotFoundError(
         f'{repo_id}: on the hub there is no revision {revision!r} of it; expected a branch, a tag or a commit')
     if kind in ('RepositoryNotFoundError', 'GatedRepoError'): return CheckpointNotFoundError(
-        f'{repo_id}: no such repository on the hub, or one that you may not read; expected the name of one: log in with '
-        '`hf auth login` if it is private')
+        f'{repo_id}: no such repository on the hub, or one that you may not read; expected the name of one: log in '
+        'with `hf auth login` if it is private')
     why = str(e).partition('\n')[0][:150]
     return CheckpointError(f'{repo_id}{at}: not fetched from the hub, and not in the cache ({kind}: {why})')
 
 def _not_there(repo_id, names):
-    return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a checkpoint '
-                                   'that `learn.push_to_hub` put there (pickles are not fetched)')
+    return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a '
+                                   'checkpoint that `learn.push_to_hub` put there (pickles are not fetched)')
 
 def hub_folder(
     repo_id:str, # 'user/repo' or 'user/repo@revision'

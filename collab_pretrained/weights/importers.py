@@ -37,15 +37,16 @@ def _text_ids(texts, id_type, label):
     if id_type not in (None, int, str): raise VocabError(
         f'id_type={id_type!r}; expected int, str, or None for what all ids look like')
     odd = [] if id_type is str else [o for o in texts if not _is_int(o)]
-    if id_type is int and odd: raise VocabError(f'{label}: {examples(odd)} are no integers; expected integers (`id_type=int`)')
+    if id_type is int and odd: raise VocabError(
+        f'{label}: {examples(odd)} are no integers; expected integers (`id_type=int`)')
     return list(texts) if odd or id_type is str else list(map(int, texts))
 
 # %% ../../nbs/23_weights.importers.ipynb #dab278e8
 def _known_columns(names, columns, label):
     "`names`, which must be columns."
     if lost := [c for c in names if c not in columns]: raise CheckpointError(
-        f'{label}: no column {examples(lost)} among {examples(list(columns), 8)}; expected names that are there: of the ids with '
-        '`id_name=`, of the vectors with `vector_name=`')
+        f'{label}: no column {examples(lost)} among {examples(list(columns), 8)}; expected names that are there: of '
+        'the ids with `id_name=`, of the vectors with `vector_name=`')
     return names
 
 def _id_column(columns, id_name, label):
@@ -70,23 +71,26 @@ def _frame_vectors(frame, id_name, vector_name, label):
     if len(lists) == 1: return Vectors(frame[id_name], frame[lists[0]].tolist())
     odd = lists or [c for c in rest if not pd.api.types.is_numeric_dtype(frame[c])]
     if not odd and rest: return Vectors(frame[id_name], frame[rest].to_numpy())
-    raise CheckpointError(f'{label}: {examples(odd) or "no column"} beside the ids {id_name!r}; expected one column of vectors or a '
-                          'column of numbers for each dimension: name what to take with `vector_name=`')
+    raise CheckpointError(f'{label}: {examples(odd) or "no column"} beside the ids {id_name!r}; expected one column of '
+                          'vectors or a column of numbers for each dimension: name what to take with `vector_name=`')
 
 # %% ../../nbs/23_weights.importers.ipynb #9ffaa629
 def _read_parquet(path, id_name, vector_name, id_type):
     try: frame = pd.read_parquet(path, engine='pyarrow')
     except ImportError: raise  # pyarrow itself, and no fault of the file
-    except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
+    except Exception as e: raise CheckpointError(
+        f'{path}: {type(e).__name__}: {str(e)[:100]}; expected Parquet') from None
     return _frame_vectors(frame, id_name, vector_name, path)
 
 def _unbracketed(column):
-    "A column of texts such as '[1.5 2.5]' or '[1.5, 2.5]', which a CSV makes of vectors, as arrays; another one as it is."
-    if pd.api.types.is_numeric_dtype(column) or not column.str.fullmatch(r'\s*\[[-+.,\deE\s]+\]\s*').all(): return column
+    "A column of texts such as '[1.5 2.5]' or '[1.5, 2.5]', which a CSV makes of vectors, as arrays; another as it is."
+    if pd.api.types.is_numeric_dtype(column): return column
+    if not column.str.fullmatch(r'\s*\[[-+.,\deE\s]+\]\s*').all(): return column
     return [np.array(re.split(r'[\s,]+', o.strip(' []\n')), dtype=np.float64) for o in column]
 
 def _csv(path, **kw):
-    return pd.read_csv(path, sep='\t' if path.suffix == '.tsv' else ',', keep_default_na=False, encoding='utf-8-sig', **kw)
+    sep = '\t' if path.suffix == '.tsv' else ','
+    return pd.read_csv(path, sep=sep, keep_default_na=False, encoding='utf-8-sig', **kw)
 
 def _read_csv(path, id_name, vector_name, id_type):
     try:
@@ -101,8 +105,8 @@ def _read_csv(path, id_name, vector_name, id_type):
 # %% ../../nbs/23_weights.importers.ipynb #193ccb09
 def _check_array(f, name, size):
     "Raise where the record `f` of an archive holds no array of `size` bytes."
-    read_header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(f) == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(f)
+    first = np.lib.format.read_magic(f) == (1, 0)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(f)
     if dtype.hasobject: raise ValueError(
         f'{name} holds pickled Python objects: save ids of text with `np.array(ids, dtype=str)`')
     n_bytes = np.prod([dtype.itemsize, *shape], dtype=object)
@@ -131,8 +135,8 @@ def _read_npz(path, id_name, vector_name, id_type):
     def named(name, n_dim): return [k for k, o in arrays.items() if o.ndim == n_dim] if name is None else [name]
     ids, vectors = named(id_name, 1), named(vector_name, 2)
     if len(ids) != 1 or len(vectors) != 1 or {*ids, *vectors} - {*arrays}: raise CheckpointError(
-        f'{path}: arrays {({k: o.shape for k, o in arrays.items()})}; expected one of ids and one of vectors: name them with '
-        '`id_name=` and `vector_name=`')
+        f'{path}: arrays {({k: o.shape for k, o in arrays.items()})}; expected one of ids and one of vectors: name '
+        'them with `id_name=` and `vector_name=`')
     return Vectors(arrays[ids[0]], arrays[vectors[0]])
 
 # %% ../../nbs/23_weights.importers.ipynb #64669306
@@ -148,7 +152,8 @@ def _text_vectors(path, lines, width, n, first):
     rows = []
     for at, line in enumerate(lines, first):
         rows.append(_row_of_text(line, width))
-        if rows[-1] is None: raise CheckpointError(f'{path}: line {at} is {line[:40]!r}; expected a key and {width} numbers')
+        if rows[-1] is None: raise CheckpointError(
+            f'{path}: line {at} is {line[:40]!r}; expected a key and {width} numbers')
     if n not in (None, len(rows)): raise CheckpointError(
         f'{path}: its first line promises {n} vectors, and {len(rows)} follow; expected as many: is it cut short?')
     return Vectors([k for k, _ in rows], np.stack([v for _, v in rows]))
@@ -164,12 +169,14 @@ def _binary_rows(path, m, at, width, n):
         keys.append(m[at:start-1].lstrip(b'\n'))
         vectors[row] = np.frombuffer(m, '<f4', width, start)
         at = start + 4*width
-    if m[at:].strip(): raise CheckpointError(f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
+    if m[at:].strip(): raise CheckpointError(
+        f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
     return keys, vectors
 
 def _binary_vectors(path, at, width, n):
     "Ids and vectors of the bytes from `at` on."
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: keys, vectors = _binary_rows(path, m, at, width, n)
+    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        keys, vectors = _binary_rows(path, m, at, width, n)
     try: return Vectors([o.decode() for o in keys], vectors)
     except UnicodeDecodeError as e: raise CheckpointError(
         f'{path}: the key {e.object[:40]!r} is no text; expected a word2vec file') from None
@@ -181,8 +188,8 @@ def _promised(path, first):
     if not header: return None, len(first.split()) - 1
     n, width = map(int, header.groups())
     if 2*n*width > (size := path.stat().st_size): raise CheckpointError(
-        f'{path}: its first line promises {n} vectors of {width} numbers, and {size} bytes can not hold them; expected a word2vec '
-        'file')
+        f'{path}: its first line promises {n} vectors of {width} numbers, and {size} bytes can not hold them; expected '
+        'a word2vec file')
     return n, width
 
 def _read_word2vec(path, id_name, vector_name, id_type):
@@ -191,11 +198,12 @@ def _read_word2vec(path, id_name, vector_name, id_type):
     has_header = n is not None
     sample = _row_of_text(second if has_header else first, width) if width > (not has_header) else None
     if n == 0 or sample is None and n is None: raise CheckpointError(
-        f"{path}: it begins with {first[:40]!r}; expected Parquet, CSV, .npz or word2vec (a line 'number width', then a key and "
-        'its numbers in each)')
+        f"{path}: it begins with {first[:40]!r}; expected Parquet, CSV, .npz or word2vec (a line 'number width', then "
+        'a key and its numbers in each)')
     if sample is None: ids, vectors = _binary_vectors(path, len(first), width, n)
     else:
-        with open(path, 'rb') as f: ids, vectors = _text_vectors(path, islice(f, has_header, None), width, n, 1 + has_header)
+        with open(path, 'rb') as f:
+            ids, vectors = _text_vectors(path, islice(f, has_header, None), width, n, 1 + has_header)
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
 # %% ../../nbs/23_weights.importers.ipynb #3e190dd3
@@ -209,10 +217,10 @@ def _reader(path:Path) -> Callable:
     return _read_csv if path.suffix in ('.csv', '.tsv') else _read_word2vec
 
 def read_vectors(
-    source:str|Path|pd.DataFrame, # a Parquet file or a folder of them, '.csv' or '.tsv', '.npz', word2vec text or binary; or a table
-    id_name=None, # the column or array of the ids; None for 'id' or else the first column, and for the one array of one dimension
-    vector_name=None, # the column of vectors, the columns of the dimensions in order, or the array; None where only one is possible
-    id_type:type|None=None, # ids in text files: `int`, `str`, or None for integers where all of them are written as such
+    source:str|Path|pd.DataFrame, # a Parquet file or a folder of them, '.csv', '.tsv', '.npz', word2vec; or a table
+    id_name=None, # the column or array of the ids; None for 'id', else the first column, or the one array of one dimension
+    vector_name=None, # the column of vectors, the columns of the dimensions in order, or the array; None for all there are
+    id_type:type|None=None, # ids in text files: `int`, `str`, or None for integers where all are written as such
 ) -> Vectors: # ids and vectors, in the order in which `from_arrays` takes them; nothing in a file is run
     "The ids and the vectors in a file."
     if isinstance(source, pd.DataFrame): return _frame_vectors(source, id_name, vector_name, 'the table')
@@ -221,14 +229,16 @@ def read_vectors(
 
 # %% ../../nbs/23_weights.importers.ipynb #79717ecb
 def _attr(model, name, expected):
-    if (res := getattr(model, name, None)) is None: raise WeightsError(f'{type(model).__name__} has no {name}; expected {expected}, trained')
+    if (res := getattr(model, name, None)) is None: raise WeightsError(
+        f'{type(model).__name__} has no {name}; expected {expected}, trained')
     return res
 
 def _keyed(model, id_type):
     "The ids and vectors of gensim's `KeyedVectors`, or of a model around them."
     if model is None: return None, None
     expected, kv = "gensim's KeyedVectors or a model with them", getattr(model, 'wv', model)
-    return _text_ids(list(map(str, _attr(kv, 'index_to_key', expected))), id_type, 'the keys'), _attr(kv, 'vectors', expected)
+    keys = list(map(str, _attr(kv, 'index_to_key', expected)))
+    return _text_ids(keys, id_type, 'the keys'), _attr(kv, 'vectors', expected)
 
 def from_gensim(
     users=None, # `KeyedVectors` of the users, e.g. `Doc2Vec(...).dv`; None for none
@@ -239,7 +249,7 @@ def from_gensim(
     return from_arrays(*_keyed(users, id_type), *_keyed(items, id_type), name='gensim')
 
 # %% ../../nbs/23_weights.importers.ipynb #e0ae0139
-def _array(factors): return factors.to_numpy() if hasattr(factors, 'to_numpy') else np.asarray(factors)  # of a GPU, or in memory
+def _array(factors): return factors.to_numpy() if hasattr(factors, 'to_numpy') else np.asarray(factors)  # of a GPU, or not
 
 def from_implicit(
     model, # `AlternatingLeastSquares`, `BayesianPersonalizedRanking` or `LogisticMatrixFactorization`, on CPU or GPU
@@ -247,9 +257,11 @@ def from_implicit(
     item_ids, # the id of each column, likewise
 ) -> Pretrained: # vectors and biases, which are 0 where the model has none
     "The factors of a model of implicit."
-    users, items = (_array(_attr(model, k, 'a model of implicit with factors')) for k in ('user_factors', 'item_factors'))
+    expected = 'a model of implicit with factors'
+    users, items = (_array(_attr(model, k, expected)) for k in ('user_factors', 'item_factors'))
     n, extra = model.factors, users.shape[1] - model.factors
-    if not 0 <= extra <= 2: raise WeightsError(f'{type(model).__name__}: user_factors of shape {users.shape} for {n} factors; expected at most two more')
+    if not 0 <= extra <= 2: raise WeightsError(
+        f'{type(model).__name__}: user_factors of shape {users.shape} for {n} factors; expected at most two more')
     user_bias = users[:,n+1] if extra == 2 else np.zeros(len(users))
     item_bias = items[:,n] if extra else np.zeros(len(items))
     return from_arrays(user_ids, users[:,:n], item_ids, items[:,:n], user_bias, item_bias, name='implicit')
@@ -259,7 +271,7 @@ def from_lightfm(
     model, # a trained `LightFM`
     user_ids, # the id of each row of its interactions, or a dictionary from id to row
     item_ids, # the id of each column, likewise
-    user_features=None, # the sparse matrix of features that the model was trained with (n users, n features); None for none
+    user_features=None, # the sparse matrix (n users, n features) that the model was trained with; None for none
     item_features=None, # likewise for items
 ) -> Pretrained: # vectors and biases
     "The representations of a LightFM model."
@@ -271,7 +283,8 @@ def from_lightfm(
 def _surprise_users(algo, trainset):
     "The users' vectors of a model of Surprise; those of SVD++ with what their rated items add."
     if not hasattr(algo, 'yj'): return algo.pu
-    return algo.pu + np.stack([algo.yj[[i for i, _ in trainset.ur[u]]].sum(0)/len(trainset.ur[u])**.5 for u in range(trainset.n_users)])
+    rated = [[i for i, _ in trainset.ur[u]] for u in range(trainset.n_users)]
+    return algo.pu + np.stack([algo.yj[items].sum(0)/len(items)**.5 for items in rated])
 
 def from_surprise(
     algo, # a trained `SVD`, `SVDpp` or `NMF`
@@ -281,38 +294,47 @@ def from_surprise(
     trainset, _, items = (_attr(algo, k, expected) for k in ('trainset', 'pu', 'qi'))
     user_ids = [trainset.to_raw_uid(u) for u in range(trainset.n_users)]
     item_ids = [trainset.to_raw_iid(i) for i in range(trainset.n_items)]
-    biases = (trainset.global_mean + algo.bu, algo.bi) if getattr(algo, 'biased', True) else (np.zeros(len(user_ids)), np.zeros(len(item_ids)))
-    return from_arrays(user_ids, _surprise_users(algo, trainset), item_ids, items, *biases, meta={'y_range': None}, name='Surprise')
+    biases = np.zeros(len(user_ids)), np.zeros(len(item_ids))
+    if getattr(algo, 'biased', True): biases = trainset.global_mean + algo.bu, algo.bi
+    users = _surprise_users(algo, trainset)
+    return from_arrays(user_ids, users, item_ids, items, *biases, meta={'y_range': None}, name='Surprise')
 
 # %% ../../nbs/23_weights.importers.ipynb #043c8ca2
 def from_cmfrec(
     model, # a trained `CMF` or `CMF_implicit`
     user_ids=None, # the id of each row of the matrix that it was trained on; None for those that the model knows
     item_ids=None, # the id of each column, likewise
-) -> Pretrained: # vectors and biases, which are 0 where the model has none; the mean of all ratings is in the users' biases
+) -> Pretrained: # vectors and biases, 0 where the model has none; the mean of all ratings is in the users' biases
     "The factors of a model of cmfrec."
     users, items = (_attr(model, k, 'a CMF or CMF_implicit of cmfrec') for k in ('A_', 'B_'))
-    user_ids, item_ids = (known if given is None and len(known) else given for given, known in ((user_ids, model.user_mapping_), (item_ids, model.item_mapping_)))
-    u_bias, i_bias = (o if len(o) else np.zeros(len(vectors)) for o, vectors in ((model.user_bias_, users), (model.item_bias_, items)))
+    if user_ids is None and len(model.user_mapping_): user_ids = model.user_mapping_
+    if item_ids is None and len(model.item_mapping_): item_ids = model.item_mapping_
+    u_bias = model.user_bias_ if len(model.user_bias_) else np.zeros(len(users))
+    i_bias = model.item_bias_ if len(model.item_bias_) else np.zeros(len(items))
     explicit = type(model).__name__ != 'CMF_implicit'
-    return from_arrays(user_ids, users[:,model.k_user:], item_ids, items[:,model.k_item:], u_bias + model.glob_mean_, i_bias,
+    users, items = users[:,model.k_user:], items[:,model.k_item:]
+    return from_arrays(user_ids, users, item_ids, items, u_bias + model.glob_mean_, i_bias,
                        meta={'y_range': None} if explicit else None, name='cmfrec')
 
 # %% ../../nbs/23_weights.importers.ipynb #a6b7d34b
+_not_trusted = ('an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, if you know where '
+                'it comes from, or a file of `learn.save` or a folder of `learn.save_pretrained`, which run nothing')
+
 def load_export(
-    path, # str or Path of a file that `learn.export` wrote
+    path:str|Path, # of a file that `learn.export` wrote
     *,
     trust:bool=False, # True says that you know where the file comes from, and let it run
-): # fastai's `Learner`, on the CPU, with its vocabulary as `dls.classes`
+) -> Any: # fastai's `Learner`, on the CPU, with its vocabulary as `dls.classes`
     "Load a learner that fastai exported, once you have said that you trust the file."
     if not Path(path).is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected what `learn.export` wrote')
-    if trust is not True: raise CheckpointError(f'{path}: an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, if you '
-                                                'know where it comes from, or a file of `learn.save` or a folder of `learn.save_pretrained`, which run nothing')
+    if trust is not True: raise CheckpointError(f'{path}: {_not_trusted}')
     from fastai.learner import load_learner
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # it warns of what `trust` has answered
             learn = load_learner(path)
-    except Exception as e: raise CheckpointError(f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, and the modules that it names') from e
-    if not hasattr(getattr(learn, 'dls', None), 'classes'): raise CheckpointError(f'{path}: {type(learn).__name__}; expected a learner over users and items')
+    except Exception as e: raise CheckpointError(
+        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, and the modules that it names') from e
+    if not hasattr(getattr(learn, 'dls', None), 'classes'): raise CheckpointError(
+        f'{path}: {type(learn).__name__}; expected a learner over users and items')
     return learn

@@ -70,8 +70,8 @@ def read_moments(
     "The moments in an optimizer's state, by the names of the weights."
     states = _states(opt_state)
     if len(names) != len(states): raise WeightsError(
-        f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives those of '
-        'the optimizer that they were taken from')
+        f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives '
+        'those of the optimizer that they were taken from')
     of = {name: {k: v for k, v in state.items() if k not in _flags} for name, state in zip(names, states, strict=True)}
     return Moments(_kind(opt_state), of)
 

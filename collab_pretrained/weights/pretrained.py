@@ -10,7 +10,7 @@ __all__ = ['Pretrained', 'from_arrays']
 # %% ../../nbs/22_weights.pretrained.ipynb #670b3ac7
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +23,33 @@ from ..ids.vocab import Vocab
 from .roles import as_tensor, find_roles
 
 # %% ../../nbs/22_weights.pretrained.ipynb #f8241a75
+def _known_rows(vocab, ids, side):
+    rows = vocab.rows(ids)
+    if (rows < 0).any(): raise UnknownIdError(
+        f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
+    return rows
+
+def _predicted(wgts, vocabs, ids, keys):
+    "The dot product of both vectors plus the biases, (n,), float64, for users' and items' `ids`."
+    tables = {role: wgts[named[0]].double() for role, named in find_roles(wgts, keys).items()}
+    if not tables: raise WeightsError(
+        f'no table of users or items among {examples(list(wgts), 8)}; expected names that are known, or `keys=`')
+    rows = [torch.from_numpy(_known_rows(*o)) for o in zip(vocabs, ids, ('users', 'items'), strict=True)]
+    vectors = [tables[role][r] for role, r in zip(('u_weight', 'i_weight'), rows, strict=True) if role in tables]
+    product = (vectors[0]*vectors[1]).sum(1) if len(vectors) == 2 else torch.zeros(len(ids[0]), dtype=torch.float64)
+    biases = [tables[role][r].flatten() for role, r in zip(('u_bias', 'i_bias'), rows, strict=True) if role in tables]
+    return product + sum(biases)
+
+# %% ../../nbs/22_weights.pretrained.ipynb #87200e75
 class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
-    vocab: object # {column: `Vocab`} or a list of two, users then items
-    meta: Mapping = MappingProxyType({}) # what else is known: 'y_range', which a learner must then share; 'counts', as `match_embeds` takes them
+    vocab: Any # {column: `Vocab`} or a list of two, users then items
+    meta: Mapping = MappingProxyType({}) # what else is known: 'y_range', which a learner must then share; 'counts'; 'tables'
     name: str = 'the pretrained weights' # what messages call it
 
     def __repr__(self):
-        sizes = ', '.join(f'{len(v.ids)} {side}' for v, side in zip(self._sides(), ('users', 'items')))
+        sizes = ', '.join(f'{len(v.ids)} {side}' for v, side in zip(self._sides(), ('users', 'items'), strict=True))
         return f'Pretrained({self.name}: {sizes}; {", ".join(f"{k} {tuple(v.shape)}" for k, v in self.wgts.items())})'
 
     def _sides(self): return two_vocabs(self.vocab, f'the vocabulary of {self.name}')[0]
@@ -39,27 +57,19 @@ class Pretrained(NamedTuple):
     def scores(self,
         users, # n ids of users
         items, # n ids of items, one for each
-        keys:Mapping=None, # role -> name in `wgts`, where the names are unknown
-    ) -> Tensor: # (n,), float64: the dot product of both vectors plus the biases, as far as there are any; no `y_range` squeezes it
-        "What the weights alone answer for pairs of a user and an item."
-        if len(users) != len(items): raise VocabError(f'{len(users)} users and {len(items)} items; expected pairs, an item for each user')
-        tables = {role: self.wgts[named[0]].double() for role, named in find_roles(self.wgts, keys).items()}
-        if not tables: raise WeightsError(f'no table of users or items among {examples(list(self.wgts), 8)}; expected names that are known, or `keys=`')
-        rows = [torch.from_numpy(_known_rows(v, ids, side)) for v, ids, side in zip(self._sides(), (users, items), ('users', 'items'))]
-        vectors = [tables[role][r] for role, r in zip(('u_weight', 'i_weight'), rows) if role in tables]
-        product = (vectors[0]*vectors[1]).sum(1) if len(vectors) == 2 else torch.zeros(len(users), dtype=torch.float64)
-        return product + sum(tables[role][r].flatten() for role, r in zip(('u_bias', 'i_bias'), rows) if role in tables)
-
-def _known_rows(vocab, ids, side):
-    rows = vocab.rows(ids)
-    if (rows < 0).any(): raise UnknownIdError(f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
-    return rows
+        keys:Mapping|None=None, # role -> name in `wgts`, where the names are unknown
+    ) -> Tensor: # (n,), float64: the dot product of both vectors plus the biases, as far as there are any
+        "What the weights alone answer for pairs of a user and an item; no `y_range` squeezes it."
+        if len(users) != len(items): raise VocabError(
+            f'{len(users)} users and {len(items)} items; expected pairs, an item for each user')
+        return _predicted(self.wgts, self._sides(), (users, items), keys)
 
 # %% ../../nbs/22_weights.pretrained.ipynb #15a36626
 def _ids_vocab(ids, label):
     "The vocabulary that `ids` are, in the order of their rows."
     if isinstance(ids, Tensor): ids = ids.detach().cpu().numpy()
-    try: return Vocab.of(canonical_ids(ids, label) if hasattr(ids, 'to_pandas') or getattr(ids, 'dtype', object) != object else ids, label)
+    as_column = hasattr(ids, 'to_pandas') or getattr(ids, 'dtype', np.dtype(object)) != np.dtype(object)
+    try: return Vocab.of(canonical_ids(ids, label) if as_column else ids, label)
     except RatingsError as e: raise VocabError(str(e)) from None
 
 def _stacked(values, label):
@@ -68,10 +78,12 @@ def _stacked(values, label):
         res = np.asarray(values)
         return np.stack([np.asarray(o) for o in values]) if res.dtype == object else res
     except (TypeError, ValueError): pass
-    if not hasattr(values, '__len__'): raise WeightsError(f'{label}: {type(values).__name__}; expected an array, a tensor, or a list of vectors')
+    if not hasattr(values, '__len__'): raise WeightsError(
+        f'{label}: {type(values).__name__}; expected an array, a tensor, or a list of vectors')
     sizes = [len(o) if hasattr(o, '__len__') else 0 for o in values]
     odd = next((row for row, o in enumerate(sizes) if o != sizes[0]), 0)
-    raise WeightsError(f'{label}: {sizes[odd]} numbers in row {odd} and {sizes[0]} in row 0; expected vectors of one length, an array for each id')
+    raise WeightsError(f'{label}: {sizes[odd]} numbers in row {odd} and {sizes[0]} in row 0; expected vectors of one '
+                       'length, an array for each id')
 
 # %% ../../nbs/22_weights.pretrained.ipynb #b48ceb7c
 def _floats(values, label):
@@ -83,7 +95,7 @@ def _floats(values, label):
     a = _stacked(values, label)
     if a.dtype.kind not in 'fiu': raise WeightsError(f'{label}: an array of {a.dtype}; expected floating-point numbers')
     dtype = np.dtype(f'f{min(a.itemsize, 8)}') if a.dtype.kind == 'f' else np.float32
-    return torch.from_numpy(np.require(a.astype(dtype, copy=False), requirements=['C', 'W']))  # torch warns of memory that it must not write
+    return torch.from_numpy(np.require(a.astype(dtype, copy=False), requirements=['C', 'W']))  # torch warns of read-only memory
 
 # %% ../../nbs/22_weights.pretrained.ipynb #1b58534b
 def _side_table(values, vocab, label, width=None):
@@ -91,40 +103,47 @@ def _side_table(values, vocab, label, width=None):
     res = _floats(values, label)
     if width == 1 and res.dim() == 1: res = res[:,None]
     if res.dim() != 2 or width not in (None, res.shape[1]): raise WeightsError(
-        f'{label}: shape {tuple(res.shape)}; expected ' + ('(n ids,), a number for each id' if width else '(n ids, n_factors), a vector for each id'))
-    if len(res) != len(vocab): raise WeightsError(f'{label}: {len(res)} rows for {len(vocab)} ids ({vocab}); expected one for each id: '
-                                                  "a row that belongs to no id has the name '#na#'")
+        f'{label}: shape {tuple(res.shape)}; expected '
+        + ('(n ids,), a number for each id' if width else '(n ids, n_factors), a vector for each id'))
+    if len(res) != len(vocab): raise WeightsError(
+        f'{label}: {len(res)} rows for {len(vocab)} ids ({vocab}); expected one for each id: a row that belongs to no '
+        "id has the name '#na#'")
     bad = [vocab[row] for row in torch.nonzero(~res.isfinite().all(1)).flatten().tolist()]
-    if bad: raise WeightsError(f'{label}: NaN or infinite values in the rows of {examples(bad)}; expected finite numbers: leave these ids out')
+    if bad: raise WeightsError(
+        f'{label}: NaN or infinite values in the rows of {examples(bad)}; expected finite numbers: leave these ids out')
     return res
 
 def _side(side, ids, vectors, bias):
     "One side's vocabulary, and its tables by role."
-    if ids is None and vectors is None and bias is None: return Vocab([]), {}
-    if ids is None or vectors is None and bias is None: raise WeightsError(
+    given = {k: o for k, o in (('weight', vectors), ('bias', bias)) if o is not None}
+    if ids is None and not given: return Vocab([]), {}
+    if ids is None or not given: raise WeightsError(
         f'{side}: {"no ids for the vectors" if ids is None else "ids without vectors"}; expected both, or None for both')
-    vocab = _ids_vocab(ids, f'the ids of {side}')
-    tables = {'weight': (vectors, 'vectors', None), 'bias': (bias, 'bias', 1)}
-    return vocab, {f'{side[0]}_{k}': _side_table(o, vocab, f'the {what} of {side}', width) for k, (o, what, width) in tables.items() if o is not None}
+    vocab, res = _ids_vocab(ids, f'the ids of {side}'), {}
+    for k, o in given.items():
+        label, width = (f'the vectors of {side}', None) if k == 'weight' else (f'the bias of {side}', 1)
+        res[f'{side[0]}_{k}'] = _side_table(o, vocab, label, width)
+    return vocab, res
 
 # %% ../../nbs/22_weights.pretrained.ipynb #f245f3a3
 def from_arrays(
-    user_ids, # n ids in the order of the rows, in any form that a ratings table has them, or a dictionary from id to row; None where there are no users
-    user_vectors, # (n users, n_factors), floats of any precision: an array, a tensor on any device, or a list or column of vectors; None for none
+    user_ids, # n ids in the order of the rows, as a ratings table has them, or a dictionary from id to row; None for none
+    user_vectors, # (n users, n_factors), floats: an array, a tensor, or a list or column of vectors; None for none
     item_ids, # likewise for items
     item_vectors, # (n items, n_factors)
     user_bias=None, # (n users,) or (n users, 1), floats; None where there is none
     item_bias=None, # (n items,) or (n items, 1)
     *,
-    meta:dict=None, # what else is known of the model: 'y_range', 'counts' (see `Pretrained`)
+    meta:dict|None=None, # what else is known of the model: 'y_range', 'counts' (see `Pretrained`)
     name='the arrays', # what messages call them
-) -> Pretrained: # its `wgts` named as in `EmbeddingDotBias`, its `vocab` a list of two `Vocab`; the arrays' own memory and precision where possible
+) -> Pretrained: # weights named as in `EmbeddingDotBias`; the arrays' own memory and precision where possible
     "Ids and their vectors as a model to start from; one side alone will do."
     users, user_tables = _side('users', user_ids, user_vectors, user_bias)
     items, item_tables = _side('items', item_ids, item_vectors, item_bias)
     tables = {**user_tables, **item_tables}
     if not tables: raise WeightsError(f'{name}: neither users nor items; expected ids and vectors of at least one side')
     widths = {role: t.shape[1] for role, t in tables.items() if role.endswith('weight')}
-    if len({*widths.values()}) > 1: raise WeightsError(f'{name}: vectors of {widths["u_weight"]} numbers for users and of {widths["i_weight"]} for items; '
-                                                       'expected the same, since a rating is their product')
+    if len({*widths.values()}) > 1: raise WeightsError(
+        f'{name}: vectors of {widths["u_weight"]} numbers for users and of {widths["i_weight"]} for items; expected '
+        'the same, since a rating is their product')
     return Pretrained({f'{role}.weight': t for role, t in tables.items()}, [users, items], dict(meta or {}), name)

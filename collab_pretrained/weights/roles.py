@@ -46,8 +46,8 @@ def as_tensor(
     if res is None: raise WeightsError(
         f'{key}: {type(value).__name__}; expected a tensor or an array in each place of a state dict')
     if (mesh := getattr(res, 'device_mesh', None)) is not None: raise WeightsError(
-        f'{key}: its rows are spread over {mesh.size()} processes; expected a whole table: save it with `save_sharded`, and load '
-        'that on one process with `load_sharded`')
+        f'{key}: its rows are spread over {mesh.size()} processes; expected a whole table: save it with '
+        '`save_sharded`, and load that on one process with `load_sharded`')
     if res.layout != torch.strided: raise WeightsError(
         f'{key}: a tensor of layout {res.layout}; expected a dense one: save it with `.to_dense()`')
     return res
@@ -84,8 +84,8 @@ def find_roles(
     found = [key for of_role in by_layout.values() for named in of_role.values() for key in named]
     more = [k for k in wgts if 'EmbeddingNN' in by_layout and re.fullmatch(r'embeds\.([2-9]|\d\d+)\.weight', bare_name(k))]
     if len(by_layout) > 1 or len(set(map(bare_name, found))) < len(found) or more: raise WeightsError(
-        f'{found + more} could each be what is looked for ({", ".join(by_layout)}); expected one model of two embeddings: say '
-        "which with `keys=`, e.g. keys={'u_weight': ..., 'i_weight': ...}")
+        f'{found + more} could each be what is looked for ({", ".join(by_layout)}); expected one model of two '
+        "embeddings: say which with `keys=`, e.g. keys={'u_weight': ..., 'i_weight': ...}")
     return next(iter(by_layout.values()), {})
 
 # %% ../../nbs/20_weights.roles.ipynb #8c304ece
