@@ -81,10 +81,11 @@ EXTERNAL = {
 
 
 def prose_of(path):
-    "What a document says, or the prose of a notebook."
-    if path.suffix != '.ipynb': return path.read_text()
-    cells = json.loads(path.read_text())['cells']
-    return '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    "What a document says, or the prose of a notebook, without inline code."
+    text = path.read_text()
+    if path.suffix == '.ipynb':
+        text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+    return re.sub(r'`[^`\n]*`', '', text)
 
 
 PROSE = [*(ROOT/o for o in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')), *READ_FIRST, *REFERENCE]
