@@ -83,6 +83,7 @@ def _check_options(kwargs):
         expected, is_allowed = _ranges.get(name, ('', lambda _: True))
         if value is not None and not is_allowed(value): raise RatingsError(f'{flag} {value}; expected {expected}')
 
+# %% ../../nbs/83_cli.commands.ipynb #250b2446
 def _check_folder(out):
     if out and isfile(out): raise RatingsError(f'{out}: a file; expected a folder to write to, new or not')
 
@@ -100,6 +101,7 @@ def _call(name, kwargs):
 
 def _is_memory(error): return isinstance(error, (MemoryError, RuntimeError)) and 'memory' in repr(error).lower()
 
+# %% ../../nbs/83_cli.commands.ipynb #b955bca4
 def _status(name, args):
     "The exit status of a command, which is that of its work."
     parser = option_parser(commands[name], f'collab-pretrained {name}')
@@ -171,6 +173,7 @@ def _known(vocab, df, names, counts=None):
            zip(SIDES, (table.user_ids, table.item_ids), (table.users, table.items), strict=True)}
     return match_classes(vocab, [table.user_ids, table.item_ids], old_counts=counts, new_counts=new)
 
+# %% ../../nbs/83_cli.commands.ipynb #2a731af7
 def _check_overlap(match, min_overlap):
     for side in SIDES:
         share = match.side(side).coverage
@@ -201,6 +204,7 @@ def _check_rmse(value, max_rmse, n):
     if not n: raise RatingsError(f'--max-rmse {max_rmse:g}, and no ratings to measure on; expected some (--valid-pct)')
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
+# %% ../../nbs/83_cli.commands.ipynb #3559f3df
 def _held_out(learn):
     "What is measured on the ratings held out: its name, the model's figure, the floor's name, and the floor's figure."
     x, y = rated_pairs(learn, None)
@@ -212,6 +216,7 @@ def _held_out(learn):
     model, popular = (mean_measures(*o, relevant, 10)['recall@10'] for o in lists)
     return 'recall@10', model, 'popularity', popular
 
+# %% ../../nbs/83_cli.commands.ipynb #5b0ee5f1
 def _print_held_out(learn, what, before=None):
     "Print the figure on the ratings held out beside its floor, warn if it is worse, and return it; NaN without any."
     if not len(learn.dls.valid_ds): return np.nan
@@ -230,6 +235,7 @@ def _text_columns(source, user, item, reading):
     vocabs = two_vocabs(source.vocab, 'the model')[0]
     return [name for name, vocab in zip(columns, vocabs, strict=True) if vocab.kind == 'text']
 
+# %% ../../nbs/83_cli.commands.ipynb #e812288b
 def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
     "Loaders over the table at `path`; `columns`: role -> name, or None for the column at its place."
     roles = {o: name for o, name in columns.items() if not (o == 'rating' and implicit or o == 'time' and name is None)}
@@ -240,6 +246,7 @@ def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
                                      splits='user_time' if time else None, time_name=time, implicit=implicit,
                                      duplicates=duplicates, **kwargs)
 
+# %% ../../nbs/83_cli.commands.ipynb #492ef4bd
 def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
     "A learner on `dls`, from the model `source` or from scratch; rows without ratings are ranked."
     if source: _check_overlap(match_classes(source.vocab, dls.classes), min_overlap)
@@ -254,6 +261,7 @@ def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
     if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
     return learn
 
+# %% ../../nbs/83_cli.commands.ipynb #6ccb5034
 def _save(learn, folder, wait):
     "Save, while no other command writes there."
     with one_writer(folder, wait): print(f'saved: {learn.save_pretrained(folder)}')
@@ -300,6 +308,7 @@ def cli_train(
     _check_rmse(_print_held_out(learn, 'the ratings held out', before), max_rmse, len(dls.valid_ds))
     _save(learn, out, wait)
 
+# %% ../../nbs/83_cli.commands.ipynb #5c3ef6bd
 commands['train'] = cli_train
 
 # %% ../../nbs/83_cli.commands.ipynb #ff5ce539
@@ -323,6 +332,7 @@ def cli_match(
     if out: _write(_every_id(report), out)
     _check_overlap(report, min_overlap)
 
+# %% ../../nbs/83_cli.commands.ipynb #4ff2a1f1
 def _every_id(report):
     "A line for each id of a match: side, id, and whether it is matched, new or dropped."
     parts = []
@@ -341,6 +351,7 @@ def _config_of(model):
     if not path.is_file(): raise RatingsError(f'{model}: no model there; expected a folder that `train` wrote')
     return path.read_bytes()
 
+# %% ../../nbs/83_cli.commands.ipynb #93404796
 def _updated(model, df, old, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
@@ -382,6 +393,7 @@ def cli_update(
                                                         'which this one is not made of; nothing is saved: run it again')
         print(f'saved: {learn.save_pretrained(model)}')
 
+# %% ../../nbs/83_cli.commands.ipynb #c326c8fd
 commands['update'] = cli_update
 
 # %% ../../nbs/83_cli.commands.ipynb #cf66a87b
@@ -406,6 +418,7 @@ def cli_evaluate(
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
+# %% ../../nbs/83_cli.commands.ipynb #669009ac
 commands['evaluate'] = cli_evaluate
 
 # %% ../../nbs/83_cli.commands.ipynb #48f629d6
@@ -452,6 +465,7 @@ def cli_recommend(
     if out: _write(res, out)
     else: res.to_csv(sys.stdout, index=False)
 
+# %% ../../nbs/83_cli.commands.ipynb #9380e967
 commands['recommend'] = cli_recommend
 
 # %% ../../nbs/83_cli.commands.ipynb #5edfc25a

@@ -47,6 +47,7 @@ def _earlier_model(table, out, model, common):
           f'{sum(seconds):.1f} s, saved as {Path(out)/"models"/"earlier.pth"} and earlier_vocab.pkl')
     return range_around(dls)
 
+# %% ../../nbs/81_cli.demo.ipynb #4755e3cf
 def _warm_against_scratch(ratings, out, epochs, seed=1):
     "Train the earlier model and save it, start the later from it, and train the later from scratch beside it."
     user, item, rating, _ = ratings.columns
@@ -81,6 +82,7 @@ def _plot_curves(curves, path):
     plt.close(ax.figure)
     print(f'Learning curves: {path}')
 
+# %% ../../nbs/81_cli.demo.ipynb #08b6fc00
 def _print_recommendations(learn, titles):
     "Five items for the user with most ratings among those that are new, and among those that are not."
     match = learn.match_report.side('user')

@@ -22,6 +22,7 @@ from typing import get_args
 import pandas as pd
 from fastcore.docments import docments
 
+# %% ../../nbs/82_cli.options.ipynb #05359359
 from ..core import CollabError, RatingsError, examples
 from ..data.columns import complete_rows
 from ..data.files import read_table
@@ -38,6 +39,7 @@ def _number(text):
     return float(text)
 _number.__name__ = 'number'
 
+# %% ../../nbs/82_cli.options.ipynb #77a767a5
 def _add_option(parser, name, param):
     "Add a parameter of a function to a parser."
     kind = next((o for o in get_args(param.anno) if o is not types.NoneType), param.anno)
@@ -97,6 +99,7 @@ class Reading:
         if self.na_values is not None: res.update(keep_default_na=False, na_values=['', *self.na_values.split(',')])
         return res
 
+# %% ../../nbs/82_cli.options.ipynb #ba487a21
 BY_ENDING = Reading()  # as the ending of a file says
 
 # %% ../../nbs/82_cli.options.ipynb #f0e1060d
@@ -115,6 +118,7 @@ def _with_names(df, path, names):
         f'{path}: {df.shape[1]} columns ({examples(list(df))}), and --columns names {len(names)}; expected as many')
     return df.set_axis(names, axis=1) if names else df
 
+# %% ../../nbs/82_cli.options.ipynb #e6b5f892
 def read_file(
     path:str|Path, # CSV, TSV or Parquet
     reading:Reading, # how it is read
@@ -140,6 +144,7 @@ def drop_incomplete(
     except CollabError as e: raise RatingsError(f'{path}: {e}') from None
     return df if rows is None else df.iloc[rows]
 
+# %% ../../nbs/82_cli.options.ipynb #3f302db3
 def tables_for(
     vocab:dict[str, Vocab], # of a model: column -> `Vocab`
     paths:str|list, # of files with these columns
@@ -162,6 +167,7 @@ _WHOLE = {'header=None': '--no-header', 'exclude_seen=False': '--allow-seen', 'k
           'quoting=3': '--quoting none', 'quoting=0': '--quoting minimal'}
 _GONE = r" \(`from_csv`\)|, `engine='python'`| \(`id_cast='\w+'`\)| \(`index_col=0` of `from_csv`\)"
 
+# %% ../../nbs/82_cli.options.ipynb #4161f2d5
 def in_options(
     message:str, # an error's, about parameters: "`encoding='utf-16'`"
     options:Iterable, # names of the command's options, as parameters are called: 'encoding'

@@ -69,6 +69,7 @@ def progress_to_stderr(
         if not sys.stderr.isatty(): stack.enter_context(learn.no_bar())
         yield
 
+# %% ../../nbs/80_cli.training.ipynb #8e7d88fc
 class _Watch(Callback):
     "Keeps and prints the metric and the seconds of each epoch."
     order = 60  # after the recorder
@@ -80,6 +81,7 @@ class _Watch(Callback):
         said = f'{self.learn.metrics[-1].name.lstrip("_")} {self.values[-1]:.4f}, ' if len(self.dls.valid) else ''
         print(f'epoch {self.epoch + 1} of {self.n_epoch}: {said}{self.seconds[-1]:.1f} s', file=sys.stderr)
 
+# %% ../../nbs/80_cli.training.ipynb #3696de87
 def train_with_log(
     learn:CollabLearner, # with a metric
     epochs:int, # 0 or more

@@ -75,6 +75,7 @@ def _line(self:Benchmark, name):
     where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {margin:.4f})'
     return f'{name}: {self.error} {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}'
 
+# %% ../../nbs/61_serve.benchmark.ipynb #a565feae
 @patch
 def __repr__(self:Benchmark):
     last, floor = self.curves.iloc[-1], self.errors.loc['all', self.floor]
@@ -93,6 +94,7 @@ def range_around(
     pad = (high - low)/8 or .5
     return low - pad, high + pad
 
+# %% ../../nbs/61_serve.benchmark.ipynb #25f3cf34
 def _by_time(ratings, names, time_name, seed, ranks):
     "The columns of a ratings table that are asked for, by time; in an order that `seed` fixes where there is none."
     table = read_ratings(ratings, *names, time_name=time_name)
@@ -129,6 +131,7 @@ def _squared_errors(learns):
     groups = rating_groups(learns['warm start'])
     return {name: squares[of_users[x[:,0]] & of_items[x[:,1]]] for name, (of_users, of_items) in groups.items()}
 
+# %% ../../nbs/61_serve.benchmark.ipynb #6abbd7d6
 def _missed(learns):
     "For each group, what the lists of each start and of popular items miss, 1 - NDCG, user by user."
     scratch, metric = learns['from scratch'], learns['from scratch'].metrics[0]
@@ -143,6 +146,7 @@ def _missed(learns):
         res[group] = pd.DataFrame({k: 1 - list_measures(*o, found, metric.k)[0]['ndcg'] for k, o in mine.items()})
     return res
 
+# %% ../../nbs/61_serve.benchmark.ipynb #a2bc4aa5
 def _compared(learns):
     "Error by group, of each start and of the floor; and two standard errors of each start's difference from scratch."
     ranks = learns['from scratch'].ranking is not None

@@ -54,6 +54,7 @@ def rated_pairs(learn, ratings):
                                        'the loaders with `valid_pct` above 0, or give `ratings=`')
     return pairs_of(ds)
 
+# %% ../../nbs/60_serve.evaluate.ipynb #4ca260d4
 @torch.no_grad()
 def predictions_for(model, x):
     "What `model` answers for the pairs `x`."
@@ -78,6 +79,7 @@ def _check_kind(col, vocab, ids):
         f'column {col!r}: {examples(ids)}, and the learner has {examples(vocab.ids)}; expected ids of one kind, '
         'integers or text: cast the column')
 
+# %% ../../nbs/60_serve.evaluate.ipynb #1df598a7
 def pairs_in(learn, table, new=()):
     "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
     frame = own_columns(learn, table)
@@ -112,6 +114,7 @@ def known_pairs(learn, rows):
     recorded = [] if learn.seen is None else [learn.seen.pairs(rows)]
     return np.concatenate([seen_pairs(learn.dls, rows), *recorded])
 
+# %% ../../nbs/60_serve.evaluate.ipynb #442226aa
 def top_lists(learn, x, relevant, k, seen=None, scores=None):
     """Users with a row and a relevant item, ascending, and the `k` best items of each by `scores` (the model's), but
     those that they are known to have seen, by the learner or the table `seen`, and that are not among `x`."""
@@ -124,6 +127,7 @@ def top_lists(learn, x, relevant, k, seen=None, scores=None):
     scores = scores or scores_of(get_model(learn.model), items.id_rows)
     return asked, best(scores, asked, k, seen_elsewhere, show=hasattr(learn, 'progress'))[1]
 
+# %% ../../nbs/60_serve.evaluate.ipynb #38c2b1e9
 def list_measures(users, top, relevant, k):
     "Measures of the lists `top` (n, at most k) of those `users` (n,) with an item to find; who they are, bool (n,)."
     relevant = relevant[np.isin(relevant[:,0], users)]
@@ -187,6 +191,7 @@ class PopularityScores:
     def __call__(self, rows, out): out[:,:len(self.counts)] = self.counts
     def finish(self, rows, vals): return vals
 
+# %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
 def bias_model(learn, seen=None, measured=None):
     "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
@@ -216,6 +221,7 @@ def rating_groups(learn):
             res[f'{kind} {side.name}s'] = [rows & has_id if k == side.index else o for k, o in enumerate(everyone)]
     return res
 
+# %% ../../nbs/60_serve.evaluate.ipynb #c03cf977
 def error_measures(preds, y):
     "Root mean squared and mean absolute error."
     if y is None or not len(y): return {'n_ratings': len(preds), 'rmse': np.nan, 'mae': np.nan}
@@ -229,6 +235,7 @@ def check_floor(name, value, floor_name, floor, higher_is_better=False):
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor; train longer, or with another learning rate', CollabWarning, stacklevel=4)
 
+# %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):
     "For each group: how many ratings, and unless it is a ranking, errors of the model and of biases alone."
     groups = {k: users[x[:,0]] & items[x[:,1]] for k, (users, items) in rating_groups(learn).items()}
@@ -241,6 +248,7 @@ def _errors_by_group(learn, x, y, seen):
         if by_bias is not None: res[name]['rmse of biases'] = error_measures(by_bias[pairs], some)['rmse']
     return res
 
+# %% ../../nbs/60_serve.evaluate.ipynb #094426c5
 def _lists_by_group(learn, x, relevant, k, seen):
     "For each group: measures of the lists of the model, the NDCG of popular ones, and the share of items in any list."
     users, top = top_lists(learn, x, relevant, k, seen)

@@ -57,6 +57,7 @@ def _write_vectors(path, ids, rows, vectors):
             lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs), width)
             writer.write_table(pa.table([pa.array(ids[start:start+n], schema.types[0]), lists], schema=schema))
 
+# %% ../../nbs/64_serve.export.ipynb #616d33c9
 def _switch(link, target):
     "Make `link` lead to `target`, in one step."
     part = link.with_name(f'.{uuid.uuid4().hex}.part')
@@ -65,6 +66,7 @@ def _switch(link, target):
         os.replace(part, link)
     finally: part.unlink(missing_ok=True)
 
+# %% ../../nbs/64_serve.export.ipynb #dbbff731
 def _commit(folder, new, names):
     "Make the files `names` of the folder `new` those of `folder`, all at once, and clear away older exports."
     current = folder/'current'

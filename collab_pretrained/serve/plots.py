@@ -49,6 +49,7 @@ def _is_free(box, ax, taken, dots):
     is_inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 and ax.bbox.y0 < box.y0 and box.y1 < ax.bbox.y1
     return is_inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*o) for o in dots)
 
+# %% ../../nbs/63_serve.plots.ipynb #9becdc22
 def _place_labels(ax, xy, labels):
     "Write `labels` beside their points where there is room; returns which of them stand."
     ax.figure.draw_without_rendering()  # now it is known how large everything is
@@ -82,6 +83,7 @@ def _popularity(learn, side):
     of = learn.side(side)
     return row_counts(learn.dls)[of.index][of.vocab.id_rows]
 
+# %% ../../nbs/63_serve.plots.ipynb #57da702e
 def _shown(learn, side, ids, n):
     "The ids to show and their rows: those asked for, or the `n` with most training ratings."
     if ids is None:
@@ -93,6 +95,7 @@ def _shown(learn, side, ids, n):
     check_known(learn, side, ids, rows, 'leave the others out')
     return ids, rows
 
+# %% ../../nbs/63_serve.plots.ipynb #b12f0996
 def _weight(learn, role):
     "The table of `role`, such as 'i_weight', on the CPU."
     model = get_model(learn.model)

@@ -40,6 +40,7 @@ def _encoded(learn, side, values):
     codes, ids = encode_ids(values, f'{side}s', cast_of(id_cast, of.column))
     return codes, ids, of.vocab.rows(ids)
 
+# %% ../../nbs/62_serve.recommend.ipynb #8c00c349
 def asked_ids(learn, side, ids):
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
     vocab = learn.side(side).vocab
@@ -51,6 +52,7 @@ def asked_ids(learn, side, ids):
     first = pd.unique(codes)
     return ids[first], rows[first]
 
+# %% ../../nbs/62_serve.recommend.ipynb #a4e3e806
 def check_known(learn, side, ids, rows, remedy):
     "Raise if any of `ids` has no row."
     lost, known = ids[rows < 0], learn.side(side).vocab.ids
@@ -85,6 +87,7 @@ class _Asked:
     @property
     def new_ids(self): return self.ids[~self.known]
 
+# %% ../../nbs/62_serve.recommend.ipynb #fb934dde
 def _asked_users(learn, users, ratings, on_unknown):
     "Who is asked for: `users`, else those of `ratings`, else all; `on_unknown` says what becomes of the unknown."
     check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
@@ -109,6 +112,7 @@ def _rated_before(learn):
     res[rows[rows >= 0]] = np.asarray(n, dtype=np.int64)[rows >= 0]
     return res
 
+# %% ../../nbs/62_serve.recommend.ipynb #a83a3157
 def _check_history(learn, asked, pairs, is_told):
     "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
     n_own, is_recorded = len(learn.dls.train_ds), learn.seen is not None
@@ -125,6 +129,7 @@ def _check_history(learn, asked, pairs, is_told):
         f'what {n} of {len(asked.ids)} users have seen is not all known: the model was trained on ratings that it does '
         'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
 
+# %% ../../nbs/62_serve.recommend.ipynb #0fe3c5db
 def _seen_by(learn, asked, exclude_seen, seen, ratings):
     "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given; None for none."
     if exclude_seen is False: return None
@@ -152,6 +157,7 @@ def _as_average(learn, item_rows):
     vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), len(item_rows))
     return vals[0], items[0]
 
+# %% ../../nbs/62_serve.recommend.ipynb #bf843078
 def _first_unseen(vals, items, users, seen, k):
     "The first `k` of ranked `items`, one list for all `users`, that each has not seen."
     pairs = np.zeros((0, 2), dtype=np.int64) if seen is None else seen(users)
