@@ -6,7 +6,7 @@ FACTS := pyproject.toml settings.ini setup.py constraints.txt
 DEV := $(CURDIR)/.venv-test/bin
 # What the two checkers look at; the whole tree, and the whole package, as soon as their rooms are clean
 RUFF := tests tools benchmarks setup.py collab_pretrained/scale
-TY := collab_pretrained/core.py collab_pretrained/scale
+TY := collab_pretrained/core.py collab_pretrained/ids collab_pretrained/scale
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test nightly docs clean

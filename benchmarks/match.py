@@ -1,11 +1,13 @@
-"""What `match_embeds` costs, against a bare `index_select` of the same bytes and against a loop over the rows in Python.
+"""What `match_embeds` costs, against an `index_select` of the same bytes and against a loop over the rows in Python.
 
-Usage: python benchmarks/match.py [--n 1000000] [--dim 50] [--repeat 15] [--loop-n 50000]   (about two minutes at a million, and 2.5 GB of memory)
-`--n` users and as many items, `--dim` factors, biases too, float32; the new vocabulary is the old one in another order with a tenth of its ids replaced.
-Each figure is the median of `--repeat` runs, all kinds in turn in one process on one thread; an `index_select` writes into new memory, as matching must.
-The loop is what one writes first: a dictionary of the old rows, and a look-up and an assignment for each new row; it is run on `--loop-n` rows and scaled.
-Ids come as lists of Python's own values, as lists of numpy's (as fastai makes them), and as a `Vocab`.
-Targets: at most 4 times the `index_select` for integer ids, 6 times for text."""
+Usage: python benchmarks/match.py [--n 1000000] [--dim 50] [--repeat 15] [--loop-n 50000] (about two minutes at a
+million, and 2.5 GB of memory) `--n` users and as many items, `--dim` factors, biases too, float32; the new vocabulary
+is the old one in another order with a tenth of its ids replaced. Each figure is the median of `--repeat` runs, all
+kinds in turn in one process on one thread; an `index_select` writes into new memory, as matching must. The loop is
+what one writes first: a dictionary of the old rows, and a look-up and an assignment for each new row; it is run on
+`--loop-n` rows and scaled. Ids come as lists of Python's own values, as lists of numpy's (as fastai makes them), and
+as a `Vocab`. Targets: at most 4 times the `index_select` for integer ids, 6 times for text."""
+
 import argparse
 import os
 import pickle
@@ -23,7 +25,8 @@ from collab_pretrained.weights.match import match_embeds
 
 
 def two_vocabs(n, text, seed):
-    "The names of `n` rows, old and new, each as read from a file: '#na#', then ids in a random order of which nine in ten are on both sides."
+    """The names of `n` rows, old and new, each as read from a file: '#na#', then ids in a random order, nine in ten of
+    them on both sides."""
     rng = np.random.default_rng(seed)
     ids = rng.permutation(np.arange(10_000_000, 10_000_000 + n + n//10))
     names = [f'user-{o}' for o in ids] if text else ids.tolist()
@@ -31,7 +34,12 @@ def two_vocabs(n, text, seed):
     return [pickle.loads(pickle.dumps(o)) for o in (old, new)]
 
 def tables(n, dim):
-    return {f'{side}_{what}.weight': torch.randn(n, width) for side in 'ui' for what, width in (('weight', dim), ('bias', 1))}
+    return {
+        f'{side}_{what}.weight': torch.randn(n, width)
+        for side in 'ui'
+        for what, width in (('weight', dim), ('bias', 1))
+    }
+
 
 def loop(wgts, old, new):
     "The first thing that one writes: row by row, weights and biases, the mean where an id is unseen."
@@ -57,12 +65,17 @@ def measure(n, dim, repeat, text):
     wgts = tables(n, dim)
     as_vocab = [[Vocab(o) for o in names] for names in (old, new)]
     of_numpy = [[[NA, *map(np.str_ if text else np.int64, o[1:])] for o in names] for names in (old, new)]
-    rows = [torch.from_numpy(np.maximum(a.rows(np.array(b[1:], dtype=a.ids.dtype)), 0)) for a, b in zip(as_vocab[0], new)]
+    rows = [
+        torch.from_numpy(np.maximum(a.rows(np.array(b[1:], dtype=a.ids.dtype)), 0))
+        for a, b in zip(as_vocab[0], new, strict=True)
+    ]
     kinds = {
         'index_select': lambda: [table.index_select(0, rows[key[0] == 'i']) for key, table in wgts.items()],
-        'ids as lists': lambda: match_embeds(wgts, old, dict(zip('ui', new))),
-        'ids of numpy': lambda: match_embeds(wgts, of_numpy[0], dict(zip('ui', of_numpy[1]))),
-        'ids as Vocab': lambda: match_embeds(wgts, [Vocab.of(o) for o in as_vocab[0]], dict(zip('ui', as_vocab[1]))),
+        'ids as lists': lambda: match_embeds(wgts, old, dict(zip('ui', new, strict=True))),
+        'ids of numpy': lambda: match_embeds(wgts, of_numpy[0], dict(zip('ui', of_numpy[1], strict=True))),
+        'ids as Vocab': lambda: match_embeds(
+            wgts, [Vocab.of(o) for o in as_vocab[0]], dict(zip('ui', as_vocab[1], strict=True))
+        ),
     }
     runs = [{k: seconds(f) for k, f in kinds.items()} for _ in range(repeat)]
     return {k: median(o[k] for o in runs) for k in kinds}

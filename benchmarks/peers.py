@@ -5,9 +5,9 @@ Usage: python benchmarks/peers.py [--python cornac=/path/to/bin/python surprise=
 surprise ...]   (MovieLens 100K; a minute, one thread) A library runs in the Python that `--python` names for it, else
 in this one; what does not import there is named as missing. The split is 80/20 at random,
 `CollabDataLoaders.from_df(..., seed=42)`. Settings were chosen on the training part alone: ours are the first of the
-table in nbs/53_learner.factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92); fastai's
-are those of its tutorial, and lenskit, cmfrec and myFM have their defaults or a documented example's. `plain` is a loop
-in torch without a learner: what the machine gives just now."""
+table in nbs/53_learner.factory.ipynb, Surprise's and cornac's the best of a few (their defaults give 0.93 and 0.92);
+fastai's are those of its tutorial, and lenskit, cmfrec and myFM have their defaults or a documented example's. `plain`
+is a loop in torch without a learner: what the machine gives just now."""
 
 import argparse
 import json

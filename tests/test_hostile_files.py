@@ -1,5 +1,6 @@
-"""Saved models that were made to do harm: small files that ask for much memory, values that nothing can be made of, files
-that are no files. Each gives one of our errors, in little time and memory."""
+"""Saved models that were made to do harm: small files that ask for much memory, values that nothing can be made of,
+files that are no files. Each gives one of our errors, in little time and memory."""
+
 import json
 import os
 import re
@@ -34,8 +35,20 @@ def changed(folder, **kw):
 
 HOSTILE = [('n_factors', o) for o in (10**8, 0, -1, 4.5, '4', [4], True, 10**400)]
 HOSTILE += [('y_range', o) for o in ([5], [0, 1, 2], [5, 0], [0, 'a'], 'ab', {'a': 1, 'b': 2}, 7, [0, 10**400])]
-HOSTILE += [('counts', o) for o in ([1], {'users': [-1, 2]}, {'users': [1]}, {'users': ['a', 'b']}, {'x': []}, {'users': 3},
-                                    {'items': [10**400]}, {'items': [[1]]}, {'items': [None]})]
+HOSTILE += [
+    ('counts', o)
+    for o in (
+        [1],
+        {'users': [-1, 2]},
+        {'users': [1]},
+        {'users': ['a', 'b']},
+        {'x': []},
+        {'users': 3},
+        {'items': [10**400]},
+        {'items': [[1]]},
+        {'items': [None]},
+    )
+]
 HOSTILE += [('loss', o) for o in ('bpr', 5, {'kind': 7}, {}, {'kind': 'bpr', 'a': [1]}, ['bpr'])]
 HOSTILE += [('columns', o) for o in (['a'], ['a', 'a'], ['a', 'b', 'c'], 'ab', [None, 1], {'a': 1}, [['a'], ['b']])]
 HOSTILE += [('files', o) for o in ({}, [], {'model.safetensors': 'x'}, None)] + [('schema', 10**400), ('schema', '1')]
@@ -49,8 +62,20 @@ def test_hostile_values_of_a_dot_product(tmp_path, key, value):
     with pytest.raises(CheckpointError, match='/m/'): read_folder(changed(tmp_path/'m', **{key: value}))
 
 
-@pytest.mark.parametrize('key,value', [('widths', [4, 10**8]), ('widths', [4]), ('layers', [10**8]), ('layers', [1]*10**5), ('layers', []),
-                                       ('layers', ['8']), ('use_bn', 'yes'), ('act', 5), ('bn_final', 1)])
+@pytest.mark.parametrize(
+    'key,value',
+    [
+        ('widths', [4, 10**8]),
+        ('widths', [4]),
+        ('layers', [10**8]),
+        ('layers', [1] * 10**5),
+        ('layers', []),
+        ('layers', ['8']),
+        ('use_bn', 'yes'),
+        ('act', 5),
+        ('bn_final', 1),
+    ],
+)
 def test_hostile_values_of_a_network(tmp_path, key, value):
     save_folder(tmp_path/'m', NET, VOCAB, NETWORK)
     read_folder(tmp_path/'m')
@@ -97,7 +122,9 @@ GREEDY = {
     'bytearray': Call(bytearray, 1_850_000_000),
     'tensor': Call(torch.DoubleTensor, 10**9),
     'set': Call(set, (1, 2)),
-    'view made whole': Call(torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(1).expand(10**9), torch.float64, 'cpu', False),
+    'view made whole': Call(
+        torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(1).expand(10**9), torch.float64, 'cpu', False
+    ),
 }
 
 
@@ -112,7 +139,16 @@ def test_greedy_weights(tmp_path, greedy, new_format):
 
 def test_a_storage_that_is_larger_than_its_file(tmp_path):
     class Made:
-        def __reduce__(self): return torch._utils._rebuild_tensor_v2, (Call(torch.FloatStorage, 10**8), 0, (10**4, 10**4), (10**4, 1), False, {})
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (
+                Call(torch.FloatStorage, 10**8),
+                0,
+                (10**4, 10**4),
+                (10**4, 1),
+                False,
+                {},
+            )
+
     torch.save({**WGTS, 'x': Made()}, tmp_path/'x.pth')
     assert peak_bytes(lambda: read_weights(tmp_path/'x.pth')) < 10**8
 
@@ -161,7 +197,12 @@ def test_a_save_over_links_keeps_them_and_the_modes(tmp_path, kind):
     def save(k):
         wgts = {name: k*t for name, t in WGTS.items()}
         save_pair(tmp_path/'m/x', wgts, VOCAB) if kind == 'pair' else save_folder(tmp_path/'m', wgts, VOCAB)
-    def read(): return (read_pair(tmp_path/'m/x.pth') if kind == 'pair' else read_folder(tmp_path/'m'))[0]['u_weight.weight'][0, 0]
+
+    def read():
+        return (read_pair(tmp_path / 'm/x.pth') if kind == 'pair' else read_folder(tmp_path / 'm'))[0][
+            'u_weight.weight'
+        ][0, 0]
+
     save(1)
     (tmp_path/'store').mkdir()
     names = sorted(o.name for o in (tmp_path/'m').iterdir())
@@ -171,5 +212,9 @@ def test_a_save_over_links_keeps_them_and_the_modes(tmp_path, kind):
         (tmp_path/'store'/o.name).chmod(0o640)
     save(2)
     assert read() == 2
-    assert sorted(o.name for o in (tmp_path/'m').iterdir()) == sorted(o.name for o in (tmp_path/'store').iterdir()) == names
+    assert (
+        sorted(o.name for o in (tmp_path / 'm').iterdir())
+        == sorted(o.name for o in (tmp_path / 'store').iterdir())
+        == names
+    )
     for o in names: assert (tmp_path/'m'/o).is_symlink() and stat.S_IMODE((tmp_path/'store'/o).stat().st_mode) == 0o640

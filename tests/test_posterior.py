@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collab_pretrained.all import CollabDataLoaders, CollabLearner, CollabWarning, RatingsError, collab_learner, planted_ratings
+from collab_pretrained.all import (
+    CollabDataLoaders,
+    CollabLearner,
+    CollabWarning,
+    RatingsError,
+    collab_learner,
+    planted_ratings,
+)
 from collab_pretrained.core import SIDES
 from collab_pretrained.learner import als, update
 
@@ -29,7 +36,9 @@ def solved(df=EARLY, tmp_path='.', y_range=None, **kwargs):
 
 def rows(learn):
     "id -> vector and bias, of both sides."
-    return {(o, i): t for o in SIDES for i, t in zip(list(learn.side(o).vocab), als.side_table(learn.model, o), strict=True)}
+    return {
+        (o, i): t for o in SIDES for i, t in zip(list(learn.side(o).vocab), als.side_table(learn.model, o), strict=True)
+    }
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -61,7 +70,8 @@ def test_a_folder_and_a_night_are_all_that_is_needed(tmp_path):
     a, b = rows(learn), rows(again)
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-5, rtol=1e-5)
-    for k, v in parts(learn.posterior).items(): torch.testing.assert_close(v, parts(again.posterior)[k], atol=1e-5, rtol=1e-5)
+    for k, v in parts(learn.posterior).items():
+        torch.testing.assert_close(v, parts(again.posterior)[k], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('way', ['pair', 'folder'])
@@ -80,7 +90,15 @@ def test_left_out_of_a_folder(tmp_path):
     learn.save_pretrained('x', posterior=False, seen=False)
     assert sorted(o.name for o in (tmp_path/'x').iterdir()) == ['config.json', 'model.safetensors', 'vocab.json']
     again = CollabLearner.from_pretrained(tmp_path/'x')
-    before, known = rows(again), {(o, i) for o in SIDES for i, n in zip(list(again.side(o).vocab), again.posterior.side(o)[0].counts, strict=True) if n}
+    before, known = (
+        rows(again),
+        {
+            (o, i)
+            for o in SIDES
+            for i, n in zip(list(again.side(o).vocab), again.posterior.side(o)[0].counts, strict=True)
+            if n
+        },
+    )
     quiet(again, 'update', LATE)  # with a posterior that is estimated from counts
     assert all(t.isfinite().all() for t in rows(again).values())
     untouched = [k for k in known if k[1] not in set(LATE.user) | set(LATE['item'])]
@@ -101,13 +119,18 @@ def test_order_of_ratings_and_ids_never_matters(seed):
 def test_warm_start_moves_rows_by_id(tmp_path):
     learn = solved(tmp_path=tmp_path)
     learn.save_pretrained('x')
-    warm = collab_learner(CollabDataLoaders.from_df(LATE.iloc[::-1], seed=2), n_factors=4, path=tmp_path, pretrained='x')
+    warm = collab_learner(
+        CollabDataLoaders.from_df(LATE.iloc[::-1], seed=2), n_factors=4, path=tmp_path, pretrained='x'
+    )
     old, new = rows(learn), rows(warm)
     matched = [k for k in new if k in old]
     assert len(matched) > 40 and all(torch.equal(old[k], new[k]) for k in matched)
     for o in SIDES:
-        counts = {i: n for i, n in zip(list(learn.side(o).vocab), learn.posterior.side(o)[0].counts.tolist(), strict=True)}
-        for i, n in zip(list(warm.side(o).vocab), warm.posterior.side(o)[0].counts.tolist(), strict=True): assert n == counts.get(i, 0)
+        counts = {
+            i: n for i, n in zip(list(learn.side(o).vocab), learn.posterior.side(o)[0].counts.tolist(), strict=True)
+        }
+        for i, n in zip(list(warm.side(o).vocab), warm.posterior.side(o)[0].counts.tolist(), strict=True):
+            assert n == counts.get(i, 0)
 
 
 def test_adapt_counts_no_rating_twice(tmp_path):
@@ -127,7 +150,11 @@ def test_an_update_that_fails_leaves_the_learner_as_it_was(tmp_path, monkeypatch
         monkeypatch.setattr(als, 'night', fails)
         with pytest.raises(KeyboardInterrupt): quiet(learn, 'update', LATE)
         monkeypatch.undo()
-        assert same(before, rows(learn)) and [len(o) for o in learn.vocab.values()] == sizes and len(learn.dls.train_ds) == n
+        assert (
+            same(before, rows(learn))
+            and [len(o) for o in learn.vocab.values()] == sizes
+            and len(learn.dls.train_ds) == n
+        )
         assert learn.opt is opt
         quiet(learn, 'fit', 1)
         assert quiet(learn, 'update', LATE).n_new == len(LATE)
@@ -148,8 +175,10 @@ def test_frozen_rows_stay_bit_equal(tmp_path):
     quiet(learn, 'fit_als', 2)
     after = rows(learn)
     assert all(torch.equal(before['item', o], after['item', o]) for o in kept)
-    assert not torch.equal(before['user', LATE.user.iloc[0]] if ('user', LATE.user.iloc[0]) in before else before['user', '#na#'],
-                           after['user', LATE.user.iloc[0]])
+    assert not torch.equal(
+        before['user', LATE.user.iloc[0]] if ('user', LATE.user.iloc[0]) in before else before['user', '#na#'],
+        after['user', LATE.user.iloc[0]],
+    )
 
 
 def test_a_rating_given_again_replaces_the_old_one(tmp_path):
@@ -167,7 +196,8 @@ def test_dropped_ids_leave_no_row_behind(tmp_path):
     gone = learn.side('user').vocab.ids[:3].tolist()
     mark = als.side_table(learn.model, 'user')[learn.side('user').vocab.rows(gone)]
     learn.drop_ids(users=gone)
-    for o in ('variance', 'counts', 'history', 'implicit'): assert len(getattr(learn.posterior.users, o)) == len(learn.side('user').vocab)
+    for o in ('variance', 'counts', 'history', 'implicit'):
+        assert len(getattr(learn.posterior.users, o)) == len(learn.side('user').vocab)
     assert not any((als.side_table(learn.model, 'user') == o).all(1).any() for o in mark)
     learn.save_pretrained('x')
     assert not set(gone) & set(json.loads((tmp_path/'x/vocab.json').read_text())['user'])

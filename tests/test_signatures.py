@@ -14,9 +14,12 @@ def methods_of(own, theirs):
     return [(f'{own.__name__}.{k}', a, b) for k, a, b in found if callable(a) and callable(b) and a is not b]
 
 
-PAIRS = [*methods_of(ours.CollabLearner, learner.Learner), *methods_of(ours.CollabDataLoaders, collab.CollabDataLoaders),
-         *methods_of(ours.EmbeddingDotBias, collab.EmbeddingDotBias),
-         ('collab_learner', ours.collab_learner, collab.collab_learner)]
+PAIRS = [
+    *methods_of(ours.CollabLearner, learner.Learner),
+    *methods_of(ours.CollabDataLoaders, collab.CollabDataLoaders),
+    *methods_of(ours.EmbeddingDotBias, collab.EmbeddingDotBias),
+    ('collab_learner', ours.collab_learner, collab.collab_learner),
+]
 
 
 @pytest.mark.parametrize('name,own,theirs', PAIRS, ids=[o[0] for o in PAIRS])
@@ -30,5 +33,13 @@ def test_takes_what_fastai_takes(name, own, theirs):
     assert takes_any or not [k for k, o in theirs.items() if o.kind not in var and k not in own]
 
 
-def test_fifth_of_a_learner_is_its_learning_rate(): assert list(inspect.signature(ours.CollabLearner).parameters)[:7] == [
-    'dls', 'model', 'loss_func', 'opt_func', 'lr', 'splitter', 'cbs']
+def test_fifth_of_a_learner_is_its_learning_rate():
+    assert list(inspect.signature(ours.CollabLearner).parameters)[:7] == [
+        'dls',
+        'model',
+        'loss_func',
+        'opt_func',
+        'lr',
+        'splitter',
+        'cbs',
+    ]

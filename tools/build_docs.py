@@ -54,7 +54,7 @@ class ParamTable(DocmentTbl):
 
 
 def delegate_to_dataclasses(f) -> None:
-    "Have a function that delegates to the generated `__init__` of a dataclass delegate to the class, which has a source."
+    "Let a function that delegates to the generated `__init__` of a dataclass delegate to the class: it has a source."
     while (to := getattr(f, '__delwrap__', None)) is not None:
         if isinstance(to, FunctionType) and to.__code__.co_filename == '<string>':
             f.__delwrap__ = to.__globals__[to.__qualname__.split('.')[0]]

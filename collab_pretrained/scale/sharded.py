@@ -288,7 +288,7 @@ def start_in_pieces(
     check_range(source.name, source.meta, model)
     old_vocabs = two_vocabs(source.vocab, source.name)[0]
     report = MatchReport(*map(_match_in_pieces, old_vocabs, learn.vocab.values()))
-    report.check()  # ty: ignore[missing-attribute] it is patched in
+    report.check()
     check_overlap(source.name, report, min_overlap)
     _set_tables(model, source, report)
     for k, v in model.state_dict().items():  # the layers behind the tables
