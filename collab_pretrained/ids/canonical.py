@@ -28,7 +28,8 @@ def as_array(values):
 
 def _text_ids(values, name):
     res = np.asarray(values, dtype=object)
-    if set(map(type, res.tolist())) - {str}: res = np.array([str.__str__(o) for o in res] + [None], dtype=object)[:-1]  # np.str_, whose own cuts zeros off
+    if set(map(type, res.tolist())) - {str}:  # np.str_, whose own `str` cuts zeros off
+        res = np.array([str.__str__(o) for o in res] + [None], dtype=object)[:-1]
     if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown "
                                              "ids; expected any other text: rename that id, or drop its rows")
     return res
@@ -39,7 +40,8 @@ def _int_ids(values, name):
     info = np.iinfo(np.int64)
     if res.dtype != np.int64 and len(res) and (res.max() > info.max or res.min() < info.min):
         big = [o for o in res if not info.min <= o <= info.max]
-        raise RatingsError(f'{name}: {examples(big)} do not fit 64 bits; expected integers up to {info.max}: make the ids text, e.g. `id_cast=str`')
+        raise RatingsError(f'{name}: {examples(big)} do not fit 64 bits; expected integers up to {info.max}: make the ids text, '
+                           'e.g. `id_cast=str`')
     return res.astype(np.int64, copy=False)
 
 def _float_ids(values, name):
@@ -47,7 +49,8 @@ def _float_ids(values, name):
     if res.dtype == object: res = res.astype(np.float64)
     limit = 2.**(np.finfo(res.dtype).nmant + 1)
     fractions = res[res != np.floor(res)]
-    if len(fractions): raise RatingsError(f'{name}: {examples(fractions)} are not whole numbers; expected integers or text as ids')
+    if len(fractions): raise RatingsError(
+        f'{name}: {examples(fractions)} are not whole numbers; expected integers or text as ids')
     rounded = res[np.abs(res) >= limit]
     if len(rounded): raise RatingsError(
         f'{name}: {examples(rounded)} may have been rounded, since {res.dtype} holds whole numbers up to {limit:.0f} only and different '
@@ -73,12 +76,13 @@ _to_canonical = {'string': _text_ids, 'integer': _int_ids, 'floating': _float_id
 
 # %% ../../nbs/10_ids.canonical.ipynb #65d6c1d9
 def canonical_ids(
-    values, # one-dimensional: a list, a numpy array, a pandas, polars or pyarrow column; of any dtype in the table above
+    values, # one-dimensional: a list, an array, a pandas, polars or pyarrow column; of any dtype in the table above
     name='ids', # what messages call these ids, e.g. "column 'userId'"
-) -> np.ndarray: # of the same length: `int64`, or `object` that holds `str` only; a view of `values` where nothing had to change
+) -> np.ndarray: # of the same length: `int64`, or `object` that holds `str` only; a view of `values` if nothing changed
     "Bring ids to their one form, or raise `RatingsError`."
     values = as_array(values)
-    if values.ndim != 1: raise RatingsError(f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
+    if values.ndim != 1: raise RatingsError(
+        f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
     missing = np.flatnonzero(pd.isna(values))
     if len(missing): raise RatingsError(f"{name}: {len(missing)} missing of {len(values)}, at positions {examples(missing)}; expected "
                                         "an id in every row: fill them, or drop these rows, e.g. `on_missing='drop'`")
@@ -93,8 +97,9 @@ def take_in_parts(values, places, part=2**14):
     return res
 
 def ascending_codes(codes, ids):
-    "Codes into the distinct `ids`, and these, for ids in ascending order; Python sorts its texts in a third of numpy's time."
-    order = np.argsort(ids) if ids.dtype != object else np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)
+    "Codes into the distinct `ids`, and these, for ids in ascending order."
+    if ids.dtype != object: order = np.argsort(ids)
+    else: order = np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)  # in a third of numpy's time
     rank = np.empty(len(ids), dtype=np.int32)
     rank[order] = np.arange(len(ids))
     return take_in_parts(rank, codes), ids[order]

@@ -29,8 +29,9 @@ def _text_words(texts):
         unfit = [k for k, o in enumerate(texts) if '\0' in o]
         data, ends = _joined(['' if '\0' in o else o for o in texts])
     n_bytes = np.diff(ends, prepend=-1) - 1
-    starts, eights = ends - n_bytes, np.ndarray(len(data)-7, '<u8', data, strides=(1,))  # the eight bytes from each byte on
-    res = {j: eights[starts + 8*j] & _first[np.clip(n_bytes - 8*j, 0, 8)] for j in range(min(-(-n_bytes.max()//8), _n_words))}
+    starts, eights = ends - n_bytes, np.ndarray(len(data)-7, '<u8', data, strides=(1,))  # eight bytes from each on
+    n_words = min(-(-n_bytes.max()//8), _n_words)
+    res = {j: eights[starts + 8*j] & _first[np.clip(n_bytes - 8*j, 0, 8)] for j in range(n_words)}
     if unfit := unfit + np.flatnonzero(n_bytes > 8*_n_words).tolist():
         res[_n_words] = np.zeros(len(texts), dtype=np.uint64)
         res[_n_words][unfit] = np.array([hash(texts[k]) | 1 for k in unfit]).view(np.uint64)
@@ -42,7 +43,7 @@ def _words(ids):
     return _text_words(ids.tolist()) if len(ids) else {}
 
 # %% ../../nbs/11_ids.lookup.ipynb #57c53868
-_odd = 0x9e3779b97f4a7c15  # 2**64 over the golden ratio: multiplicative hashing, Knuth, The Art of Computer Programming, vol. 3, 6.4
+_odd = 0x9e3779b97f4a7c15  # 2**64 over the golden ratio: Knuth, The Art of Computer Programming, vol. 3, 6.4
 
 def _hash(words, n):
     "One number for each of `n` ids, (n,) uint64, whose upper bits are well mixed."
@@ -60,7 +61,7 @@ class IdIndex:
         ids:np.ndarray, # (n,) int64 or object (of str), as `canonical_ids` gives them
     ):
         self.ids, self.words, bits = ids, _words(ids), np.uint64(len(ids).bit_length())
-        self.low = (np.uint64(1) << bits) - np.uint64(1)  # the bits of a key that hold the position; the others are of the hash
+        self.low = (np.uint64(1) << bits) - np.uint64(1)  # a key's bits of the position; the others are of the hash
         self.keys = _hash(self.words, len(ids))
         self.keys &= ~self.low
         self.keys |= np.arange(len(ids), dtype=np.uint64)
@@ -78,7 +79,8 @@ def _same(index, pos, other, other_pos):
     "Which ids at `pos` of one index are those at `other_pos` of the other."
     res = np.ones(len(pos), dtype=bool)
     for j in index.words.keys() | other.words.keys():
-        res &= (index.words[j][pos] if j in index.words else 0) == (other.words[j][other_pos] if j in other.words else 0)
+        own = index.words[j][pos] if j in index.words else 0
+        res &= own == (other.words[j][other_pos] if j in other.words else 0)
     if _n_words in index.words:
         unfit = np.flatnonzero(res & (index.words[_n_words][pos] > 0))
         res[unfit] = index.ids[pos[unfit]] == other.ids[other_pos[unfit]]
@@ -87,7 +89,7 @@ def _same(index, pos, other, other_pos):
 @patch
 def find(self:IdIndex,
     other:IdIndex, # of the ids to look for, any number
-) -> np.ndarray: # (n others,) int64: the position of each, of the first where it is there more than once; -1 where it isn't
+) -> np.ndarray: # (n others,) int64: the position of each, the first of several; -1 where it isn't there
     "Where the ids of another index are."
     found = np.full(len(other.ids), -1)
     if self.ids.dtype != other.ids.dtype or not len(self.ids): return found
@@ -100,5 +102,5 @@ def find(self:IdIndex,
         todo, wanted, at, pos = todo[near], wanted[near], at[near], (key[near] & self.low).view(np.int64)
         same = _same(self, pos, other, todo)
         found[todo[same]] = pos[same]
-        todo, wanted, at = todo[~same], wanted[~same], at[~same] + 1  # another id with these bits of the hash: look at the next one
+        todo, wanted, at = todo[~same], wanted[~same], at[~same] + 1  # another id with this hash: try the next
     return found

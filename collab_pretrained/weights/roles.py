@@ -118,7 +118,7 @@ def _tables(found, targets):
     return {target: found[role][0] for role, named in targets.items() if role in found for target in named}
 
 def _layers(wgts, model_wgts, not_these):
-    "What lies behind the tables and has one name and one shape on both sides: name in the model -> name in the weights."
+    "What lies behind the tables and has one name and shape on both sides: name in the model -> name in the weights."
     by_name = {bare_name(k): k for k in wgts if k not in not_these}
     pairs = {k: by_name[bare_name(k)] for k in model_wgts if k not in not_these and bare_name(k) in by_name}
     return {k: key for k, key in pairs.items() if wgts[key].shape == model_wgts[k].shape}
