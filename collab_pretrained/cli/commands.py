@@ -108,7 +108,7 @@ def _status(name, args):
     def unusable(message): raise RatingsError(f'{message}; see `collab-pretrained {name} --help`')
     parser.error = unusable
     options = [o.dest for o in parser._actions]
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
+    def show(message:Warning|str, category:type[Warning], filename:str, lineno:int, file=None, line=None) -> None:
         _say(f'warning: {in_options(str(message), options)}')
     warnings.showwarning = show
     try:
