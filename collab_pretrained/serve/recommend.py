@@ -201,6 +201,7 @@ def _check_values(learn, ratings):
 
 def _candidate_rows(learn, candidates):
     "The rows of the items to choose from, ascending."
+    if candidates is None: return learn.side('item').vocab.id_rows
     items, rows = asked_ids(learn, 'item', candidates)
     check_known(learn, 'item', items, rows, 'leave the others out of `candidates`')
     return np.unique(rows)
