@@ -1,4 +1,4 @@
-"""`learn.align` turns a model that was trained elsewhere so that its vectors can stand beside this one's.
+"""`learn.align` rotates a model that was trained elsewhere into the space of this one.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.align.html.md"""
 
@@ -14,7 +14,7 @@ import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import CollabWarning, VocabError, WeightsError, examples
+from ..core import SIDES, CollabWarning, VocabError, WeightsError, examples
 from ..ids.matching import match_classes
 from ..weights.pretrained import Pretrained
 from ..weights.roles import bare_name, find_roles, flat_weights, layouts
@@ -27,9 +27,10 @@ def _vectors(wgts, name):
     found = find_roles(wgts)
     keys = [found.get(role, []) for role in ('u_weight', 'i_weight')]
     widths = [wgts[o[0]].shape[-1] for o in keys if o]
-    if len(widths) < 2 or widths[0] != widths[1] or {bare_name(o[0]) for o in keys} & set(layouts['EmbeddingNN']): raise WeightsError(
-        f'{name}: {examples(list(wgts), 8)}; expected the vectors of users and of items, of one width, whose dot product is the answer: what the layers of '
-        'a network make of its vectors would change if they were turned')
+    is_dot = len(widths) == 2 and widths[0] == widths[1]
+    if not is_dot or {bare_name(o[0]) for o in keys} & set(layouts['EmbeddingNN']): raise WeightsError(
+        f'{name}: {examples(list(wgts), 8)}; expected the vectors of users and of items, of one width, whose dot '
+        'product is the answer: what the layers of a network make of its vectors would change with a rotation')
     return keys
 
 def _rotation(source, target):
@@ -46,28 +47,46 @@ def _narrowed(users, items, k):
 # %% ../../nbs/59_learner.align.ipynb #8fa304d7
 @patch
 def align(self:CollabLearner,
-    other, # the model to turn: a `CollabLearner`, a `Pretrained`, or the name or path of a saved one
-    project:bool=False, # whether a model of another `n_factors` may be brought to this one's: more factors lose the least of their dot products, fewer lose nothing
+    other, # the model to rotate: a `CollabLearner`, a `Pretrained`, or the name or path of a saved one
+    project:bool=False, # whether a model of another `n_factors` may be brought to this one's, see below
 ) -> Pretrained: # `other` in this learner's space, over its own vocabulary
-    "Turn another model's vectors into the space of this one, by the ids that both have."
+    "Rotate another model's vectors into the space of this one, by the ids that both have."
     pre = read_pretrained(other, self.path, self.model_dir)
     theirs, own = flat_weights(pre.wgts), flat_weights(get_model(self.model).state_dict())
-    (keys, own_keys), report = (_vectors(theirs, pre.name), _vectors(own, 'this learner')), match_classes(pre.vocab, self.vocab)
+    keys, own_keys = _vectors(theirs, pre.name), _vectors(own, 'this learner')
+    report = match_classes(pre.vocab, self.vocab)
     check_range(pre.name, pre.meta, get_model(self.model))
-    vectors, targets = [theirs[o[0]].double().cpu() for o in keys], [own[o[0]].double().cpu() for o in own_keys]
+    vectors, targets = ([t[o[0]].double().cpu() for o in names] for t, names in ((theirs, keys), (own, own_keys)))
     k, width = vectors[0].shape[1], targets[0].shape[1]
-    if k != width and not project: raise WeightsError(f'{pre.name}: {k} factors, and {width} here; expected the same, or `project=True` to bring them to {width}')
+    if k != width and not project: raise WeightsError(
+        f'{pre.name}: {k} factors, and {width} here; expected the same, or `project=True` to bring them to {width}')
     if k > width: vectors = _narrowed(*vectors, width)
     rotation = _rotation(*_shared_rows(report, vectors, targets, pre.name))
-    turned = {key: (o @ rotation).to(theirs[key]) for o, named in zip(vectors, keys) for key in named}
-    return Pretrained({**theirs, **turned}, pre.vocab, {o: pre.meta[o] for o in ('y_range', 'counts') if o in pre.meta}, f'{pre.name}, aligned')
+    pairs = zip(vectors, keys, strict=True)
+    rotated = {key: (o @ rotation).to(theirs[key]) for o, named in pairs for key in named}
+    return Pretrained({**theirs, **rotated}, pre.vocab, _meta_kept(pre.meta), f'{pre.name}, aligned')
 
+def _meta_kept(meta):
+    "What stays true after a rotation: not the variances, which are along the old axes."
+    res = {o: meta[o] for o in ('y_range', 'counts') if o in meta}
+    return {**res, 'tables': {k: v for k, v in meta.get('tables', {}).items() if k != 'posterior'}}
+
+# %% ../../nbs/59_learner.align.ipynb #8256161d
 def _shared_rows(report, vectors, targets, name):
     "The rows of ids that both models have: theirs and ours, users above items."
-    rows = [(torch.from_numpy(m.rows[new]), torch.from_numpy(new)) for m in (report.users, report.items) for new in [m.new_vocab.rows(m.matched)]]
-    shared = [torch.cat([t[k] for t, k in zip(tables, side)]) for tables, side in zip((vectors, targets), zip(*rows))]
-    n, k = len(shared[0]), targets[0].shape[1]
-    if not n: raise VocabError(f'{name}: no id in common, {examples(report.users.old_vocab.ids)} against {examples(report.users.new_vocab.ids)} among users; '
-                               'expected some to tell how the two are turned against each other')
-    if n < k: warnings.warn(f'{name}: {n} ids in common for {k} factors; the turn is a guess where they say nothing: expected at least {k}, better several times as many', CollabWarning, stacklevel=3)
-    return shared
+    theirs, ours = [], []
+    for o, vector, target in zip(SIDES, vectors, targets, strict=True):
+        match = report.side(o)
+        new = match.new_vocab.rows(match.matched)
+        theirs.append(vector[torch.from_numpy(match.rows[new])])
+        ours.append(target[torch.from_numpy(new)])
+    n, k = sum(map(len, ours)), targets[0].shape[1]
+    if not n: raise _none_shared(name, report.users)
+    if n < k: warnings.warn(
+        f'{name}: {n} ids in common for {k} factors, so that the rotation is a guess along some axes; expected at '
+        f'least {k}, better several times as many', CollabWarning, stacklevel=3)
+    return torch.cat(theirs), torch.cat(ours)
+
+def _none_shared(name, match): return VocabError(
+    f'{name}: no id in common, {examples(match.old_vocab.ids)} against {examples(match.new_vocab.ids)} among users; '
+    'expected some to tell how the two are rotated against each other')

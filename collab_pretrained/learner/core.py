@@ -464,9 +464,13 @@ def export(self:CollabLearner,
     pickle_module=cloudpickle, # what pickles
     pickle_protocol:int=2, # of the pickle
 ):
-    "fastai's `export`: the learner without its ratings, as a pickle."
+    "fastai's `export`: the learner without its ratings, as a pickle; what it has learned from them it keeps."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
-    super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute] patched
+    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'liked', 'trained_here')}
+    if has_vocab(self.dls): self.restore_tables(self.saved_tables(look=True), match_classes(self.vocab, self.vocab))
+    try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute] patched
+    finally:
+        for o, value in kept.items(): setattr(self, o, value)
 
 # %% ../../nbs/51_learner.core.ipynb #914c4c63
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def _without_rows(grad, rows):
 def _do_fit(self:CollabLearner):
     "fastai's epochs, after which frozen rows are as they were, whatever ended them."
     self.trained_here = True
+    if self.solved: self.solved = None, self.solved[1]  # of rows that are about to move
     try: super(CollabLearner, self)._do_fit()
     finally:
         for cb in self._grab_cbs(FrozenRowsCallback):

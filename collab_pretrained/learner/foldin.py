@@ -9,6 +9,7 @@ __all__ = ['FoldedIn']
 
 # %% ../../nbs/57_learner.foldin.ipynb #7c194006
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,22 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from collab_pretrained.learner.als import (
+    dot_product,
+    factors_of,
+    frozen_rows_of,
+    known_positives,
+    positives_of,
+    read_for,
+    set_factors,
+    set_side_table,
+    side_table,
+    train_ratings,
+)
+
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
 from ..data.columns import cast_of
+from ..data.seen import Seen
 from ..ids.vocab import Vocab
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
@@ -25,18 +40,6 @@ from ..models.embeddings import y_range_of
 from ..models.ials import IALS, ImplicitFactors, ials_fold_in, with_fallback
 from ..models.losses import liking_offset, solve_liking
 from ..models.ranking import is_positive
-from ..data.seen import Seen
-from collab_pretrained.learner.als import (
-    dot_product,
-    factors_of,
-    frozen_rows_of,
-    known_positives,
-    read_for,
-    set_factors,
-    set_side_table,
-    side_table,
-    train_ratings,
-)
 from .core import CollabLearner
 from .forget import add_rows
 
@@ -55,119 +58,152 @@ class FoldedIn:
     def __repr__(self): return f'FoldedIn({len(self.ids)} rows of {self.rows.shape[1]-1} factors: {examples(self.ids)})'
 
 # %% ../../nbs/57_learner.foldin.ipynb #bd794dfb
-def _asked(own, rows, ids, cast=None):
+def _asked(own:np.ndarray, rows:np.ndarray, ids, cast:Callable|None=None):
     "Positions of the ids to fold in among `own`, the distinct ids of a table after `cast`, whose rows are `rows`."
-    if isinstance(ids, str) and ids not in ('new', 'all'): raise RatingsError(f"ids={ids!r}; expected 'new', 'all' or a list of ids")
-    if isinstance(ids, str): return np.flatnonzero(rows < 0) if ids == 'new' else np.arange(len(own))
+    if isinstance(ids, str):
+        if ids not in ('new', 'all'): raise RatingsError(f"ids={ids!r}; expected 'new', 'all' or a list of ids")
+        return np.flatnonzero(rows < 0) if ids == 'new' else np.arange(len(own))
     there = set(own.tolist())
     ids = [cast(o) if cast and o not in there else o for o in (ids if hasattr(ids, '__iter__') else [ids])]
     lost = [o for o in ids if o not in there]
-    if lost: raise RatingsError(f'{examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
+    if lost: raise RatingsError(
+        f'{examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(ids, dtype=own.dtype)))
 
+@dataclass
+class _Asked:
+    "The ids to fold in, and their ratings."
+    ids: np.ndarray # (n_ids,)
+    rows: np.ndarray # (n_ids,) int64: the row of each, -1 where it has none
+    x: Tensor # (n, 2) int64: place among the ids, and row of the other side, of each rating
+    y: Tensor # (n,) float32
+    weight: Tensor|None # (n,) float32
+
+    def rows_on(self): return torch.from_numpy(self.rows).to(self.x.device)
+    def take(self, some): return _Asked(self.ids, self.rows, self.x[some], self.y[some],
+                                        None if self.weight is None else self.weight[some])
+
 def _ratings_to_solve(learn, ratings, side, ids):
-    "Ids of one side, the row of each or -1, and their ratings: (position among these ids, row of the other side), value, weight."
+    "The ids of one side that are asked for and their ratings, without those of ids that have no row on the other side."
     k, (table, rows) = side_index(side), read_for(learn, ratings)
     codes, names = (table.users, table.items), (table.user_ids, table.item_ids)
-    some = _asked(names[k], rows[k], ids, cast_of(learn.dls.train.dataset.id_cast, learn.side(side).column))
+    cast = cast_of(learn.dls.train.dataset.id_cast, learn.side(side).column)
+    some = _asked(names[k], rows[k], ids, cast)
     place = np.full(len(names[k]), -1)
     place[some] = np.arange(len(some))
     x = np.stack([place[codes[k]], rows[1-k][codes[1-k]]], 1)
-    asked, lost = x[:,0] >= 0, (x[:,0] >= 0) & (x[:,1] < 0)
-    if lost.any(): warnings.warn(f'{lost.sum()} of {asked.sum()} ratings are of {SIDES[1-k]}s without a row, and are left out',
-                                 CollabWarning, stacklevel=4)
+    _warn_of_lost(x, SIDES[1-k])
     use, device = (x >= 0).all(1), next(learn.model.parameters()).device
     weight = None if table.weights is None else torch.tensor(table.weights[use]).to(device)
-    return names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), torch.tensor(table.values[use]).to(device), weight
+    y = torch.tensor(table.values[use]).to(device)
+    return _Asked(names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), y, weight)
+
+def _warn_of_lost(x, other):
+    asked = x[:,0] >= 0
+    lost = asked & (x[:,1] < 0)
+    if not lost.any(): return
+    what = f'{lost.sum()} of {asked.sum()} ratings are of {other}s without a row, and are left out'
+    warnings.warn(what, CollabWarning, stacklevel=5)
 
 # %% ../../nbs/57_learner.foldin.ipynb #de88b800
-def _is_new(learn, side, rows, x):
-    "Which ratings the rows have not learned from."
-    evidence = learn.evidence() if (rows >= 0).any() else None
-    if evidence is None: return torch.ones(len(x), dtype=torch.bool, device=x.device)
-    own, other = torch.from_numpy(rows).to(x.device)[x[:,0]], x[:,1]
-    pairs = torch.stack([own, other] if side == 'user' else [other, own], 1).clamp(min=0).cpu().numpy()
-    return (own < 0) | ~torch.from_numpy(evidence.has(pairs)).to(x.device)
+def _pairs(rows, x, side):
+    "User's and item's row of each rating, `rows` being those of the ids of `side`."
+    own, other = rows[x[:,0]], x[:,1]
+    return torch.stack([own, other] if side == 'user' else [other, own], 1)
 
-def _unmoved(own, rows, x, mean, variance):
-    "Rows that have no new rating are as they were, to the bit."
-    rows = torch.from_numpy(rows).to(x.device)
-    same = ((rows >= 0) & (torch.bincount(x[:,0], minlength=len(rows)) == 0))[:,None]
+def _is_new(learn, side, asked):
+    "Which ratings the rows have not learned from."
+    rows, evidence = asked.rows_on(), learn.evidence() if (asked.rows >= 0).any() else None
+    if evidence is None: return torch.ones(len(asked.x), dtype=torch.bool, device=rows.device)
+    pairs = _pairs(rows, asked.x, side)
+    return (pairs < 0).any(1) | ~torch.from_numpy(evidence.has(pairs.clamp(min=0).cpu().numpy())).to(rows.device)
+
+def _solved(learn, side, asked, y_range):
+    "Mean and variance of rows of ratings; known rows without a new rating are as they were, to the bit."
+    own, rows = learn.posterior.side(side)[0], asked.rows_on()
+    mean, variance = solve_new_rows(learn.posterior, side, asked.x, asked.y, rows, asked.weight, y_range)
+    same = ((rows >= 0) & (torch.bincount(asked.x[:,0], minlength=len(rows)) == 0))[:,None]
     return torch.where(same, own.mean[rows], mean), torch.where(same, own.variance[rows], variance)
 
+# %% ../../nbs/57_learner.foldin.ipynb #ab218665
 @patch
 def fold_in(self:CollabLearner,
     ratings, # table of ratings with the learner's column names
     side:str='user', # 'user' or 'item': whose rows are wanted; the other side stays as it is
-    ids='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings`
+    ids:str|Iterable='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings`
     commit:bool=False, # whether to put the rows into model and vocabulary; the optimizer then starts anew
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: a new id starts from the prior, a known one from its own posterior."
     y_range = y_range_of(dot_product(self))
-    names, rows, x, y, weight = _ratings_to_solve(self, ratings, side, ids)
-    new = _is_new(self, side, rows, x)
-    if not new.all(): x, y, weight = x[new], y[new], None if weight is None else weight[new]
-    if self.ranking is not None: res = FoldedIn(names, _fold_ranking(self, side, rows, x, y), None)
-    else:
-        found = solve_new_rows(self.posterior, side, x, y, torch.from_numpy(rows).to(x.device), weight, y_range)
-        res = FoldedIn(names, *_unmoved(self.posterior.side(side)[0], rows, x, *found))
-    if commit: _commit(self, side, res, rows, x, y, weight)
+    asked = _ratings_to_solve(self, ratings, side, ids)
+    new = _is_new(self, side, asked)
+    if not new.all(): asked = asked.take(new)
+    if self.ranking is not None: res = FoldedIn(asked.ids, _fold_ranking(self, side, asked), None)
+    else: res = FoldedIn(asked.ids, *_solved(self, side, asked, y_range))
+    if commit: _commit(self, side, res, asked)
     return res
 
 # %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
-def _fold_ranking(learn, side, rows, x, y):
+def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias."
-    k, table = side_index(side), side_table(dot_product(learn), side)
-    known, liked = torch.from_numpy(rows).to(x.device), is_positive(y[:,None], learn.ranking.threshold(y))
-    if isinstance(learn.ranking, IALS): return _fold_ials(learn, side, k, known, x[liked])
-    has = torch.from_numpy(learn.side(side).vocab.id_rows).to(x.device)
+    k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
+    liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    if isinstance(learn.ranking, IALS): return _fold_ials(learn, side, known, asked.x[liked])
+    has = torch.from_numpy(learn.side(side).vocab.id_rows).to(known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
     centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
-    seen, values, _ = train_ratings(learn)
-    offset = liking_offset(others, table, seen, is_positive(values[:,None], learn.ranking.threshold(values))) if k else None
-    return solve_liking(centre, x, liked, others, spread, torch.where(known >= 0, 1., .3), offset)
+    return solve_liking(centre, asked.x, liked, others, spread, torch.where(known >= 0, 1., .3),
+                        _offset(learn, others, table) if k else None)
 
-def _fold_ials(learn, side, k, known, pairs):
+def _offset(learn, users, items):
+    "What `solve_liking` needs to know of users, for rows of items."
+    x, y, _ = train_ratings(learn)
+    return liking_offset(users, items, x, is_positive(y[:,None], learn.ranking.threshold(y)))
+
+def _fold_ials(learn, side, known, pairs):
     "Rows from these positives and those that known ids are known to have."
-    factors, old = factors_of(learn), known_positives(learn)
+    k, factors, old = side_index(side), factors_of(learn), known_positives(learn)
     place = torch.full((len(factors[k]),), -1, device=known.device)
     place[known[known >= 0]] = torch.nonzero(known >= 0)[:,0]
     mine = old[place[old[:,k]] >= 0]
     every = torch.cat([pairs, torch.stack([place[mine[:,k]], mine[:,1-k]], 1)]).unique(dim=0)
     vectors = ials_fold_in(factors, side, every, len(known))
     lost = (torch.bincount(every[:,0], minlength=len(known)) == 0)[:,None]
-    vectors = torch.where(lost, with_fallback(factors)[k][known.clamp(min=0)] if k else with_fallback(factors).users[0], vectors)
+    rest = with_fallback(factors)[k]
+    vectors = torch.where(lost, rest[known.clamp(min=0)] if k else rest[0], vectors)
     return torch.cat([vectors, torch.zeros_like(vectors[:,:1])], 1)
 
 # %% ../../nbs/57_learner.foldin.ipynb #0969cc43
-def _set_ranked_rows(learn, side, all_rows, rows, x, y):
+def _set_ranked_rows(learn, side, all_rows, rows, asked):
     "Put rows of a ranking into the model, and count their positives."
-    model, k = dot_product(learn), side_index(side)
-    factors, known = factors_of(learn), known_positives(learn)
-    new = x[is_positive(y[:,None], learn.ranking.threshold(y))]
-    pairs = torch.stack([all_rows[new[:,0]], new[:,1]] if side == 'user' else [new[:,1], all_rows[new[:,0]]], 1)
+    model, factors, known = dot_product(learn), factors_of(learn), known_positives(learn)
+    pairs = _pairs(all_rows, positives_of(learn, asked.x, asked.y)[0], side)
     if isinstance(learn.ranking, IALS):
         counts = [n.index_add(0, pairs[:,i], n.new_ones(len(pairs))) for i, n in enumerate(factors[2:])]
-        tables = [o.index_copy(0, all_rows, rows[:,:-1]) if i == k else o for i, o in enumerate(factors[:2])]
+        tables = list(factors[:2])
+        tables[side_index(side)] = tables[side_index(side)].index_copy(0, all_rows, rows[:,:-1])
         set_factors(learn, ImplicitFactors(*tables, *counts))
     else: set_side_table(model, side, side_table(model, side).index_copy(0, all_rows, rows))
     learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *map(len, learn.vocab.values()))
 
-def _commit(learn, side, folded, rows, x, y, weight):
-    "Put folded rows into model, vocabulary and posterior."
+def _refuse_frozen(learn, side, folded, rows):
     frozen = np.isin(rows, frozen_rows_of(learn, side))
-    if frozen.any(): raise VocabError(f"{side}s: {frozen.sum()} of {len(rows)} are frozen ({examples(folded.ids[frozen])}); expected ids whose "
-                                      "rows may change: ids='new', or `learn.unfreeze_rows()` first")
-    place, learn.opt = learn.side(side), None
-    added = folded.ids[rows < 0]
+    if frozen.any(): raise VocabError(
+        f"{side}s: {frozen.sum()} of {len(rows)} are frozen ({examples(folded.ids[frozen])}); expected ids whose rows "
+        "may change: ids='new', or `learn.unfreeze_rows()` first")
+
+def _commit(learn, side, folded, asked):
+    "Put folded rows into model, vocabulary and posterior."
+    _refuse_frozen(learn, side, folded, asked.rows)
+    place, added, learn.opt = learn.side(side), folded.ids[asked.rows < 0], None
     if len(added):
-        classes = {**learn.vocab, place.column: Vocab(np.append(np.array([*place.vocab, None], dtype=object)[:-1], added), place.column)}
-        add_rows(learn, classes)
-    all_rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(x.device)
-    if learn.ranking is None: learn.set_posterior(with_rows(learn.posterior, side, all_rows, folded.rows, folded.variance, x, weight))
-    else: _set_ranked_rows(learn, side, all_rows, folded.rows, x, y)
-    pairs = torch.stack([all_rows[x[:,0]], x[:,1]] if side == 'user' else [x[:,1], all_rows[x[:,0]]], 1).cpu().numpy()
-    sizes = [*map(len, learn.vocab.values())]
-    known = Seen.of_pairs(pairs[:0], *sizes) if learn.evidence() is None else learn.evidence()
-    learn.seen, learn.trained_here = known.with_pairs(pairs, *sizes), False
-    learn.match_report = None
+        ids = np.append(np.array([*place.vocab, None], dtype=object)[:-1], added)
+        add_rows(learn, {**learn.vocab, place.column: Vocab(ids, place.column)})
+    rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(asked.x.device)
+    if learn.ranking is not None: _set_ranked_rows(learn, side, rows, folded.rows, asked)
+    else:
+        new = folded.rows, folded.variance, asked.x, asked.weight
+        learn.set_posterior(with_rows(learn.posterior, side, rows, *new))
+    pairs, sizes, known = _pairs(rows, asked.x, side).cpu().numpy(), [*map(len, learn.vocab.values())], learn.evidence()
+    learn.seen = Seen.of_pairs(pairs, *sizes) if known is None else known.with_pairs(pairs, *sizes)
+    learn.trained_here, learn.match_report = False, None

@@ -1,4 +1,4 @@
-"""`learn.update` takes tonight's ratings into a model in use: new users and items get rows, known ones move as far as the ratings say, and no rating counts twice.
+"""`learn.update` takes tonight's ratings into a model in use, and no rating counts twice.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.md"""
 
@@ -9,6 +9,7 @@ __all__ = ['UpdateReport', 'all_or_nothing']
 
 # %% ../../nbs/58_learner.update.ipynb #331ba4d8
 import warnings
+from collections.abc import Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,18 +20,18 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import CollabWarning, RatingsError, WeightsError
+from ..core import SIDES, CollabWarning, RatingsError, WeightsError
 from ..data.loaders import with_datasets
+from ..data.seen import seen_in
 from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
 from ..ids.vocab import Vocab
 from ..models.embeddings import EmbeddingDotBias, y_range_of
 from ..models.ials import IALS
-from ..data.seen import seen_in
-from .als import of_known, read_for
+from .als import new_evidence, of_known, read_for
 from .core import CollabLearner
 from .factory import check_y_range
-from .forget import add_rows, joined_datasets, own_datasets, some_rows
+from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
 
 # %% ../../nbs/58_learner.update.ipynb #75e9d7a2
 @dataclass(frozen=True, repr=False)
@@ -38,7 +39,7 @@ class UpdateReport:
     "What an update took in, and what it did to those who were known before."
     match: MatchReport # of the vocabulary before and after
     n_new: int # ratings of the table that were taken in
-    n_repeated: int # ratings of the table that the model had learned from before, and that were left out
+    n_repeated: int # ratings of the table of pairs that the model or its loaders had before, and that were left out
     n_replaced: int # ratings of the table that took the place of an older rating of the same pair
     new_before: float # error on the table's new ratings before any of them was taken in
     old_before: float # error on old ratings before the update; NaN where the learner had none
@@ -46,11 +47,14 @@ class UpdateReport:
     error: str = 'RMSE' # what these errors are: 'RMSE', or 'loss' where the loss is another than the squared error
 
     def __repr__(self):
-        n_users, n_items = (len(self.match.side(o).new) for o in ('user', 'item'))
-        again = f'\n{self.n_repeated} ratings of the table were taken in before and are left out.' if self.n_repeated else ''
-        if self.n_replaced: again += f'\n{self.n_replaced} ratings took the place of an older one of the same pair.'
-        old = '' if np.isnan(self.old_before) else f', of old ratings {self.old_before:.4f} before and {self.old_after:.4f} after'
-        return f'{self.n_new} new ratings, {n_users} new users and {n_items} new items.{again}\n{self.error} of the new ratings before they were taken in: {self.new_before:.4f}{old}'
+        n_users, n_items = (len(self.match.side(o).new) for o in SIDES)
+        lines = [f'{self.n_new} new ratings, {n_users} new users and {n_items} new items.']
+        if n := self.n_repeated: lines.append(f'{n} ratings of the table were taken in before and are left out.')
+        if n := self.n_replaced: lines.append(f'{n} ratings took the place of an older one of the same pair.')
+        old = f', of old ratings {self.old_before:.4f} before and {self.old_after:.4f} after'
+        lines.append(f'{self.error} of the new ratings before they were taken in: {self.new_before:.4f}'
+                     f'{"" if np.isnan(self.old_before) else old}')
+        return '\n'.join(lines)
 
 # %% ../../nbs/58_learner.update.ipynb #2fa6f0fa
 def _is_squared(learn): return isinstance(getattr(learn.loss_func, 'func', None), nn.MSELoss)
@@ -68,31 +72,37 @@ def _error(learn, ds):
     "The loss over a dataset, or its root where that is the squared error; NaN where it is empty."
     if not len(ds): return float('nan')
     if _is_squared(learn) and isinstance(get_model(learn.model), EmbeddingDotBias): return _rmse(learn, *ds.tensors)
-    with learn.no_bar(): losses = learn.get_preds(dl=learn.dls.valid.new(ds, shuffle=False, drop_last=False), with_loss=True)[2]
+    dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False)
+    with learn.no_bar(): losses = learn.get_preds(dl=dl, with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
+_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'trained_here'
+
 @contextmanager
 def all_or_nothing(
     learn:CollabLearner, # any learner
-):
+) -> Generator:
     "Put a learner back as it was if what happens inside fails or is interrupted."
-    model, opt = get_model(learn.model), learn.opt
-    fields = {o: getattr(learn, o) for o in ('dls', 'match_report', 'solved', 'seen', 'liked', 'trained_here')}
+    model, opt, fields = get_model(learn.model), learn.opt, {o: getattr(learn, o) for o in _fields}
     params = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    classes = getattr(model, 'classes', None)
-    state = opt and ([list(group) for group in opt.param_lists], [{p: deepcopy(v) for p, v in o.items()} for o in _states(opt)])
+    facts = {o: getattr(model, o) for o in ('classes', 'limits') if hasattr(model, o)}
+    groups, states = [[list(o) for o in opt.param_lists], [_copied(o) for o in _states(opt)]] if opt else ([], [])
     try: yield
     except BaseException:
-        _put_back(model, params, buffers, classes)
+        _put_back(model, params, buffers)
+        for o, value in facts.items(): setattr(model, o, value)
         for o, value in fields.items(): setattr(learn, o, value)
         learn.opt = opt
-        if opt: _put_back_opt(opt, *state)
+        if opt: _put_back_opt(opt, groups, states)
         raise
 
+def _copied(state): return {p: deepcopy(v) for p, v in state.items()}
+
+# %% ../../nbs/58_learner.update.ipynb #25eb1c8a
 @torch.no_grad()
-def _put_back(model, params, buffers, classes):
+def _put_back(model, params, buffers):
     "The very parameters that were there, with their values."
     for name, (p, value) in params.items():
         module, _, key = name.rpartition('.')
@@ -101,7 +111,6 @@ def _put_back(model, params, buffers, classes):
         setattr(layer, key, p)
         if isinstance(layer, nn.Embedding): layer.num_embeddings = len(p)
     for name, b in model.named_buffers(): b.copy_(buffers[name])
-    if classes is not None: model.classes = classes
 
 def _states(opt):
     "The states of an optimizer by parameter; an `OptimWrapper` has those of torch's optimizer as well."
@@ -114,27 +123,33 @@ def _put_back_opt(opt, groups, states):
         state.update(saved)
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
+def _grown(vocab, ids, col):
+    return Vocab([*vocab.items, *ids.tolist()], f'the vocabulary of {col}') if len(ids) else vocab
+
 def _read(learn, ratings):
     "A table, with the last rating of each pair, and the learner's vocabulary with the table's new ids behind it."
     table, rows = read_for(learn, ratings)
-    ids = table.user_ids, table.item_ids
-    grown = {col: Vocab([*vocab.items, *own[of_ids < 0].tolist()], f'the vocabulary of {col}') if (of_ids < 0).any() else vocab
-             for (col, vocab), own, of_ids in zip(learn.vocab.items(), ids, rows, strict=True)}
+    sides = zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True)
+    grown = {col: _grown(vocab, ids[of_ids < 0], col) for (col, vocab), ids, of_ids in sides}
     return table.merge_repeats('last'), grown
-
-def _warn_of_repeats(n_again, n_replaced, n):
-    "Say how many of `n` ratings are of a pair that was rated before, and what became of them."
-    if not n_again: return
-    what = f'{n_replaced} differ from the rating that the learner holds and take its place, the others are left out' if n_replaced else (
-        'they are left out, so that no rating counts twice')
-    warnings.warn(f'{n_again} of {n} ratings are of a (user, item) pair that the model has already learned from: {what}', CollabWarning, stacklevel=4)
 
 def _is_known(learn, x):
     "Which pairs the model has learned from, or the learner holds."
     pairs, evidence = x.cpu().numpy(), learn.evidence()
-    held = seen_in(learn.dls).has(pairs)
+    held = seen_in(learn.dls).has(pairs)  # ty: ignore[missing-attribute] it is patched in
     return torch.from_numpy(held if evidence is None else held | evidence.has(pairs))
 
+def _holds_all(learn):
+    "Whether the training part is all that the rows have learned from, so that they can be solved again."
+    return learn.trained_here and learn.seen is None or _learned_elsewhere(learn) == 0
+
+def _learned_elsewhere(learn):
+    "How many of the pairs that the rows have learned from are not among the learner's ratings."
+    if learn.seen is None: return float('inf')
+    held = seen_in(learn.dls)
+    return int((~held.has(learn.seen.pairs())).sum())  # ty: ignore[missing-attribute] it is patched in
+
+# %% ../../nbs/58_learner.update.ipynb #64460d21
 def _replace(ds, x, y, n_items):
     "A dataset in which pairs have the ratings `y`; and how many ratings differed."
     keys, new = (o[:,0]*n_items + o[:,1] for o in (ds.tensors[0], x.to(ds.tensors[0].device)))
@@ -143,69 +158,91 @@ def _replace(ds, x, y, n_items):
     there = new[order][at] == keys if len(new) else torch.zeros_like(keys, dtype=torch.bool)
     values = ds.tensors[1].clone()
     if len(new): values[there] = y.to(values)[order][at][there][:,None]
-    return ds.new((ds.tensors[0], values)), int((values != ds.tensors[1]).sum())
+    return ds.new((ds.tensors[0], values), ds.times, ds.weights), int((values != ds.tensors[1]).sum())
+
+def _warn_of_repeats(learn, x, n_replaced, n):
+    "Say which of `n` ratings, of the pairs `x`, are of a pair that was there before, and what became of them."
+    if not len(x): return
+    n_owed = int(new_evidence(learn, x).sum()) if learn.evidence() is not None else 0
+    what = 'they are left out, so that no rating counts twice'
+    if n_replaced: what = f'{n_replaced} differ from the rating that the learner holds and take its place' + (
+        ', the others are left out' if _holds_all(learn) else
+        '; rows keep what they learned from the older ones, as not all ratings that they learned from are at hand')
+    if n_owed: what += (f'; {n_owed} of them are in the learner\'s loaders, and rows have not learned from them: '
+                        '`learn.adapt()` takes in those of the training part')
+    warnings.warn(f'{len(x)} of {n} ratings are of a (user, item) pair that the model has already learned from, '
+                  f'or that the learner holds: {what}', CollabWarning, stacklevel=5)
 
 # %% ../../nbs/58_learner.update.ipynb #0c20ebd9
-def _solves(learn): return isinstance(get_model(learn.model), EmbeddingDotBias) and (learn.ranking is None or isinstance(learn.ranking, IALS))
+def _solves(learn):
+    is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
+    return is_dot and (learn.ranking is None or isinstance(learn.ranking, IALS))
 
 def _train_on(learn, new, n_replaced, rounds, epochs, lr, replayed):
     "Go over all ratings in rounds, where any was replaced or as asked, then over new and replayed ones in epochs."
     whole = learn.dls
     if _solves(learn):
-        if n_replaced or rounds: learn.fit_als(max(rounds, 1))
+        if rounds or n_replaced and _holds_all(learn): learn.fit_als(max(rounds, 1))
         learn.opt = None
     if not epochs or not (len(new) or n_replaced): return
     learn.dls = with_datasets(whole, [joined_datasets(new, replayed), whole.valid_ds])
     learn.fit_one_cycle(epochs, lr)
     learn.dls = whole
 
+def _parts(learn, table, valid_pct, seed):
+    """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
+    and its validation part."""
+    old, (x, y, weight) = own_datasets(learn), of_known(learn, table)
+    tonight = with_datasets(learn.dls, [_dataset_of(old[0], x, y, weight), old[1]])
+    check_y_range(y_range_of(get_model(learn.model)), tonight)
+    is_known = _is_known(learn, x)
+    again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
+    n_items = len(learn.side('item').vocab)
+    old, n_replaced = zip(*[_replace(o, x[again], y[again], n_items) for o in old], strict=True)
+    _warn_of_repeats(learn, x[again], sum(n_replaced), len(x))
+    parts = [come[o] for o in split_random(len(come), valid_pct, seed)]
+    new = [_dataset_of(old[0], x[o], y[o], None if weight is None else weight[o]) for o in parts]
+    return old, sum(n_replaced), new, len(again)
+
+def _dataset_of(like, x, y, weight): return like.new((x, y[:,None]), weights=weight)
+
 # %% ../../nbs/58_learner.update.ipynb #c48095d8
 @patch
 def update(self:CollabLearner,
     ratings, # table of new ratings with the learner's column names: pandas, polars or pyarrow
-    replay:float=.2, # with `epochs`: share of the old training ratings to train on again, 0 to 1; a ranking takes all, to know what was seen
+    replay:float=.2, # with `epochs`: share of the old training ratings to train on again, 0 to 1; a ranking takes all
     epochs:int|None=None, # epochs of descent over both; None means none where rows can be solved, else 1
-    lr=None, # their highest learning rate, or a slice; None takes the learner's
+    lr:float|slice|None=None, # their highest learning rate, or a slice; None takes the learner's
     *,
     rounds:int=0, # rounds over all ratings that the learner holds, after tonight's were taken in
     valid_pct:float=0., # share of the new ratings to validate on, 0 to below 1
     seed:int|None=None, # of what is drawn; None takes one from torch's global seed
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
-    "Take new ratings into the learner, whole or not at all: its vocabulary grows, its rows learn, its loaders hold old and new ratings."
+    "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
     seed = fresh_seed() if seed is None else seed
     epochs = _check_update(self, replay, epochs, rounds)
     with all_or_nothing(self):
         table, classes = _read(self, ratings)
         report = add_rows(self, classes, seed)
-        old = own_datasets(self)
-        n_items = len(self.side('item').vocab)
-        x, y, weight = of_known(self, table)
-        check_y_range(y_range_of(get_model(self.model)), with_datasets(self.dls, [_dataset_of(old[0], x, y, weight), old[1]]))
-        is_known = _is_known(self, x)
-        again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
-        old, n_replaced = map(list, zip(*[_replace(o, x[again], y[again], n_items) for o in old], strict=True))
-        _warn_of_repeats(len(again), sum(n_replaced), len(x))
-        parts = [come[o] for o in split_random(len(come), valid_pct, seed)]
-        new = [_dataset_of(old[0], x[o], y[o], None if weight is None else weight[o]) for o in parts]
+        old, n_replaced, new, n_again = _parts(self, table, valid_pct, seed)
         check = some_rows(old[1] if len(old[1]) else old[0], 10_000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
         if _solves(self) and len(new[0]): self.take_in(new[0].tensors[0], new[0].tensors[1][:,0], new[0].weights)
-        self.dls, self.match_report = with_datasets(self.dls, [joined_datasets(*o) for o in zip(old, new, strict=True)]), report
+        set_datasets(self, [joined_datasets(*o) for o in zip(old, new, strict=True)])
+        self.match_report = report
         replayed = some_rows(old[0], round((replay if self.ranking is None else 1.)*len(old[0])), seed)
-        _train_on(self, new[0], sum(n_replaced), rounds, epochs, lr, replayed)
-        return UpdateReport(report, len(come), len(x) - len(come) - sum(n_replaced), sum(n_replaced), new_before, old_before,
+        _train_on(self, new[0], n_replaced, rounds, epochs, lr, replayed)
+        return UpdateReport(report, sum(map(len, new)), n_again - n_replaced, n_replaced, new_before, old_before,
                             _error(self, check), 'RMSE' if _is_squared(self) else 'loss')
 
 # %% ../../nbs/58_learner.update.ipynb #b4ffc9f9
 def _check_update(learn, replay, epochs, rounds):
     "The number of epochs; raises where an update with these settings could learn nothing."
     if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
+    name = type(get_model(learn.model)).__name__
     if rounds and not _solves(learn): raise WeightsError(
-        f'rounds={rounds}, and the rows of {type(get_model(learn.model)).__name__} are not solved in closed form; expected `epochs=`')
+        f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')
     if epochs is None: return 0 if _solves(learn) else 1
     if not epochs and not _solves(learn): raise RatingsError(
-        f'epochs=0, and no row of {type(get_model(learn.model)).__name__} to solve; expected `epochs=1` or more')
+        f'epochs=0, and no row of {name} to solve; expected `epochs=1` or more')
     return epochs
-
-def _dataset_of(like, x, y, weight):
-    return like.new((x, y[:,None]), weights=weight)

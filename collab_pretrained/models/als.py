@@ -140,8 +140,8 @@ def fit_rounds(
     posterior:Posterior, # where to start: `start`, `estimate_posterior`, or an earlier posterior
     x:Tensor, # (n, 2) int64: user's and item's row of each rating
     y:Tensor, # (n,) float32: ratings
-    weight:Tensor=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
-    y_range:tuple=None, # answers are a sigmoid between these; None is a linear model
+    weight:Tensor|None=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
+    y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
     n_rounds:int=10, # 1 or more
     keep:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
 ): # yields a `Posterior` after each round
@@ -177,8 +177,8 @@ def estimate_posterior(
     items:Tensor, # (n_items, k+1) float32
     x:Tensor, # (n, 2) int64: user's and item's row of each rating that they were trained on
     y:Tensor, # (n,) float32
-    weight:Tensor=None, # (n,) float32
-    y_range:tuple=None, # of the model
+    weight:Tensor|None=None, # (n,) float32
+    y_range:tuple|None=None, # of the model
 ) -> Posterior: # its means are the given tables
     "What a model knows that was trained by other means: variances, priors and noise, by a look at its ratings."
     width = users.shape[1]
@@ -286,8 +286,8 @@ def night(
     posterior:Posterior, # of last night, grown by rows (`counts` 0) for ids that are new
     x:Tensor, # (n, 2) int64: user's and item's row of each rating of tonight
     y:Tensor, # (n,) float32
-    weight:Tensor=None, # (n,) float32
-    y_range:tuple=None, # of the model
+    weight:Tensor|None=None, # (n,) float32
+    y_range:tuple|None=None, # of the model
     n_rounds:int=1, # each solves users, then items
     frozen:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
 ) -> Posterior: # a new one; only rows of tonight differ, and those that never had a rating: they are the expected row
@@ -326,10 +326,10 @@ def fold_in(
     side:str, # 'user' or 'item': whose rows are wanted
     x:Tensor, # (n, 2) int64: position of the id among those asked for, and row of the other side
     y:Tensor, # (n,) float32
-    rows:Tensor=None, # (n_ids,) int64: the row of each id, whose posterior is its prior; -1, and None, for new ids
-    weight:Tensor=None, # (n,) float32
-    y_range:tuple=None, # of the model
-    n_steps:int=None, # of Gauss-Newton; None is 1 for a linear model, which needs no more, and 3 with `y_range`
+    rows:Tensor|None=None, # (n_ids,) int64: the row of each id, whose posterior is its prior; -1, and None, for new ids
+    weight:Tensor|None=None, # (n,) float32
+    y_range:tuple|None=None, # of the model
+    n_steps:int|None=None, # of Gauss-Newton; None is 1 for a linear model, which needs no more, and 3 with `y_range`
 ) -> tuple[Tensor, Tensor]: # mean and variance (n_ids, k+1), in the order of the positions
     "Rows of ids from their ratings, the other side staying as it is."
     own, other = posterior.side(side)

@@ -140,7 +140,7 @@ def solve_liking(
     others:Tensor, # (n_others, n_factors+1): vectors and biases of the other side, which stay as they are
     spread:Tensor, # (n_factors+1,): standard deviation of each number of a row before its pairs
     scale=1., # how tightly rows are held to `centre`: a float, or (n_rows,); 1 believes `spread`
-    offset:Tensor=None, # (n_others,): log of how much each user is expected to like for each e**score, where rows are items; None where rows are users
+    offset:Tensor|None=None, # (n_others,): log of how much each user is expected to like for each e**score, where rows are items; None where rows are users
     steps:int=20, # of Adam; few also keep rows near their start
 ) -> Tensor: # rows like `centre`, those of which nothing was liked unchanged
     "The most probable rows given what was liked, all at once."

@@ -83,7 +83,7 @@ def with_expected(
 # %% ../../nbs/44_models.posterior.ipynb #95c80654
 def mean_and_scale(
     y:Tensor, # (n,) float32: ratings
-    weight:Tensor=None, # (n,) float32
+    weight:Tensor|None=None, # (n,) float32
 ) -> tuple[float, float]: # mean, standard deviation; 0 and 1 without ratings
     "The ratings' mean and scale. The scale of constant ratings is a thousandth of their size, or 1."
     if not len(y): return 0., 1.
@@ -97,7 +97,7 @@ def mean_and_scale(
 def linear_scale(
     mean:float, # of the ratings
     scale:float, # of the ratings
-    y_range:tuple=None, # answers are a sigmoid between these
+    y_range:tuple|None=None, # answers are a sigmoid between these
 ) -> tuple[float, float]: # mean, scale
     "Mean and scale of what goes into the sigmoid; the ratings' own without one."
     if y_range is None: return mean, scale
@@ -108,7 +108,7 @@ def linear_scale(
 def units(
     k:int, # factors
     scale:float, # of the answers
-    device:torch.device=None,
+    device:torch.device|None=None,
 ) -> Tensor: # (k+1,)
     "The unit of each number of a row: a product of two vectors is of the size of a bias."
     return torch.tensor([scale**.5]*k + [scale], device=device)
@@ -132,8 +132,8 @@ def start(
     n_items:int, # rows, '#na#' among them
     k:int=20, # factors
     seed:int=0, # of the vectors' random start
-    weight:Tensor=None, # (n,) float32
-    y_range:tuple=None, # answers are a sigmoid between these; None is a linear model
+    weight:Tensor|None=None, # (n,) float32
+    y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
 ) -> Posterior:
     "Small random vectors, biases of 0 for users and the mean rating for items."
     rng = torch.Generator().manual_seed(seed)

@@ -81,7 +81,7 @@ def sort_ratings(
     n_rows:int, # rows of this side
     n_others:int, # rows of the other side
     width:int, # numbers of a row: factors and bias
-    weight:Tensor=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
+    weight:Tensor|None=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
 ) -> SortedRatings:
     "Sort ratings by their row and cut them into chunks."
     order = x[:,0].int().argsort(stable=True)
@@ -103,7 +103,7 @@ def sort_both(
     n_users:int, # rows
     n_items:int, # rows
     width:int, # numbers of a row
-    weight:Tensor=None, # (n,) float32
+    weight:Tensor|None=None, # (n,) float32
 ) -> list[SortedRatings]: # users', items'
     "The same ratings sorted for either side."
     return [sort_ratings(x, y, n_users, n_items, width, weight),
@@ -111,7 +111,7 @@ def sort_both(
 
 def single_row(
     y:Tensor, # (n,) float32: the ratings of one row
-    weight:Tensor=None, # (n,) float32
+    weight:Tensor|None=None, # (n,) float32
 ) -> SortedRatings: # the other side's rows are 0 to n-1
     "The ratings of a single row, without sorting; those of the other side must be in the order of the ratings."
     n = len(y)
@@ -229,8 +229,8 @@ def solve_rows(
     others:Tensor, # (n_others, k+1) float32: the other side's means
     others_variance:Tensor, # (n_others, k+1) float32
     noise:float, # standard deviation of a rating around its answer
-    y_range:tuple=None, # answers are a sigmoid between these; None is a linear model
-    point:Tensor=None, # (n_rows, k+1): where a sigmoid is linearised; None is the prior mean
+    y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
+    point:Tensor|None=None, # (n_rows, k+1): where a sigmoid is linearised; None is the prior mean
 ) -> tuple[Tensor, Tensor, Tensor]: # mean, variance (n_rows, k+1); expected squared error of each row (n_rows,)
     """Posterior of each row, the other side being uncertain (mean field over rows: Lim and Teh 2007). Rows without
     ratings keep their prior. All three results come from one factorisation."""
