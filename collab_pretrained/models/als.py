@@ -1,4 +1,4 @@
-"""A model of ratings without learning rates: users and items are solved in turn, and the prior, the noise and how much a history says are estimated on the way.
+"""Users and items are solved in turn; the prior, the noise and what histories say are estimated on the way.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.als.html.md"""
 
@@ -9,6 +9,7 @@ __all__ = ['LEAST_GAIN', 'RELAX', 'ALIKE', 'FORGET', 'DOUBT', 'fit_rounds', 'est
            'night', 'fold_in', 'with_rows']
 
 # %% ../../nbs/49_models.als.ipynb #a17cf1f5
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -23,6 +24,7 @@ from collab_pretrained.models.posterior import (
     units,
     with_expected,
 )
+
 from .solve import single_row, solve_rows, sort_both, sort_ratings
 
 # %% ../../nbs/49_models.als.ipynb #cffa4fb1
@@ -131,8 +133,8 @@ def _kept(own, first, rows, counts=False):
     "A side whose `rows` (bool, None for none) are as they were `first`."
     if rows is None: return own
     fields = ('mean', 'variance', 'counts', 'history') if counts else ('mean', 'variance')
-    def kept(o): return torch.where(rows[:,None] if getattr(own, o).dim() == 2 else rows, getattr(first, o), getattr(own, o))
-    return replace(own, **{o: kept(o) for o in fields})
+    def kept(old, new): return torch.where(rows[:,None] if new.dim() == 2 else rows, old, new)
+    return replace(own, **{o: kept(getattr(first, o), getattr(own, o)) for o in fields})
 
 # %% ../../nbs/49_models.als.ipynb #bccbb701
 @torch.no_grad()
@@ -144,24 +146,24 @@ def fit_rounds(
     y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
     n_rounds:int=10, # 1 or more
     keep:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
-): # yields a `Posterior` after each round
+) -> Iterator[Posterior]: # one after each round
     """Solve all users, then all items, `n_rounds` times. `x` is all ratings there are: a row without any is the
     expected row."""
     users, items, noise = posterior.users, posterior.items, posterior.noise
-    of_users, of_items = sort_both(x, y, len(users.mean), len(items.mean), users.mean.shape[1], weight)
-    least_noise, least = _least(y, weight, users.mean.shape[1]-1, y_range)
-    users, items = _with_ratings(users, items, of_users), _with_ratings(items, users, of_items)
-    kept = keep or (None, None)
-    first = _kept(users, posterior.users, kept[0], True), _kept(items, posterior.items, kept[1], True)
-    users, items = first
+    (n_users, width), n_items, (keep_users, keep_items) = users.mean.shape, len(items.mean), keep or (None, None)
+    of_users, of_items = sort_both(x, y, n_users, n_items, width, weight)
+    least_noise, least = _least(y, weight, width-1, y_range)
+    users = first_users = _kept(_with_ratings(users, items, of_users), users, keep_users, True)
+    items = first_items = _kept(_with_ratings(items, posterior.users, of_items), items, keep_items, True)
     n = of_users.counts.sum()
     for _ in range(n_rounds):
         users, items, _ = _half_round(users, items, of_users, of_items, noise, least, y_range)
-        users = _kept(users, first[0], kept[0])
+        users = _kept(users, first_users, keep_users)
         items, users, error = _half_round(items, users, of_items, of_users, noise, least, y_range)
+        users, items = _kept(users, first_users, keep_users), _kept(items, first_items, keep_items)
         if n > 0: noise = _noise(error, n, least_noise)
-        users, items = _kept(users, first[0], kept[0]), _kept(items, first[1], kept[1])
-        yield Posterior(_kept(with_expected(users, items), first[0], kept[0]), _kept(with_expected(items, users), first[1], kept[1]), noise)
+        yield Posterior(_kept(with_expected(users, items), first_users, keep_users),
+                        _kept(with_expected(items, users), first_items, keep_items), noise)
 
 # %% ../../nbs/49_models.als.ipynb #f579e67d
 def _given_side(table, unit, counts):
@@ -185,8 +187,8 @@ def estimate_posterior(
     (mean, scale), (least_noise, least) = mean_and_scale(y, weight), _least(y, weight, width-1, y_range)
     unit = units(width-1, linear_scale(mean, scale, y_range)[1], y.device)
     both = sort_both(x, y, len(users), len(items), width, weight)
-    sides, noise = [_given_side(table, unit, o.counts) for table, o in zip((users, items), both)], .8*scale
-    sides = [_with_ratings(own, other, o) for own, other, o in zip(sides, reversed(sides), both)]
+    given, noise = [_given_side(t, unit, o.counts) for t, o in zip((users, items), both, strict=True)], .8*scale
+    sides = [_with_ratings(given[i], given[1-i], both[i]) for i in (0, 1)]
     for _ in range(3):
         for i in (0, 1):
             own, other = sides[i], sides[1-i]
@@ -198,6 +200,14 @@ def estimate_posterior(
     return Posterior(*sides, noise)
 
 # %% ../../nbs/49_models.als.ipynb #7132fbf6
+def _guessed_side(table, counts, known, others, precision):
+    "A side whose rows are as sure as their numbers of ratings of `others` make them."
+    rows, nothing = table[known], torch.zeros_like(table)
+    spread = rows.std(0, correction=0).clamp(min=1e-3*float(rows.std(correction=0)) + 1e-6)
+    information = torch.cat([(others[:,:-1]**2).mean(0), others.new_ones(1)])*precision
+    variance = 1/(1/spread**2 + counts[:,None]*information)
+    return SidePosterior(table, variance, counts, nothing, nothing.clone(), rows.mean(0), spread, .1*spread)
+
 def posterior_from_counts(
     users:Tensor, # (n_users, k+1) float32: the rows
     items:Tensor, # (n_items, k+1) float32
@@ -210,15 +220,8 @@ def posterior_from_counts(
     "A rough posterior: as sure of each row as its number of ratings makes one."
     tables, counts = (users, items), (user_counts, item_counts)
     known = [n > 0 if (n > 0).any() else torch.ones_like(n, dtype=torch.bool) for n in counts]
-    spreads = [t[o].std(0, correction=0).clamp(min=1e-3*float(t[o].std(correction=0)) + 1e-6) for t, o in zip(tables, known, strict=True)]
     noise, slope = _noise_and_slope(tables, known, x, y, y_range)
-    sides = []
-    for k in (0, 1):
-        others = tables[1-k][known[1-k]]
-        information = torch.cat([(others[:,:-1]**2).mean(0), others.new_ones(1)])*(slope/noise)**2
-        variance = 1/(1/spreads[k]**2 + counts[k][:,None]*information)
-        nothing = torch.zeros_like(tables[k])
-        sides.append(SidePosterior(tables[k], variance, counts[k], nothing, nothing.clone(), tables[k][known[k]].mean(0), spreads[k], .1*spreads[k]))
+    sides = [_guessed_side(tables[k], counts[k], known[k], tables[1-k][known[1-k]], (slope/noise)**2) for k in (0, 1)]
     return Posterior(*sides, noise)
 
 def _noise_and_slope(tables, known, x, y, y_range):
@@ -226,12 +229,12 @@ def _noise_and_slope(tables, known, x, y, y_range):
     u, v = tables[0][x[:,0]], tables[1][x[:,1]]
     z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
     both = known[0][x[:,0]] & known[1][x[:,1]]
-    scale = float((tables[0][known[0],-1].var(correction=0) + tables[1][known[1],-1].var(correction=0)).sqrt()) or 1.
-    if y_range is None: return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else 2*scale, 1.
-    low, high = y_range
-    p = torch.sigmoid(z)
-    error = (y - low - (high-low)*p)[both]
-    return float(error.pow(2).mean().sqrt()) if both.sum() > 1 else .2*(high-low), .2*(high-low)
+    biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
+    guess, slope = 2*(float((biases[0] + biases[1]).sqrt()) or 1.), 1.
+    if y_range is not None:
+        low, high = y_range
+        z, guess, slope = low + (high-low)*torch.sigmoid(z), .2*(high-low), .2*(high-low)
+    return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess, slope
 
 # %% ../../nbs/49_models.als.ipynb #bd40ad74
 def _forget(variance, spread, share):
@@ -293,22 +296,25 @@ def night(
 ) -> Posterior: # a new one; only rows of tonight differ, and those that never had a rating: they are the expected row
     "Take in one night of ratings: the posterior of last night is the prior of tonight. Old ratings are not needed."
     if not len(x): return posterior
-    sides = posterior.users, posterior.items
-    rows, local = zip(*(x[:,k].unique(return_inverse=True) for k in (0, 1)))
-    before = [o.take(r) for o, r in zip(sides, rows)]
-    both = sort_both(torch.stack(local, 1), y, *map(len, rows), before[0].mean.shape[1], weight)
+    sides, still = [posterior.users, posterior.items], frozen or [None, None]
+    rows, local = zip(*(x[:,k].unique(return_inverse=True) for k in (0, 1)), strict=True)
+    before = [o.take(r) for o, r in zip(sides, rows, strict=True)]
+    both = sort_both(torch.stack(local, 1), y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)
     n = both[0].counts.sum()
     share = n/(n + posterior.users.counts.sum()).clamp(min=1e-9)
-    priors = [_tonight(own, other.implicit, o, share) for own, other, o in zip(before, reversed(before), both)]
-    still = (None, None) if frozen is None else [o[r] for o, r in zip(frozen, rows)]
-    new = _solve_tonight(priors, both, posterior.noise, y_range, n_rounds, before, still)
-    new, steps = zip(*(_learn_implicit(new[i], priors[i], before[1-i], both[i], both[1-i], _gain_per_rating(sides[i]),
-                                       _caution(sides[1-i])) for i in (0, 1)))
-    new = [replace(own, implicit=own.implicit + step) for own, step in zip(new, reversed(steps))]
-    users, items = (o.put(r, own) for o, r, own in zip(sides, rows, new))
+    priors = [_tonight(before[i], before[1-i].implicit, both[i], share) for i in (0, 1)]
+    kept = [None if f is None else f[r] for f, r in zip(still, rows, strict=True)]
+    new = _solve_tonight(priors, both, posterior.noise, y_range, n_rounds, before, kept)
+    new = _with_implicit(new, priors, before, both, sides)
+    users, items = (sides[i].put(rows[i], new[i]) for i in (0, 1))
     users, items = with_expected(users, items), with_expected(items, users)
-    if frozen is not None: users, items = (_kept(o, old, f) for o, old, f in zip((users, items), sides, frozen))
-    return Posterior(users, items, posterior.noise)
+    return Posterior(_kept(users, sides[0], still[0]), _kept(items, sides[1], still[1]), posterior.noise)
+
+def _with_implicit(new, priors, before, both, sides):
+    "Both sides, with what tonight tells of implicit factors."
+    learned = [_learn_implicit(new[i], priors[i], before[1-i], both[i], both[1-i], _gain_per_rating(sides[i]),
+                               _caution(sides[1-i])) for i in (0, 1)]
+    return [replace(learned[i][0], implicit=learned[i][0].implicit + learned[1-i][1]) for i in (0, 1)]
 
 # %% ../../nbs/49_models.als.ipynb #6013de07
 def _own_rows(own, rows, n):
@@ -361,5 +367,6 @@ def with_rows(
     counts = old.counts.index_add(0, x[:,0], weight)
     gained = torch.zeros_like(mean).index_add_(0, x[:,0], other.implicit[x[:,1]]*weight[:,None])
     history = (old.history*old.counts.sqrt()[:,None] + gained)/counts.clamp(min=1e-9).sqrt()[:,None]
-    new = replace(old, mean=mean, variance=variance, counts=counts, history=torch.where(counts[:,None] > 0, history, 0.))
+    history = torch.where(counts[:,None] > 0, history, 0.)
+    new = replace(old, mean=mean, variance=variance, counts=counts, history=history)
     return replace(posterior, **{f'{side}s': own.put(rows, new)})

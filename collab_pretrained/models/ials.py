@@ -1,4 +1,4 @@
-"""Clicks, plays, purchases, or ratings from some number on: rows solved so that positives score high and everything else low.
+"""Rankings from clicks, plays or purchases: rows solved so that positives score high and all else low.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.ials.html.md"""
 
@@ -48,7 +48,7 @@ def init_factors(
     n_items:int, # rows of items, '#na#' included
     k:int, # factors
     seed:int=0, # of the start
-    device=None, # of the tables
+    device:torch.device|None=None, # of the tables; None for the CPU
 ) -> ImplicitFactors: # vectors of about length 1, drawn on the CPU; no positives
     "A random start."
     rng = torch.Generator().manual_seed(seed)
@@ -60,14 +60,15 @@ def _sorted(pairs, n_rows, n_others, k, weight=None):
     return sort_ratings(pairs, torch.ones(len(pairs), device=pairs.device), n_rows, n_others, k + 1, weight)
 
 def _solve_side(own, others, pairs, penalty, pull=None):
-    "Rows of one side that have pairs, from the other side's; the rest as they are. `pull` (n_rows, k) is added to the right-hand side."
+    """Rows of one side that have pairs, from the other side's; the rest as they are. `pull` (n_rows, k) is added to the
+    right-hand side."""
     energy, turn = torch.linalg.eigh(others.T @ others)
     precision = ALPHA0*energy.clamp(min=0) + penalty[:,None]
     no_bias = own.new_full((len(own), 1), 1e-9)  # the variance of a bias that stays at 0
     prior = torch.zeros_like(own) if pull is None else (pull @ turn)/precision
     design = torch.cat([others @ turn, torch.zeros_like(others[:,:1])], 1)
-    rows, _, _ = solve_rows(pairs, torch.cat([prior, torch.zeros_like(no_bias)], 1), torch.cat([1/precision, no_bias], 1),
-                            design, torch.zeros_like(design), noise=1.)
+    prior, variance = torch.cat([prior, torch.zeros_like(no_bias)], 1), torch.cat([1/precision, no_bias], 1)
+    rows, _, _ = solve_rows(pairs, prior, variance, design, torch.zeros_like(design), noise=1.)
     return torch.where((pairs.counts > 0)[:,None], rows[:,:-1] @ turn.T, own)
 
 def _stepped(old, new, had, step):
@@ -108,8 +109,8 @@ def ials_night_from_vectors(
     start:ImplicitFactors, # of last night; not changed
     tonight:Tensor, # (n, 2) int64: tonight's positives, none of which was taken in before
 ) -> ImplicitFactors: # rows that don't come tonight are bit-equal
-    """Tonight's step where earlier positives are not known: the rows of those who came are held to where they were by the
-    unobserved pairs and the regularization of last night, so that no earlier pair is counted again."""
+    """Tonight's step where earlier positives are not known: the rows of those who came are held to where they were by
+    the unobserved pairs and the regularization of last night, so that no earlier pair is counted again."""
     if not len(tonight): return start
     tables, old, k = list(start[:2]), start[2:], start.users.shape[1]
     sizes = len(tables[0]), len(tables[1])
@@ -131,8 +132,8 @@ def ials_fold_in(
 ) -> Tensor: # (n_ids, k); zeros without positives
     "Rows of ids from their positives: the same ridge regression as in training."
     others, counts = (factors.items, factors.item_counts) if side == 'user' else (factors.users, factors.user_counts)
-    mine = _sorted(pairs, n_ids, len(others), others.shape[1])
-    return _solve_side(others.new_zeros(n_ids, others.shape[1]), others, mine, ridge(mine.counts, int((counts > 0).sum())))
+    mine, k = _sorted(pairs, n_ids, len(others), others.shape[1]), others.shape[1]
+    return _solve_side(others.new_zeros(n_ids, k), others, mine, ridge(mine.counts, int((counts > 0).sum())))
 
 def with_fallback(
     factors:ImplicitFactors, # from training or a night; not changed
@@ -146,4 +147,4 @@ def with_fallback(
 class IALS(Softmax):
     "Implicit ALS, trained by `fit_als`."
 
-rankings['ials'] = IALS
+rankings['ials'] = IALS  # ty: ignore[invalid-assignment] a `Ranking`, as the others are

@@ -113,19 +113,22 @@ class SoftmaxOfAll(torch.autograd.Function):
 
 # %% ../../nbs/43_models.losses.ipynb #395dad8a
 def _liking_loss(row, of, cols, liked, seen, others, offset):
-    "What `row` (m, n_factors+1) leave to be desired, for the pairs (of, cols): summed."
+    "The loss of `row` (m, n_factors+1) on the pairs (of, cols), summed."
     scores = row[:,:-1] @ others[:,:-1].T + others[:,-1]  # a user's own bias changes no order
     if offset is not None: scores = scores + row[:,-1:]
     pos = scores[of[liked],cols[liked]]
     if offset is None: return softmax_loss(pos, scores, of[liked], seen).sum()
-    return (scores + offset).masked_fill(seen, -torch.inf).exp().sum() + (pos + offset[cols[liked]]).exp().sum() - pos.sum()
+    expected = (scores + offset).masked_fill(seen, -torch.inf).exp().sum() + (pos + offset[cols[liked]]).exp().sum()
+    return expected - pos.sum()
 
 def _pieces(x, n, width):
-    "Pairs `x` in pieces of few rows: the piece's rows, a slice; which pairs are of it; their lines in the piece; their columns; all pairs as a mask (rows, width)."
+    """Pairs `x` in pieces of few rows: the piece's rows, a slice; which pairs are of it; their lines in the piece;
+    their columns; all pairs as a mask (rows, width)."""
     order = x[:,0].argsort(stable=True)
     step = max(2**22//width, 1)
-    ends = torch.searchsorted(x[order,0].contiguous(), torch.arange(0, n + step, step, device=x.device)).tolist()
-    for k, (start, end) in enumerate(zip(ends, ends[1:])):
+    bounds = torch.arange(0, n + step, step, device=x.device)
+    ends = torch.searchsorted(x[order,0].contiguous(), bounds).tolist()
+    for k, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
         own = order[start:end]
         of, cols = x[own,0] - k*step, x[own,1]
         seen = torch.zeros(min(step, n - k*step), width, dtype=torch.bool, device=x.device)
@@ -133,33 +136,38 @@ def _pieces(x, n, width):
         yield slice(k*step, min((k+1)*step, n)), own, of, cols, seen
 
 # %% ../../nbs/43_models.losses.ipynb #a15bfdc3
+def _adam(loss_at, point, steps):
+    "The point that descent by Adam arrives at; written out, as torch's takes a second to import."
+    mean, square = point.clone(), point.clone()
+    for k in range(steps):
+        with torch.enable_grad():
+            point.requires_grad_()
+            grad, = torch.autograd.grad(loss_at(point), point)
+        mean, square = mean.lerp(grad, .1), square.lerp(grad*grad, .001)
+        lr = .2*(1 - k/steps)
+        point = point.detach() - lr*mean/(1 - .9**(k+1))/((square/(1 - .999**(k+1))).sqrt() + 1e-8)
+    return point
+
 def solve_liking(
     centre:Tensor, # (n_rows, n_factors+1): the rows before their pairs; vector, then bias
     x:Tensor, # (n, 2) int64: the row of `centre` and the row of `others` of each pair that was seen
     liked:Tensor, # (n,), bool: whether it was liked
     others:Tensor, # (n_others, n_factors+1): vectors and biases of the other side, which stay as they are
     spread:Tensor, # (n_factors+1,): standard deviation of each number of a row before its pairs
-    scale=1., # how tightly rows are held to `centre`: a float, or (n_rows,); 1 believes `spread`
-    offset:Tensor|None=None, # (n_others,): log of how much each user is expected to like for each e**score, where rows are items; None where rows are users
+    scale:float|Tensor=1., # how tightly rows are held to `centre`: a float, or (n_rows,); 1 believes `spread`
+    offset:Tensor|None=None, # (n_others,), see `liking_offset`, where rows are items; None where rows are users
     steps:int=20, # of Adam; few also keep rows near their start
 ) -> Tensor: # rows like `centre`, those of which nothing was liked unchanged
     "The most probable rows given what was liked, all at once."
-    res, scale = centre.clone(), torch.as_tensor(scale, dtype=centre.dtype, device=centre.device).expand(len(centre))[:,None]
+    res, held = centre.clone(), torch.as_tensor(scale, dtype=centre.dtype, device=centre.device).expand(len(centre))
     for rows, own, of, cols, seen in _pieces(x, len(centre), len(others)):
-        mine, some = liked[own], torch.zeros(len(seen), 1, dtype=torch.bool, device=x.device)
-        some[of[mine]] = True
+        mine, start = liked[own], centre[rows]
         if not mine.any(): continue
-        point = torch.zeros_like(centre[rows])
-        mean, square = point.clone(), point.clone()
-        for k in range(steps):  # Adam, by hand: torch's takes a second to import
-            with torch.enable_grad():
-                point.requires_grad_()
-                loss = _liking_loss(centre[rows] + spread*point, of, cols, mine, seen, others, offset) + (scale[rows]*point.pow(2)).sum()/2
-                grad, = torch.autograd.grad(loss, point)
-            mean, square = mean.lerp(grad, .1), square.lerp(grad*grad, .001)
-            lr = .2*(1 - k/steps)
-            point = point.detach() - lr*mean/(1 - .9**(k+1))/((square/(1 - .999**(k+1))).sqrt() + 1e-8)
-        res[rows] += torch.where(some, spread*point, 0)
+        def loss_at(point, rows=rows, of=of, cols=cols, seen=seen, mine=mine, start=start):
+            loss = _liking_loss(start + spread*point, of, cols, mine, seen, others, offset)
+            return loss + (held[rows,None]*point.pow(2)).sum()/2
+        some = torch.zeros(len(seen), 1, dtype=torch.bool, device=x.device).index_fill_(0, of[mine], True)
+        res[rows] += torch.where(some, spread*_adam(loss_at, torch.zeros_like(start), steps), 0)
     return res
 
 # %% ../../nbs/43_models.losses.ipynb #2cc936b1
@@ -170,5 +178,6 @@ def liking_offset(
     liked:Tensor, # (n,), bool
 ) -> Tensor: # (n_users,); -inf for users who liked nothing
     "How much each user is expected to like, for each e**score: `log(n_u/Z_u)`."
-    total = torch.cat([(o[:,:-1] @ items[1:,:-1].T + items[1:,-1] + o[:,-1:]).logsumexp(1) for o in users.split(max(2**22//len(items), 1))])
-    return x[liked,0].bincount(minlength=len(users)).to(users.dtype).log() - total
+    def total(part): return (part[:,:-1] @ items[1:,:-1].T + items[1:,-1] + part[:,-1:]).logsumexp(1)
+    totals = torch.cat([total(o) for o in users.split(max(2**22//len(items), 1))])
+    return x[liked,0].bincount(minlength=len(users)).to(users.dtype).log() - totals

@@ -1,4 +1,4 @@
-"""How sure each row is, the prior that rows come from, and the noise of a rating: saved with a model, so that tonight's ratings can be added without the old ones.
+"""How sure each row is, the prior that rows come from, and the noise of a rating, saved with a model.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.posterior.html.md"""
 
@@ -156,7 +156,7 @@ def posterior_tables(
     for name in SIDES:
         own = posterior.side(name)[0]
         for o in fields(own):
-            if o.name != 'mean': res[f'{name}.{o.name}' if o.name in ROW_FIELDS else f'{name}_{o.name}'] = getattr(own, o.name)
+            if o.name != 'mean': res[f'{name}{"." if o.name in ROW_FIELDS else "_"}{o.name}'] = getattr(own, o.name)
     return res
 
 def read_posterior(
@@ -173,7 +173,8 @@ def read_posterior(
 # %% ../../nbs/44_models.posterior.ipynb #afc98917
 def _entry(tables, key, shape):
     found = tuple(tables[key].shape) if key in tables else 'nothing'
-    if found != shape: raise CheckpointError(f'posterior: {found} for {key!r}; expected a tensor of shape {shape}, as the model was saved with')
+    if found != shape: raise CheckpointError(
+        f'posterior: {found} for {key!r}; expected a tensor of shape {shape}, as the model was saved with')
     return tables[key].float()
 
 def _read_side(tables, name, mean):

@@ -1,4 +1,4 @@
-"""The vector and the bias of each user, or of each item, from its ratings: all rows of one side at once, with how sure each number is.
+"""The rows of all users, or of all items, from their ratings, with how sure each number is.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.solve.html.md"""
 
