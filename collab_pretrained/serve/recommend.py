@@ -186,7 +186,9 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
     def hidden(rows):
         pairs = seen(users[rows])
         return np.stack([np.searchsorted(users, pairs[:,0]), pairs[:,1]], 1)
-    return best(scores_of(model, item_rows), np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
+    scores = scores_of(model, item_rows)
+    if len(ids) <= 16: scores.size = min(scores.size, 16)  # lines are computed whether or not they are asked for
+    return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #2cd2d799
 def _check_values(learn, ratings):
