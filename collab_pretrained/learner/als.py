@@ -352,7 +352,8 @@ def _fit_ranking(learn, x, y, weight, n_rounds, cbs):
     def step():
         factors = next(rounds)
         set_factors(learn, factors)
-        return (1 - (factors.users[pairs[:,0]]*factors.items[pairs[:,1]]).sum(1)).pow(2).mean().item()
+        users, items = (o.index_select(0, pairs[:,k]) for k, o in enumerate(factors[:2]))
+        return (1 - (users*items).sum(1)).pow(2).mean().item()
     run_rounds(learn, step, n_rounds, cbs)
     return learn
 
