@@ -70,6 +70,7 @@ def _asked(own:np.ndarray, rows:np.ndarray, ids, cast:Callable|None=None):
         f'{examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')
     return np.flatnonzero(np.isin(own, np.asarray(ids, dtype=own.dtype)))
 
+# %% ../../nbs/57_learner.foldin.ipynb #ae67e126
 @dataclass
 class _Asked:
     "The ids to fold in, and their ratings."
@@ -83,6 +84,7 @@ class _Asked:
     def take(self, some): return _Asked(self.ids, self.rows, self.x[some], self.y[some],
                                         None if self.weight is None else self.weight[some])
 
+# %% ../../nbs/57_learner.foldin.ipynb #72d74b6d
 def _ratings_to_solve(learn, ratings, side, ids):
     "The ids of one side that are asked for and their ratings, without those of ids that have no row on the other side."
     k, (table, rows) = side_index(side), read_for(learn, ratings)
@@ -160,6 +162,7 @@ def _offset(learn, users, items):
     x, y, _ = train_ratings(learn)
     return liking_offset(users, items, x, is_positive(y[:,None], learn.ranking.threshold(y)))
 
+# %% ../../nbs/57_learner.foldin.ipynb #8ac0af5e
 def _fold_ials(learn, side, known, pairs):
     "Rows from these positives and those that known ids are known to have."
     k, factors, old = side_index(side), factors_of(learn), known_positives(learn)
@@ -186,6 +189,7 @@ def _set_ranked_rows(learn, side, all_rows, rows, asked):
     else: set_side_table(model, side, side_table(model, side).index_copy(0, all_rows, rows))
     learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *map(len, learn.vocab.values()))
 
+# %% ../../nbs/57_learner.foldin.ipynb #f52eab0f
 def _refuse_frozen(learn, side, folded, rows):
     frozen = np.isin(rows, frozen_rows_of(learn, side))
     if frozen.any(): raise VocabError(

@@ -89,6 +89,7 @@ def set_datasets(
     "Have a learner's loaders hold other ratings."
     learn.dls = with_datasets(learn.dls, datasets)  # ty: ignore[invalid-argument-type] they are ours
 
+# %% ../../nbs/55_learner.forget.ipynb #79187cdb
 def moved_dataset(
     ds:CollabDataset, # not changed
     report:MatchReport, # of its vocabulary and the new one
@@ -164,6 +165,7 @@ def _forget_in_callbacks(learn, gone):
         sides = zip(cb.ids.items(), map(set, gone), strict=True)
         cb.ids = {side: [o for o in ids if o not in no] for (side, ids), no in sides}
 
+# %% ../../nbs/55_learner.forget.ipynb #db47fa31
 @patch
 def drop_ids(self:CollabLearner,
     users:Iterable|None=None, # ids of users to forget; None for none

@@ -189,6 +189,7 @@ def _train_on(learn, new, n_replaced, rounds, epochs, lr, replayed):
     learn.fit_one_cycle(epochs, lr)
     learn.dls = whole
 
+# %% ../../nbs/58_learner.update.ipynb #1cc8968d
 def _parts(learn, table, valid_pct, seed):
     """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
     and its validation part."""

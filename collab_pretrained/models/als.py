@@ -208,6 +208,7 @@ def _guessed_side(table, counts, known, others, precision):
     variance = 1/(1/spread**2 + counts[:,None]*information)
     return SidePosterior(table, variance, counts, nothing, nothing.clone(), rows.mean(0), spread, .1*spread)
 
+# %% ../../nbs/49_models.als.ipynb #6917c3ad
 def posterior_from_counts(
     users:Tensor, # (n_users, k+1) float32: the rows
     items:Tensor, # (n_items, k+1) float32
@@ -224,6 +225,7 @@ def posterior_from_counts(
     sides = [_guessed_side(tables[k], counts[k], known[k], tables[1-k][known[1-k]], (slope/noise)**2) for k in (0, 1)]
     return Posterior(*sides, noise)
 
+# %% ../../nbs/49_models.als.ipynb #93f7b650
 def _noise_and_slope(tables, known, x, y, y_range):
     "The error on ratings between known rows, else a guess from the rows' spread; and how fast answers move with a row."
     u, v = tables[0][x[:,0]], tables[1][x[:,1]]
@@ -310,6 +312,7 @@ def night(
     users, items = with_expected(users, items), with_expected(items, users)
     return Posterior(_kept(users, sides[0], still[0]), _kept(items, sides[1], still[1]), posterior.noise)
 
+# %% ../../nbs/49_models.als.ipynb #b857b4f1
 def _with_implicit(new, priors, before, both, sides):
     "Both sides, with what tonight tells of implicit factors."
     learned = [_learn_implicit(new[i], priors[i], before[1-i], both[i], both[1-i], _gain_per_rating(sides[i]),

@@ -43,6 +43,7 @@ def ridge(
     "What is added to the diagonal of each row's precision: regularization that grows with the evidence."
     return REGULARIZATION*(counts + ALPHA0*n_others).sqrt()
 
+# %% ../../nbs/48_models.ials.ipynb #ed5d72a0
 def init_factors(
     n_users:int, # rows of users, '#na#' included
     n_items:int, # rows of items, '#na#' included

@@ -148,6 +148,7 @@ def _adam(loss_at, point, steps):
         point = point.detach() - lr*mean/(1 - .9**(k+1))/((square/(1 - .999**(k+1))).sqrt() + 1e-8)
     return point
 
+# %% ../../nbs/43_models.losses.ipynb #be524d33
 def solve_liking(
     centre:Tensor, # (n_rows, n_factors+1): the rows before their pairs; vector, then bias
     x:Tensor, # (n, 2) int64: the row of `centre` and the row of `others` of each pair that was seen

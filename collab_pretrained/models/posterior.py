@@ -94,6 +94,7 @@ def mean_and_scale(
     size = mean.abs().item()
     return mean.item(), std if std > 1e-5*size else 1e-3*size or 1.
 
+# %% ../../nbs/44_models.posterior.ipynb #0148dd75
 def linear_scale(
     mean:float, # of the ratings
     scale:float, # of the ratings
