@@ -151,7 +151,7 @@ def _fold_ranking(learn, side, asked):
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
     liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
     if isinstance(learn.ranking, IALS): return _fold_ials(learn, side, known, asked.x[liked])
-    has = torch.from_numpy(learn.side(side).vocab.id_rows).to(known.device)
+    has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
     centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
     return solve_liking(centre, asked.x, liked, others, spread, torch.where(known >= 0, 1., .3),
