@@ -66,6 +66,7 @@ def dot_product(
 
 def _names(side): return [f'{"ui"[side_index(side)]}_{o}.weight' for o in ('weight', 'bias')]
 
+# %% ../../nbs/52_learner.als.ipynb #e9c414f3
 def side_table(
     model:EmbeddingDotBias, # any dot product with biases
     side:str, # 'user' or 'item'
@@ -121,6 +122,7 @@ def _has_rows(posterior, tables):
     means = [posterior.side(o)[0].mean for o in SIDES]
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(means, tables, strict=True))
 
+# %% ../../nbs/52_learner.als.ipynb #6f83e9bf
 @patch
 def set_posterior(self:CollabLearner,
     posterior:Posterior, # over the learner's vocabulary
@@ -156,6 +158,7 @@ def _grown(learn, known):
     learn.seen = learn.evidence()
     return night(known, x[new], y[new], None if weight is None else weight[new], y_range_of(get_model(learn.model)))
 
+# %% ../../nbs/52_learner.als.ipynb #497fa991
 def _estimated(learn, tables):
     "The posterior of rows that were never solved: by the ratings that trained them here, else by how many they had."
     (x, y, weight), y_range = train_ratings(learn), y_range_of(get_model(learn.model))
@@ -239,6 +242,7 @@ def _all_rounds(learn, step):
     for learn.epoch in range(learn.n_epoch):  # noqa: B020  as fastai counts
         learn._with_events(partial(_one_round, learn, step), 'epoch', CancelEpochException)
 
+# %% ../../nbs/52_learner.als.ipynb #5ad12de0
 def run_rounds(
     learn:CollabLearner, # changed in place
     step:Callable, # makes one round and returns the training error
@@ -320,6 +324,7 @@ def known_positives(
 def _pairs_of(seen): return torch.from_numpy(seen.pairs())
 def _tables_of(seen): return seen.tables()
 
+# %% ../../nbs/52_learner.als.ipynb #2d21b811
 def set_factors(
     learn:CollabLearner, # a ranking; changed in place
     factors:ImplicitFactors, # over its vocabulary
@@ -378,6 +383,7 @@ def _is_whole(learn):
     is_dot = isinstance(model, EmbeddingDotBias) and all(type(p.data) is Tensor for p in model.parameters())
     return is_dot and isinstance(learn.dls.train.dataset, CollabDataset)
 
+# %% ../../nbs/52_learner.als.ipynb #f1ae66b5
 def _ranking_tables(learn):
     "How many positives each row rests on, and the positives that are known."
     factors = factors_of(learn)
@@ -415,6 +421,7 @@ def _restore_ranking(learn, tables, report):
     learn.solved = _stamp(dot_product(learn)), ImplicitFactors(users, items, *counts)
     learn.liked = _moved_seen(tables['positives'], report)
 
+# %% ../../nbs/52_learner.als.ipynb #94b944d3
 def _restore_posterior(learn, tables, report):
     "Take over a posterior, moved to the current vocabulary."
     model, own = dot_product(learn), side_tables_of(learn)
@@ -457,6 +464,7 @@ def read_for(
         if len(known.ids) and known.ids.dtype != own.dtype: raise _kind_of_ids(col, known.ids, own)
     return table, [v.rows(o) for v, o in zip(learn.vocab.values(), ids, strict=True)]
 
+# %% ../../nbs/52_learner.als.ipynb #969230a9
 def of_known(
     learn:CollabLearner, # any learner
     table:Ratings, # as `read_for` gives it, of ids that the learner knows
@@ -501,6 +509,7 @@ def _take_in_ratings(learn, x, y, weight):
     learn.set_posterior(night(learn.posterior, x, y, weight, y_range_of(model), frozen=frozen_masks(learn)))
     if model.limits is not None: _widen_limits(model, y)
 
+# %% ../../nbs/52_learner.als.ipynb #1b011d1a
 @patch
 def take_in(self:CollabLearner,
     x:Tensor, # (n, 2) int64: rows of pairs that the rows have not learned from
