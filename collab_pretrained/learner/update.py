@@ -72,7 +72,7 @@ def _error(learn, ds):
     "The loss over a dataset, or its root where that is the squared error; NaN where it is empty."
     if not len(ds): return float('nan')
     if _is_squared(learn) and isinstance(get_model(learn.model), EmbeddingDotBias): return _rmse(learn, *ds.tensors)
-    dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False)
+    dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False, bs=max(learn.dls.valid.bs or 1, 4096))
     with learn.no_bar(): losses = learn.get_preds(dl=dl, with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
