@@ -312,14 +312,20 @@ def positives_of(
     liked = is_positive(y[:,None], learn.ranking.threshold(y, weight))
     return x[liked], None if weight is None else weight[liked]
 
+def _distinct(pairs):
+    "Each pair once, in order; `unique(dim=0)` takes ten times as long."
+    n = int(pairs[:,1].max()) + 1 if len(pairs) else 1
+    keys = (pairs[:,0]*n + pairs[:,1]).unique()
+    return torch.stack([keys // n, keys % n], 1)
+
 def known_positives(
     learn:CollabLearner, # a ranking
 ) -> Tensor: # (n, 2) int64, on the model's device
     "The positives that the rows have learned from, as far as they are known."
     x, y, _ = train_ratings(learn)
     own = positives_of(learn, x, y)[0] if learn.trained_here else x[:0]
-    if learn.liked is None: return own.unique(dim=0)
-    return torch.cat([_pairs_of(learn.liked).to(own), own]).unique(dim=0)
+    if learn.liked is None: return _distinct(own)
+    return _distinct(torch.cat([_pairs_of(learn.liked).to(own), own]))
 
 def _pairs_of(seen): return torch.from_numpy(seen.pairs())
 def _tables_of(seen): return seen.tables()
