@@ -18,7 +18,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from fastai.torch_core import get_model, num_distrib
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, examples
 from ..ids.matching import MatchReport, VocabMatch, two_vocabs
@@ -41,9 +42,6 @@ from ..weights.reading import json_columns
 from ..weights.roles import find_roles, flat_weights, roles
 from .distributed import is_first, is_sharded, share_of
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
 # %% ../../nbs/71_scale.sharded.ipynb #d317cbf2
 def _start_values(weight, mesh):
     "This process's rows of a table without memory, drawn as fastai's `Embedding` draws them."
@@ -54,7 +52,7 @@ def _start_values(weight, mesh):
 
 def shard_rows(
     weight:Tensor, # (n_rows, width), the same in every process; on 'meta', without memory, its rows get start values
-    mesh:'DeviceMesh', # the processes, in one dimension
+    mesh:DeviceMesh, # the processes, in one dimension
 ) -> Tensor: # a DTensor, of which each process holds a range of rows
     "Spread the rows of a table over processes."
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
