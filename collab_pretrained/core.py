@@ -37,7 +37,7 @@ NA = '#na#'  # the id of row 0: "no row of its own"
 def examples(
     values, # a list or an array
     n:int=3, # how many are shown
-) -> str:
+) -> str: # separated by commas, and how many more there are
     "The first `n` of `values`, for a message."
     more = f' and {len(values)-n} more' if len(values) > n else ''
     return ', '.join(repr(o.item() if hasattr(o, 'item') else o) for o in values[:n]) + more
@@ -58,7 +58,7 @@ def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOC
 def file_content(
     path:str|Path, # of a file
     n:int=-1, # bytes, from the first; -1 for all
-) -> bytes:
+) -> bytes: # `n` of them, or fewer where the file is shorter
     "What is in a file; raises one of our errors where it can't be read."
     try:
         with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between

@@ -41,6 +41,7 @@ class ParamTable(DocmentTbl):
     _columns = DocmentTbl._map
     has_docment = property(lambda self: bool(self.params))
     def __init__(self, obj):
+        if isdataclass(obj) and obj.__init__.__code__.co_filename != '<string>': obj = obj.__init__ # of a subclass
         super().__init__(obj)
         self.params = self.params.filter(
             lambda o: self.dm[o]['docment'] != inspect._empty or 'VAR' not in self.dm[o]['kind'].name
@@ -53,21 +54,24 @@ class ParamTable(DocmentTbl):
             if default is not inspect._empty: d['default'] = f'`{plain(default)}`'
 
 
+def with_source(cls:type) -> type: # the same class of the package
+    "A dataclass of a notebook has no source, and so no docments."
+    found = NbdevLookup()[cls.__name__]
+    return getattr(import_module(found[1][:-3].replace('/', '.')), cls.__name__) if isinstance(found, tuple) else cls
+
+
 def delegate_to_dataclasses(f) -> None:
     "Let a function that delegates to the generated `__init__` of a dataclass delegate to the class: it has a source."
     while (to := getattr(f, '__delwrap__', None)) is not None:
         if isinstance(to, FunctionType) and to.__code__.co_filename == '<string>':
-            f.__delwrap__ = to.__globals__[to.__qualname__.split('.')[0]]
+            f.__delwrap__ = with_source(to.__globals__[to.__qualname__.split('.')[0]])
         f = to
 
 
 class Entry(BasicMarkdownRenderer):
     "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
     def __init__(self, sym, *args, **kwargs):
-        if isdataclass(sym):
-            sym = getattr(
-                import_module(NbdevLookup()[sym.__name__][1][:-3].replace('/', '.')), sym.__name__
-            )  # a notebook's has no source
+        if isdataclass(sym): sym = with_source(sym)
         delegate_to_dataclasses(sym)
         super().__init__(sym, *args, **kwargs)
         # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the
@@ -166,14 +170,26 @@ def site_config(
     return cfg
 
 
+def without_entry() -> set: # 'weights.match.html#name'
+    "Where nbdev would link names that modules share and don't offer: they have no entry."
+    from collab_pretrained._modidx import d
+    return {
+        where
+        for module, names in d['syms'].items()
+        for name, (where, _) in names.items()
+        if name.removeprefix(module + '.').split('.')[0] not in import_module(module).__all__
+    }
+
+
 def rename_pages(nbs:Path, proc:Path) -> None:
     """Give each processed notebook its page's name, and make links into the site relative, so that it works at any
     address."""
-    url = get_config().doc_url
+    url, unlinked = get_config().doc_url, without_entry()
     for p in sorted(proc.rglob('*.ipynb')):
         rel = p.relative_to(proc)
         text = re.sub(r'output-file: [\w.-]+\\n', '', p.read_text())
         text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text) # private names have no entry to link to
+        text = re.sub(r'\[(`[\w.]+`)\]\(([^)]+)\)', lambda m: m[1] if m[2].split('/')[-1] in unlinked else m[0], text)
         text = text.replace(url, '../'*(len(rel.parts) - 1) or './')
         text = re.sub(r'\]\(((?:\.\./)*)\d+_([\w.]+\.ipynb)', r'](\1\2', text)  # links to notebooks, by their numbers
         p.unlink()

@@ -57,7 +57,7 @@ def _add_option(parser, name, param):
 def option_parser(
     f:Callable, # its docments are the options; a parameter `reading` has those of `Reading`
     prog:str, # how the command is called
-) -> ArgumentParser:
+) -> ArgumentParser: # its help is of `f`'s docstring and docments
     "A parser of the arguments of `f`."
     parser = ArgumentParser(prog, description=f.__doc__, formatter_class=partial(HelpFormatter, max_help_position=28))
     params = docments(f, full=True, returns=False, eval_str=True)

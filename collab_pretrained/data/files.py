@@ -276,7 +276,7 @@ def read_ids(
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
 def pick_columns(
-    df:pd.DataFrame,
+    df:pd.DataFrame, # a table as it was read
     path:str|Path, # where it is from, for messages
     **roles, # 'user', 'item', 'rating', 'time' -> the column's name; None for the first to the fourth column
 ) -> list: # their names, all different

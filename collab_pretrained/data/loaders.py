@@ -163,7 +163,10 @@ class CollabDL(TfmdDL):
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
 # %% ../../nbs/34_data.loaders.ipynb #92982957
-def batch_slices(tensors, sizes):
+def batch_slices(
+    tensors:tuple, # of one length, as many rows as `sizes` sum to, or more
+    sizes:list, # int, rows of each batch
+): # of tuples of tensors, one for each of `sizes`
     "Batches of `sizes` rows, made a few at a time: a slice that is used at once is still in the cache."
     done = 0
     for k in range(0, len(sizes), 256):
@@ -190,7 +193,10 @@ def create_batches(self:CollabDL,
         yield from batch_slices(block, sizes[k:k+per_block])
         done += n
 
-def transform_batch(dl, batches):
+def transform_batch(
+    dl, # a loader, with fastai's `after_batch`
+    batches:Iterable, # of tuples of tensors
+) -> Iterable: # of what the transforms make of them
     "Batches as the loader's transforms leave them; without any, nothing is called for each."
     return map(dl.after_batch, batches) if getattr(dl.after_batch, 'fs', True) else batches
 
@@ -481,13 +487,19 @@ class CollabDataLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/34_data.loaders.ipynb #a04d6bf5
-def loaders_like(dls:CollabDataLoaders, loaders:list) -> CollabDataLoaders:
+def loaders_like(
+    dls:CollabDataLoaders, # not changed
+    loaders:list, # for training and for validation, as in `dls`
+) -> CollabDataLoaders: # with the report of `dls`, its path and its device
     "Other loaders of the same ratings, or of some of them."
     res = CollabDataLoaders(*loaders, path=dls.path, device=dls.device)
     res.report, res.past = dls.report, dls.past
     return res
 
-def with_datasets(dls:CollabDataLoaders, datasets:list) -> CollabDataLoaders:
+def with_datasets(
+    dls:CollabDataLoaders, # not changed
+    datasets:list, # one for each of its loaders, in their order
+) -> CollabDataLoaders: # without a report and without ratings of the past
     "The same loaders over other datasets."
     res = loaders_like(dls, [dl.new(ds) for dl, ds in zip(dls.loaders, datasets, strict=True)])
     res.report = None

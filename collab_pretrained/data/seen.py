@@ -70,7 +70,7 @@ class Seen:
         pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
         n_users:int, # rows of the users' table
         n_items:int, # rows of the items' table
-    ) -> 'Seen':
+    ) -> 'Seen': # the pairs sorted, each once
         "The record of some pairs."
         return cls._of_keys(_distinct(_keys(pairs, n_items)), n_users, n_items)
 
@@ -101,7 +101,7 @@ def with_pairs(self:Seen,
     pairs:np.ndarray, # int (n, 2): a user row and an item row each
     n_users:int|None=None, # rows of the users' table from now on; None for as many as before
     n_items:int|None=None, # rows of the items' table from now on; None for as many as before
-) -> Seen:
+) -> Seen: # a new one, of all pairs
     "The record with more pairs in it."
     n_users, n_items = n_users or self.n_users, n_items or self.n_items
     old, new = _keys(self.pairs(), n_items), _distinct(_keys(pairs, n_items))
@@ -132,7 +132,7 @@ def moved(self:Seen,
 # %% ../../nbs/36_data.seen.ipynb #8f4d3b50
 def seen_in(
     dls:DataLoaders, # loaders of ratings, ours or fastai's
-) -> Seen:
+) -> Seen: # the pairs of known items
     "What the users of a table have seen, by the rows of its vocabulary."
     users, items = [Vocab.of(names) for names in dls.classes.values()]
     pairs = seen_pairs(dls)
@@ -151,7 +151,7 @@ def seen_of_tables(
     tables:dict[str, Tensor], # as `Seen.tables` gives them
     n_items:int, # rows of the items' table
     name:str='the model', # what messages call it
-) -> Seen:
+) -> Seen: # whose tables these are
     "The record that tensors hold, checked."
     if lost := {'user.counts', 'items'} - set(tables): raise _malformed(name, f'it has no {sorted(lost)}')
     counts, items = (tables[o].cpu().numpy() for o in ('user.counts', 'items'))

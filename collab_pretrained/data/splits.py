@@ -32,7 +32,9 @@ def _shuffled(n, seed):
     return torch.randperm(n, generator=gen, dtype=dtype).numpy()
 
 # %% ../../nbs/30_data.splits.ipynb #5e7a546f
-def check_valid_pct(valid_pct):
+def check_valid_pct(
+    valid_pct, # what a caller gave for the share of ratings to validate on
+):
     if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(
         f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 

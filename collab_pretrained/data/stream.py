@@ -77,7 +77,7 @@ _pieces = 64  # of a window
 class StreamDL(CollabDL):
     "Batches from a `StreamDataset`: every row once an epoch, shuffled by the window, in an order that `seed` fixes."
     def __init__(self,
-        dataset:StreamDataset,
+        dataset:StreamDataset, # of ratings in a file
         bs:int=64, # rows in a batch, 1 or more
         shuffle:bool=False, # another order each epoch? False for the order of the file
         seed:int|None=None, # of the order of every epoch; None for `fresh_seed`

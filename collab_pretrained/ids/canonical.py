@@ -90,13 +90,20 @@ def canonical_ids(
     return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
 
 # %% ../../nbs/10_ids.canonical.ipynb #f1c0a1d3
-def take_in_parts(values, places, part=2**14):
+def take_in_parts(
+    values:np.ndarray, # (m,), any dtype
+    places:np.ndarray, # int (n,), positions in `values`
+    part:int=2**14, # positions taken at a time
+) -> np.ndarray: # (n,), of the dtype of `values`
     "`values.take(places)`, in parts that stay in the cache with the integers of 64 bits that numpy makes of `places`."
     res = np.empty(len(places), dtype=values.dtype)
     for k in range(0, len(places), part): res[k:k+part] = values.take(places[k:k+part])
     return res
 
-def ascending_codes(codes, ids):
+def ascending_codes(
+    codes:np.ndarray, # int (n,), positions in `ids`
+    ids:np.ndarray, # distinct: int64, or object of str
+) -> tuple: # int32 (n,) positions in the sorted ids; the sorted ids
     "Codes into the distinct `ids`, and these, for ids in ascending order."
     if ids.dtype != object: order = np.argsort(ids)
     else: order = np.array(sorted(range(len(ids)), key=ids.tolist().__getitem__), dtype=np.int64)  # in a third of numpy's time

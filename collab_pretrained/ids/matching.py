@@ -181,7 +181,7 @@ class MatchReport:
 
     def side(self,
         name:str, # 'user' or 'item'
-    ) -> VocabMatch:
+    ) -> VocabMatch: # of this side's vocabularies
         "What matched on one side."
         return (self.users, self.items)[side_index(name)]
 

@@ -194,7 +194,7 @@ class CollabLearner(LeanLearner):
 # %% ../../nbs/51_learner.core.ipynb #e7e099fe
 def has_vocab(
     dls, # any loaders
-) -> bool:
+) -> bool: # True for `CollabDataLoaders` and fastai's
     "Whether loaders name the rows of users and of items, and of nothing else."
     return len(getattr(dls, 'classes', ())) == 2
 
@@ -234,7 +234,7 @@ class Side:
 @patch
 def side(self:CollabLearner,
     name:str, # 'user' or 'item'
-) -> Side:
+) -> Side: # name, index, column and vocabulary
     "The column and the vocabulary of users, or of items."
     k = side_index(name)
     return Side(name, k, *list(self.vocab.items())[k])
@@ -255,7 +255,9 @@ def restore_tables(self:CollabLearner,
     "Take over what was saved beside the weights; called once these are loaded."
     self.solved, self.seen, self.liked, self.trained_here = None, None, None, False
 
-def loss_facts(learn:CollabLearner) -> dict: # {} unless it is a ranking
+def loss_facts(
+    learn:Learner, # any learner
+) -> dict: # {} unless it is a ranking
     "What a saved model should tell of its loss."
     return {'loss': learn.ranking.config()} if isinstance(learn, CollabLearner) and learn.ranking else {}
 

@@ -76,7 +76,7 @@ def names_repository(
     name, # anything
     parents:Sequence, # folders that it would lie in, if it were a path
     model_dir:str|Path='models', # a folder that holds models, whether it is there or not
-) -> bool:
+) -> bool: # False for what isn't a string of a repository's form
     "Whether `name` can only be that of a repository on the hub: a path in a folder that exists is a path."
     return is_hub_id(name) and name.split('/')[0] != str(model_dir) and not any(Path(o).is_dir() for o in parents)
 
@@ -116,7 +116,7 @@ class RatingStats(NamedTuple):
 def rating_stats(
     dls:DataLoaders, # ratings, ours or fastai's
     y_range:tuple|None=None, # (low, high) to count the ratings outside of; None for no range
-) -> RatingStats:
+) -> RatingStats: # NaN for extent and mean where there are no ratings
     "The extent and the mean of the training ratings."
     low, high, total, n, n_out = np.inf, -np.inf, 0., 0, 0
     for _, *ratings in rating_blocks(dls.train_ds) or ():

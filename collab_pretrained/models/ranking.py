@@ -39,7 +39,7 @@ def is_positive(
 class RankingDL(CollabDL):
     "Batches of positives, the rows of each user together; unshuffled, a `CollabDL` of all ratings."
     def __init__(self,
-        dataset:CollabDataset,
+        dataset:CollabDataset, # of all ratings, positive or not
         min_rating:float|None=None, # a rating from which on it is positive; None if every row is
         **kwargs, # parameters of `CollabDL`
     ):

@@ -82,7 +82,7 @@ def sort_ratings(
     n_others:int, # rows of the other side
     width:int, # numbers of a row: factors and bias
     weight:Tensor|None=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
-) -> SortedRatings:
+) -> SortedRatings: # of all rows, with those of the other side that each has ratings of
     "Sort ratings by their row and cut them into chunks."
     order = x[:,0].int().argsort(stable=True)
     lengths = torch.bincount(x[:,0], minlength=n_rows)

@@ -134,7 +134,7 @@ class ForwardScores:
 def scores_of(
     model:nn.Module, # a model of users and items, wrapped or not
     item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items to score
-) -> DotScores|ForwardScores:
+) -> DotScores|ForwardScores: # by one matrix product where it is a dot product, else by calls of the model
     "How to score `item_rows` by `model`."
     model = get_model(model)
     is_dot = getattr(type(model), 'forward', None) in (collab.EmbeddingDotBias.forward, EmbeddingDotBias.forward)

@@ -40,7 +40,7 @@ def share_of(
 # %% ../../nbs/70_scale.distributed.ipynb #f1510dec
 def is_sharded(
     t:Tensor, # a table or another parameter
-) -> bool:
+) -> bool: # False for an ordinary tensor
     "Whether `t` is a DTensor, whose rows are spread over processes."
     return hasattr(t, 'device_mesh')  # torch takes half a second to import the class
 

@@ -166,7 +166,7 @@ def read_signed(
     path:Path, # a JSON file with a checksum
     maker:str, # the function that wrote it, for messages
     remedy:str='', # what else a message says where there is no such file
-) -> dict:
+) -> dict: # what the file says, unchanged since it was written
     "The configuration in a file, as `maker` wrote it."
     if not path.is_file(): raise CheckpointNotFoundError(
         f'{path}: no such file; expected a folder that `{maker}` wrote{remedy}')

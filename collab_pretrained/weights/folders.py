@@ -84,7 +84,7 @@ def _tensor_bytes(tensors):
 def read_config(
     path:str|Path, # for messages
     raw:bytes, # the content of `config.json`
-) -> dict:
+) -> dict: # what it says, of a schema that this version reads
     "The configuration of a checkpoint folder, checked by itself."
     config = read_json(path, raw)
     if not isinstance(config, dict) or type(config.get('schema')) is not int: raise CheckpointError(

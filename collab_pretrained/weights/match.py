@@ -127,7 +127,7 @@ def _fill(new, old, match, fill, counts, min_count, generator):
 def match_rows(
     key:str, # what messages call the table
     old:Tensor, # (rows of the old vocabulary, ...)
-    match:VocabMatch,
+    match:VocabMatch, # of the old vocabulary and the new one
     fill:float=0, # what rows without an old one get
 ) -> Tensor: # (rows of the new vocabulary, ...), of the same dtype and device
     "A table's rows under their new numbers."
@@ -158,7 +158,7 @@ def value_of_side(
     side:str, # 'user' or 'item'
     param:str, # the parameter's name, for messages
     default=None, # for a side that the dictionary leaves out
-) -> Any:
+) -> Any: # the value itself where it isn't a dictionary
     "What a parameter says for one side."
     if not isinstance(value, Mapping): return value
     if set(value) - {f'{o}s' for o in SIDES}: raise VocabError(
@@ -191,10 +191,10 @@ def _check_copies(wgts, key, copies):
 def match_wgts(
     wgts:Mapping, # name -> tensor, as `flat_weights` gives them
     report:MatchReport, # of the old vocabulary and the new one, with the old counts if they are known
-    keys:Mapping|None=None, # this and what follows as in `match_embeds`
-    unseen='mean',
-    min_count:int=0,
-    seed:int|None=None,
+    keys:Mapping|None=None, # role -> name in `wgts`, where the names are unknown, as in `match_embeds`
+    unseen='mean', # how rows of ids without an old row are filled, as in `match_embeds`
+    min_count:int=0, # fills are made from ids with at least that many interactions
+    seed:int|None=None, # of what is drawn for the fills; None draws a new one
 ) -> dict: # name -> weight
     "`match_embeds` for flat weights and a match that is known already."
     found, res, generator = find_roles(wgts, keys), dict(wgts), _generator(seed)

@@ -242,7 +242,7 @@ def save_pair(
 # %% ../../nbs/26_weights.pairs.ipynb #4fe4b3e8
 def are_columns(
     x, # anything that a file may say
-) -> bool:
+) -> bool: # True for two different names or numbers in a list, and for None
     "Whether `x` names the columns of users and items, or says that they have no names."
     return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
 

@@ -39,7 +39,7 @@ def bare_name(
 def as_tensor(
     key:str, # its name, for messages
     value, # a tensor, a parameter or an array
-) -> torch.Tensor:
+) -> torch.Tensor: # of the dtype and device of `value`
     "`value` as a dense tensor without a gradient that shares its memory."
     try: res = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError): res = None
