@@ -343,7 +343,7 @@ def set_factors(
 
 def factors_of(
     learn:CollabLearner, # a ranking
-) -> ImplicitFactors:
+) -> ImplicitFactors: # those kept of the last solve, where its tables are unchanged
     "Its vectors and counts; where rows were not solved, counts are those of the positives that are known."
     model = dot_product(learn)
     if learn.solved and learn.solved[0] == _stamp(model): return learn.solved[1]

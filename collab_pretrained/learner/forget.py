@@ -94,7 +94,7 @@ def moved_dataset(
     ds:CollabDataset, # not changed
     report:MatchReport, # of its vocabulary and the new one
     classes:dict, # the new one: column -> `Vocab`
-) -> CollabDataset:
+) -> CollabDataset: # of the new vocabulary; maybe empty
     "Ratings under the new numbers of their ids, without those of ids that are gone."
     new_rows = []
     for match in map(report.side, SIDES):
@@ -112,7 +112,7 @@ def moved_dataset(
 def _weights_of(ds): return torch.ones(len(ds), device=ds.tensors[0].device) if ds.weights is None else ds.weights
 
 def joined_datasets(
-    a:CollabDataset,
+    a:CollabDataset, # comes first
     b:CollabDataset, # over the same vocabulary
 ) -> CollabDataset: # on the device of `a`
     "Two datasets as one; times are kept where both have them."
@@ -125,7 +125,7 @@ def some_rows(
     ds:CollabDataset, # any ratings
     n:int, # how many
     seed:int, # of the draw
-) -> CollabDataset:
+) -> CollabDataset: # of the same vocabulary
     "`n` ratings at random; all where there are no more."
     if n >= len(ds): return ds
     some = torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed))[:n].to(ds.tensors[0].device)

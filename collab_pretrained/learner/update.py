@@ -82,7 +82,7 @@ _fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'trained_here'
 @contextmanager
 def all_or_nothing(
     learn:CollabLearner, # any learner
-) -> Generator:
+) -> Generator: # a context without a value
     "Put a learner back as it was if what happens inside fails or is interrupted."
     model, opt, fields = get_model(learn.model), learn.opt, {o: getattr(learn, o) for o in _fields}
     params = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}

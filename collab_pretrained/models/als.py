@@ -362,7 +362,7 @@ def with_rows(
     variance:Tensor, # (n_ids, k+1)
     x:Tensor, # (n, 2) int64: the ratings behind them: position among `rows`, row of the other side
     weight:Tensor|None=None, # (n,) float32
-) -> Posterior:
+) -> Posterior: # a copy with these rows in their places
     "A posterior with some rows replaced, and their counts and histories brought up to date."
     own, other = posterior.side(side)
     weight = mean.new_ones(len(x)) if weight is None else weight

@@ -83,7 +83,7 @@ def ials_rounds(
     weight:Tensor|None=None, # (n,) float32, 0 or more: 2 counts as the pair twice; None for 1 each
     n_rounds:int=10, # each solves all users, then all items
     step:float=1., # over-relaxation of rows that had positives in `start`: 1 to below 2; 1 goes to the minimum itself
-) -> Iterator[ImplicitFactors]:
+) -> Iterator[ImplicitFactors]: # after each round
     "Train by solving rows in closed form; yields the factors after each round."
     users, items, *before = start
     (n_users, k), n_items = users.shape, len(items)

@@ -54,8 +54,8 @@ class SidePosterior:
 @dataclass
 class Posterior:
     "All that a model of ratings knows."
-    users: SidePosterior
-    items: SidePosterior
+    users: SidePosterior # of all user rows
+    items: SidePosterior # of all item rows
     noise: float # standard deviation of a rating around its answer, in units of ratings
 
     def side(self,
@@ -109,7 +109,7 @@ def linear_scale(
 def units(
     k:int, # factors
     scale:float, # of the answers
-    device:torch.device|None=None,
+    device:torch.device|None=None, # of the result; None for torch's default
 ) -> Tensor: # (k+1,)
     "The unit of each number of a row: a product of two vectors is of the size of a bias."
     return torch.tensor([scale**.5]*k + [scale], device=device)
@@ -119,7 +119,7 @@ def start_side(
     mean:Tensor, # (n_rows, k+1) float32
     unit:Tensor, # (k+1,): of each number of a row
     base:Tensor, # (k+1,)
-) -> SidePosterior:
+) -> SidePosterior: # of the same rows
     "A side about which nothing is known but where its rows start: no ratings, a wide prior."
     spread = .3*unit
     spread[-1] = .45*unit[-1]
@@ -135,7 +135,7 @@ def start(
     seed:int=0, # of the vectors' random start
     weight:Tensor|None=None, # (n,) float32
     y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
-) -> Posterior:
+) -> Posterior: # to fit ratings from
     "Small random vectors, biases of 0 for users and the mean rating for items."
     rng = torch.Generator().manual_seed(seed)
     mean, scale = mean_and_scale(y, weight)
@@ -164,7 +164,7 @@ def read_posterior(
     tables:dict[str, Tensor], # as `posterior_tables` gives them
     users:Tensor, # (n_users, k+1) float32: the means, vector and bias
     items:Tensor, # (n_items, k+1) float32
-) -> Posterior:
+) -> Posterior: # as `posterior_tables` was given it
     "The posterior in `tables`; raises `CheckpointError` where something is missing or of another shape."
     sides = [_read_side(tables, name, mean) for name, mean in zip(SIDES, (users, items), strict=True)]
     noise = _entry(tables, 'noise', (1,)).item()
@@ -205,7 +205,7 @@ def match_side(
 def match_posterior(
     posterior:Posterior, # over the old vocabulary; not changed
     report:MatchReport, # of the old vocabulary and the new one
-) -> Posterior:
+) -> Posterior: # over the new vocabulary
     "A posterior moved from the old vocabulary to the new one."
     device, moved = posterior.users.mean.device, []
     for o in SIDES:
