@@ -47,6 +47,7 @@ from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
 from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
+from ..models.ials import IALS
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
 from collab_pretrained.serve.evaluate import (
@@ -73,7 +74,8 @@ _share = ('a share, 0 to 1', lambda o: 0 <= o <= 1)
 _ranges = {  # option -> what its number must be, and the test
     'epochs': _at_least_0, 'n_factors': ('1 to 65536', lambda o: 1 <= o <= 2**16), 'lr': _above_0, 'wd': _at_least_0,
     'min_overlap': _share, 'max_rmse': _above_0, 'seed': ('a whole number below 2**63', lambda o: abs(o) < 2**63),
-    'wait': _at_least_0, 'k': ('1 or more', lambda o: o >= 1), 'bs': ('1 to 2**31', lambda o: 1 <= o <= 2**31)}
+    'wait': _at_least_0, 'k': ('1 or more', lambda o: o >= 1), 'bs': ('1 to 2**31', lambda o: 1 <= o <= 2**31),
+    'rounds': ('1 or more', lambda o: o >= 1)}
 
 def _check_options(kwargs):
     "Raise for a value that no command can use, before anything is read."
@@ -247,19 +249,41 @@ def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
                                      duplicates=duplicates, **kwargs)
 
 # %% ../../nbs/83_cli.commands.ipynb #492ef4bd
-def _learner(dls, source, loss, n_factors, adapt, min_overlap, seed):
-    "A learner on `dls`, from the model `source` or from scratch; rows without ratings are ranked."
+def _method(method, ranking, source, descent):
+    "How to train, 'als' or 'sgd': `descent` is {option: value} of those that are for sgd alone."
+    given = [f'--{k}' for k, v in descent.items() if v is not None]
+    if method not in (None, 'als', 'sgd'): raise RatingsError(f"--method {method}; expected als or sgd")
+    if method == 'als' and given: raise RatingsError(f'--method als and {given[0]}; expected --method sgd, which it is for')
+    can_solve = not ranking or isinstance(ranking, IALS)
+    if source and source.meta.get('kind') not in (None, 'EmbeddingDotBias'): can_solve = False
+    if method == 'als' and not can_solve: raise RatingsError(
+        '--method als and a model whose rows have no solution in closed form; expected --method sgd, or --loss ials')
+    return method or ('als' if can_solve and not given else 'sgd')
+
+def _learner(dls, source, loss, n_factors, method, min_overlap, seed):
+    "A learner on `dls`, from the model `source` or from scratch."
     if source: _check_overlap(match_classes(source.vocab, dls.classes), min_overlap)
-    if n_factors is None: n_factors = table_widths(source.wgts).get('u_weight', 50) if source else 50
-    if loss is None and not as_ranking(None, pretrained=source) and dls.train_ds.rating_name is None: loss = 'softmax'
-    ranks = as_ranking(loss, pretrained=source)
-    y_range = None if ranks else source.meta['y_range'] if source and 'y_range' in source.meta else range_around(dls)
+    ranking = as_ranking(loss, pretrained=source)
+    default = 20 if method == 'als' and not ranking else 50
+    if n_factors is None: n_factors = table_widths(source.wgts).get('u_weight', default) if source else default
+    y_range = None if ranking or method == 'als' else range_around(dls)
+    if source and 'y_range' in source.meta: y_range = source.meta['y_range']
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learn = collab_learner(dls, n_factors, y_range=y_range, metrics=rmse, loss=loss, pretrained=source or False,
-                               adapt=adapt, seed=seed)
+        learn = collab_learner(dls, n_factors, y_range=None if ranking else y_range, metrics=rmse, loss=loss,
+                               pretrained=source or False, seed=seed)
     if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
     return learn
+
+# %% ../../nbs/83_cli.commands.ipynb #ceea0584
+def _train(learn, source, method, adapt, rounds, epochs, lr, wd):
+    "Train in the way that was chosen; a model to start from learns what is new to it."
+    if source and (adapt or method == 'als'):
+        with contextlib.redirect_stdout(sys.stderr): learn.adapt()
+    if method == 'als' and not source: train_with_log(learn, rounds if epochs is None else epochs, method='als')
+    if method == 'als': return
+    if not learn.ranking: lr, wd = lr or 5e-3, .4 if wd is None else wd
+    train_with_log(learn, 5 if epochs is None else epochs, lr, wd)
 
 # %% ../../nbs/83_cli.commands.ipynb #6ccb5034
 def _save(learn, folder, wait):
@@ -278,14 +302,16 @@ def cli_train(
     duplicates:str='keep', # rows of one user and item: keep all, the last, their mean, or raise (an error)
     pretrained:str|None=None, # model to start from: a folder, the stem of a saved pair, or a hub's user/repo
     loss:str|None=None, # learn a ranking instead of ratings: bpr, warp, softmax or ials; else what --pretrained learned
-    adapt:bool=False, # with --pretrained: solve users' and items' rows from the ratings before training
+    method:str|None=None, # als solves rows in closed form, sgd descends; else als where rows can be solved
+    rounds:int=10, # with als: how often all users and all items are solved
+    adapt:bool=False, # with --pretrained and sgd: take the ratings into the rows before training
     min_overlap:float=0., # with --pretrained: the share of users, and of items, that must have a row in it, 0 to 1
     max_rmse:float|None=None, # save only where the error on the ratings held out is no larger
-    n_factors:int|None=None, # width of the vectors; else that of --pretrained, or 50
-    epochs:int=5, # how often all ratings are trained on; with --loss ials, rounds of solving
-    lr:float|None=None, # highest learning rate; else 0.005, or that of the ranking
-    wd:float|None=None, # weight decay; else 0.4, or that of the ranking
-    bs:int=512, # ratings in a batch
+    n_factors:int|None=None, # width of the vectors; else that of --pretrained, 20, or 50 for a ranking or sgd
+    epochs:int|None=None, # with sgd: how often all ratings are trained on; else 5
+    lr:float|None=None, # with sgd: highest learning rate; else 0.005, or that of the ranking
+    wd:float|None=None, # with sgd: weight decay; else 0.4, or that of the ranking
+    bs:int=512, # with sgd: ratings in a batch
     valid_pct:float=.2, # share of the ratings to hold out and measure on, 0 to below 1
     seed:int=1, # of the split, the batches and the start values
     wait:float=600., # how long to wait for another command that writes to the folder, in s
@@ -295,14 +321,18 @@ def cli_train(
     _check_folder(out)
     if min_overlap and not pretrained: raise RatingsError(f'--min-overlap {min_overlap:g} without --pretrained; '
                                                           'expected a model whose ids are to match')
+    if adapt and not pretrained: raise RatingsError('--adapt without --pretrained; expected a model to start from')
     source = read_pretrained(pretrained) if pretrained else None
     columns = dict(user=user, item=item, rating=rating, time=time)
     dls = _loaders(ratings, source, columns, implicit, duplicates, reading, valid_pct=valid_pct, seed=seed, bs=bs)
-    learn = _learner(dls, source, loss, n_factors, adapt, min_overlap, seed)
-    ranks = _is_ranking(learn, max_rmse)
-    if not ranks: lr, wd = lr or 5e-3, .4 if wd is None else wd
+    descent = dict(epochs=None if loss == 'ials' else epochs, lr=lr, wd=wd)
+    if loss is None and not as_ranking(None, pretrained=source) and dls.train_ds.implicit:
+        loss = 'softmax' if method == 'sgd' or any(o is not None for o in descent.values()) else 'ials'
+    method = _method(method, as_ranking(loss, pretrained=source), source, descent)
+    learn = _learner(dls, source, loss, n_factors, method, min_overlap, seed)
+    _is_ranking(learn, max_rmse)
     before = _held_out(learn)[1] if len(dls.valid_ds) else np.nan
-    train_with_log(learn, epochs, lr, wd)
+    _train(learn, source, method, adapt, rounds, epochs, lr, wd)
     if source: print(learn.match_report)
     print(dls.report)
     _check_rmse(_print_held_out(learn, 'the ratings held out', before), max_rmse, len(dls.valid_ds))

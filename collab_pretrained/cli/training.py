@@ -20,7 +20,6 @@ import numpy as np
 from fastai.callback.core import Callback
 
 from ..learner.core import CollabLearner
-from ..models.ials import IALS
 
 # %% ../../nbs/80_cli.training.ipynb #8b0188e7
 class Unbreakable(io.TextIOBase):
@@ -87,11 +86,12 @@ def train_with_log(
     epochs:int, # 0 or more
     lr:float|None=5e-3, # highest learning rate; None for the learner's
     wd:float|None=.4, # weight decay; None for the learner's
+    method:str='sgd', # 'sgd' descends in epochs, 'als' solves rows in rounds
 ) -> tuple: # the last metric before and after each epoch (NaN without a validation part), and the seconds of each
     "Train, with a line for each epoch on standard error."
     watch = _Watch()
     with progress_to_stderr(learn), learn.no_logging():
         before = float(learn.validate()[-1]) if len(learn.dls.valid) else np.nan
-        if epochs and isinstance(learn.ranking, IALS): learn.fit_als(epochs, cbs=watch)  # not by descent
+        if epochs and method == 'als': learn.fit_als(epochs, cbs=watch)
         elif epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=watch)
     return [before, *watch.values], [0., *watch.seconds]
