@@ -23,6 +23,7 @@ from ..data.loaders import CollabDataLoaders
 from ..data.ratings import as_frame, read_ratings
 from ..data.splits import newest_unseen, two_corpora
 from ..ids.matching import MatchReport
+from ..learner.als import is_solved_by_rows
 from ..learner.factory import collab_learner
 from ..models.ranking import Ranking
 from collab_pretrained.serve.evaluate import (
@@ -196,7 +197,8 @@ def benchmark(
     curves, seconds, learns = {}, {}, {}
     with torch.random.fork_rng():
         old, _ = _trained(old_dls, **common)
-        warm = {'warm start': dict(pretrained=old), 'warm start, rows solved': dict(pretrained=old, adapt=True)}
+        warm = {'warm start': dict(pretrained=old)}
+        if is_solved_by_rows(old): warm['warm start, rows solved'] = dict(pretrained=old, adapt=True)
         for name, kwargs in {'from scratch': {}, **warm}.items():
             began = time.perf_counter()
             learns[name], curves[name] = _trained(dls, **common, **kwargs)
