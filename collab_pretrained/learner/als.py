@@ -6,8 +6,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'settle_posterior',
-           'move_solved', 'frozen_rows_of', 'frozen_masks', 'run_rounds', 'positives_of', 'known_positives',
-           'set_factors', 'factors_of', 'read_for', 'of_known', 'new_evidence']
+           'move_solved', 'frozen_rows_of', 'frozen_masks', 'run_rounds', 'is_solved_by_rows', 'positives_of',
+           'known_positives', 'set_factors', 'factors_of', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -301,6 +301,12 @@ def fit_als(self:CollabLearner,
     return self
 
 # %% ../../nbs/52_learner.als.ipynb #39334147
+def is_solved_by_rows(
+    learn:CollabLearner, # any learner
+) -> bool:
+    "Whether the learner's rows are solved in closed form: of ratings, or of implicit ALS."
+    return isinstance(get_model(learn.model), EmbeddingDotBias) and (learn.ranking is None or isinstance(learn.ranking, IALS))
+
 def positives_of(
     learn:CollabLearner, # a ranking
     x:Tensor, # (n, 2) int64
@@ -529,6 +535,15 @@ def take_in(self:CollabLearner,
     self.seen = Seen.of_pairs(pairs, *sizes) if seen is None else seen.with_pairs(pairs, *sizes)
     self.trained_here = False
 
+# %% ../../nbs/52_learner.als.ipynb #2843b35a
+def _adapt_by_descent(learn, epochs, lr):
+    "Epochs for a ranking whose rows have no closed form."
+    if not epochs: raise RatingsError(f"adapt: a ranking by {type(learn.ranking).__name__} is trained by descent; "
+                                      "expected `epochs=1` or more, or a model of `loss='ials'`")
+    learn.fit_one_cycle(epochs, lr)
+    return learn
+
+
 # %% ../../nbs/52_learner.als.ipynb #09c131f5
 @patch
 def adapt(self:CollabLearner,
@@ -541,6 +556,7 @@ def adapt(self:CollabLearner,
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of '
                                       'them, or make the learner over one')
     dot_product(self)
+    if not is_solved_by_rows(self): return _adapt_by_descent(self, epochs, lr)
     new = new_evidence(self, x)
     if not new.all(): warnings.warn(f'{int((~new).sum())} of {len(new)} ratings were taken in before, and are left out',
                                     CollabWarning, stacklevel=3)

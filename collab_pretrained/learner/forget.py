@@ -25,7 +25,7 @@ from ..ids.vocab import Vocab
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, param_names
 from ..weights.roles import find_roles, flat_weights
-from .als import move_solved, settle_posterior
+from .als import is_solved_by_rows, move_solved, settle_posterior
 from .core import CollabLearner
 from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
 
@@ -56,7 +56,7 @@ def renumber(
 ) -> MatchReport: # of the vocabulary before and after
     "Move everything that is indexed by a learner's vocabulary to another one, but for its loaders."
     model, opt, report = get_model(learn.model), learn.opt, match_classes(learn.vocab, classes)
-    solved = learn.posterior if learn.solved else None
+    solved = learn.posterior if learn.solved and is_solved_by_rows(learn) else None
     state = None if opt is None else opt.state_dict()  # first, as it may settle what weights are owed
     names = None if opt is None else param_names(opt, model)
     wgts = match_wgts(flat_weights(model.state_dict()), report, seed=seed)
