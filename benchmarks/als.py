@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from statistics import median
 
-
 def planted(n, n_users=6000, n_items=4000):
     "User, item and rating of each of `n` ratings, some users and items having many more than others."
     import numpy as np

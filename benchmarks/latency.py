@@ -21,7 +21,6 @@ from fastai.data.external import URLs, untar_data  # noqa: E402
 from collab_pretrained.all import CollabDataLoaders, collab_learner  # noqa: E402
 from collab_pretrained.data.ratings import read_ratings  # noqa: E402
 
-
 def ml_100k():
     return pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', names=['user', 'item', 'rating'], usecols=range(3))
 

@@ -23,7 +23,6 @@ from collab_pretrained.core import NA
 from collab_pretrained.ids.vocab import Vocab
 from collab_pretrained.weights.match import match_embeds
 
-
 def two_vocabs(n, text, seed):
     """The names of `n` rows, old and new, each as read from a file: '#na#', then ids in a random order, nine in ten of
     them on both sides."""

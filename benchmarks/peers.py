@@ -22,7 +22,6 @@ import time
 os.environ['OMP_NUM_THREADS'] = '1'
 import numpy as np
 
-
 def _learner(train, valid, bs=1024, **kwargs):
     import warnings
 

@@ -29,7 +29,6 @@ from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.factory import collab_learner
 from collab_pretrained.serve.recommend import recommend  # noqa: F401, puts the methods on the learner
 
-
 def make_learner(args):
     "A learner with random vectors, and `--rated` random ratings of each user."
     rng, n = np.random.default_rng(0), args.users*args.rated

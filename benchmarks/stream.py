@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-
 def make(n, file):
     "Write `n` ratings by n/50 users of n/500 items to Parquet, a million at a time."
     import numpy as np

@@ -1,6 +1,7 @@
 """Where the modules of versions before 0.1 have gone, so that the learners exported by them still load.
 
-A pickle names a class by its module. The old names of modules are imported as before, and find their classes in the new ones.
+A pickle names a class by its module. The old names of modules are imported as before, and find their classes in the
+new ones.
 """
 import sys
 from functools import partial

@@ -82,7 +82,8 @@ def _planted_truth(rng, n_users, n_items, n_factors):
 def _most_popular(rng, p, n):
     "The users and items of `n` pairs: a weighted draw without replacement, since `p` is marked by -inf where drawn."
     if n*2 > p.size: raise RatingsError(
-        f'planted_ratings: {n} ratings a period of {p.shape[0]} users x {p.shape[1]} items; expected at most {p.size//2}')
+        f'planted_ratings: {n} ratings a period of {p.shape[0]} users x {p.shape[1]} items; '
+        f'expected at most {p.size//2}')
     pairs = np.sort(np.argpartition(-p, n, axis=None)[:n])  # which come first differs with the processor
     u, i = np.unravel_index(rng.permutation(pairs), p.shape)
     p[u, i] = -np.inf
@@ -94,10 +95,10 @@ def planted_ratings(
     n_items:int=100, # items in each period
     n_ratings:int=5000, # rows over both periods, half in each; at most half of all pairs of a period can be asked for
     n_factors:int=3, # rank of the truth, biases aside
-    changed:float=0.2, # share of users, and of items, that leave after the early period and are replaced by new ones, 0 to 1
+    changed:float=0.2, # share of users, and of items, that new ones replace after the early period, 0 to 1
     noise:float=0.5, # standard deviation of what is added to the truth, in stars
     seed:int=0, # the same seed gives the same table
-) -> pd.DataFrame: # columns user, item (int64 from 1), rating (0.5 to 5, in half stars), time (int64 s), period, truth; by time
+) -> pd.DataFrame: # by time: user, item (int64 from 1), rating (0.5 to 5), time (int64 s), period, truth
     "A ratings table of two periods with skewed popularity, partly other users and items, and a low-rank truth."
     rng = np.random.default_rng(seed)
     gone_u, gone_i = round(changed*n_users), round(changed*n_items)

@@ -4,7 +4,6 @@ change can wait for."""
 import pytest
 from hypothesis import settings
 
-
 def pytest_addoption(parser):
     parser.addoption('--nightly', action='store_true', help='run the long tests at full length')
 

@@ -7,7 +7,6 @@ from fastai.data.transforms import CategoryMap
 
 from collab_pretrained.ids.vocab import Vocab, rows_of
 
-
 def fastest(f, n=5):
     def seconds():
         start = time.perf_counter()

@@ -30,7 +30,6 @@ from collab_pretrained.ids.matching import match_classes
 from collab_pretrained.ids.vocab import Vocab
 from collab_pretrained.weights.roles import layouts, roles
 
-
 def given_some(*args, n=40):
     return lambda f: settings(max_examples=n, deadline=None, phases=[o for o in Phase if n >= 30 or o != Phase.shrink])(
         given(*args)(f)

@@ -6,7 +6,6 @@ from fastai import collab, learner
 
 from collab_pretrained import all as ours
 
-
 def methods_of(own, theirs):
     "Pairs of public methods that `own` has of its own beside those of `theirs`."
     names = [k for k in dir(theirs) if not k.startswith('_') or k == '__init__']

@@ -22,7 +22,6 @@ from collab_pretrained.models.ials import (
 from collab_pretrained.models.posterior import ROW_FIELDS, SidePosterior, expected_row, start
 from collab_pretrained.models.solve import solve_rows, sort_both, sort_ratings
 
-
 def planted(n_users=60, n_items=40, n=1500, k=3, noise=.3, taste=1., seed=0, shift=3.):
     "Ratings of a planted model; row 0 of either side has none."
     r = np.random.default_rng(seed)

@@ -28,7 +28,6 @@ import pandas as pd
 import torch
 from fastai.metrics import rmse
 
-from .demo import demo
 from collab_pretrained.cli.options import (
     BY_ENDING,
     Reading,
@@ -38,18 +37,6 @@ from collab_pretrained.cli.options import (
     read_file,
     tables_for,
 )
-from .training import Unbreakable, progress_to_stderr, train_with_log
-from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError
-from ..data.files import pick_columns, read_ids, read_table, write_table
-from ..data.loaders import CollabDataLoaders, titles_of
-from ..data.ratings import read_ratings
-from ..ids.matching import match_classes, two_vocabs
-from ..learner.core import CollabLearner
-from ..learner.factory import collab_learner, read_pretrained
-from ..models.embeddings import table_widths
-from ..models.ials import IALS
-from ..models.ranking import as_ranking
-from ..serve.benchmark import range_around
 from collab_pretrained.serve.evaluate import (
     PopularityScores,
     RankMetric,
@@ -62,7 +49,21 @@ from collab_pretrained.serve.evaluate import (
     relevant_pairs,
     top_lists,
 )
+
+from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError
+from ..data.files import pick_columns, read_ids, read_table, write_table
+from ..data.loaders import CollabDataLoaders, titles_of
+from ..data.ratings import read_ratings
+from ..ids.matching import match_classes, two_vocabs
+from ..learner.core import CollabLearner
+from ..learner.factory import collab_learner, read_pretrained
+from ..models.embeddings import table_widths
+from ..models.ials import IALS
+from ..models.ranking import as_ranking
+from ..serve.benchmark import range_around
 from ..serve.export import one_writer
+from .demo import demo
+from .training import Unbreakable, progress_to_stderr, train_with_log
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57
 commands:dict[str, Callable] = {}  # name on the command line -> function; its docments are its options
@@ -253,7 +254,8 @@ def _method(method, ranking, source, descent):
     "How to train, 'als' or 'sgd': `descent` is {option: value} of those that are for sgd alone."
     given = [f'--{k}' for k, v in descent.items() if v is not None]
     if method not in (None, 'als', 'sgd'): raise RatingsError(f"--method {method}; expected als or sgd")
-    if method == 'als' and given: raise RatingsError(f'--method als and {given[0]}; expected --method sgd, which it is for')
+    if method == 'als' and given: raise RatingsError(
+        f'--method als and {given[0]}; expected --method sgd, which it is for')
     can_solve = not ranking or isinstance(ranking, IALS)
     if source and source.meta.get('kind') not in (None, 'EmbeddingDotBias'): can_solve = False
     if method == 'als' and not can_solve: raise RatingsError(

@@ -483,7 +483,8 @@ class CollabDataLoaders(DataLoaders):
     def new_empty(self): # `CollabDataLoaders`, as fastai exports a learner with
         "The same loaders without their ratings; how often each id was trained on is kept."
         res, counts = super().new_empty(), row_counts(self)
-        if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(map(Vocab.of, self.classes.values()), counts, strict=True)]
+        vocabs = map(Vocab.of, self.classes.values())
+        if counts: res.past = [(v.ids, n[v.id_rows]) for v, n in zip(vocabs, counts, strict=True)]
         return res
 
 # %% ../../nbs/34_data.loaders.ipynb #a04d6bf5

@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import CheckpointError
-from .loaders import rating_blocks
 from ..ids.matching import MatchReport
 from ..ids.vocab import Vocab
+from .loaders import rating_blocks
 
 # %% ../../nbs/36_data.seen.ipynb #0b55e47d
 def seen_pairs(

@@ -137,7 +137,7 @@ def __iter__(self:StreamDL):
 
 # %% ../../nbs/35_data.stream.ipynb #298fd3dc
 def _polars():
-    try: import polars
+    try: import polars  # noqa: I001
     except ImportError as e: raise ImportError(
         "streams are read with polars: `pip install 'collab_pretrained[data]'`") from e
     return polars

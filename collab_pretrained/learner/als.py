@@ -305,7 +305,8 @@ def is_solved_by_rows(
     learn:CollabLearner, # any learner
 ) -> bool:
     "Whether the learner's rows are solved in closed form: of ratings, or of implicit ALS."
-    return isinstance(get_model(learn.model), EmbeddingDotBias) and (learn.ranking is None or isinstance(learn.ranking, IALS))
+    is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
+    return is_dot and (learn.ranking is None or isinstance(learn.ranking, IALS))
 
 def positives_of(
     learn:CollabLearner, # a ranking

@@ -217,7 +217,7 @@ def _act_name(model):
 
 def describe(
     model:nn.Module, # any model; `EmbeddingDotBias` and `EmbeddingNN` can be made again
-) -> dict: # 'kind', 'y_range'; of a dot product 'n_factors'; of a network 'widths', 'layers', 'use_bn', 'bn_final', 'act'
+) -> dict: # 'kind', 'y_range'; and 'n_factors', or 'widths', 'layers', 'use_bn', 'bn_final', 'act' of a network
     "What a model is, in words and numbers that JSON can hold."
     res = {'kind': type(model).__name__, 'y_range': y_range_of(model)}
     if isinstance(model, collab.EmbeddingDotBias): return {**res, 'n_factors': model.u_weight.embedding_dim}

@@ -18,14 +18,6 @@ from fastai.data.core import DataLoaders
 from fastai.metrics import rmse
 from fastcore.basics import patch
 
-from ..core import RatingsError
-from ..data.loaders import CollabDataLoaders
-from ..data.ratings import as_frame, read_ratings
-from ..data.splits import newest_unseen, two_corpora
-from ..ids.matching import MatchReport
-from ..learner.als import is_solved_by_rows
-from ..learner.factory import collab_learner
-from ..models.ranking import Ranking
 from collab_pretrained.serve.evaluate import (
     PopularityScores,
     RankMetric,
@@ -38,6 +30,15 @@ from collab_pretrained.serve.evaluate import (
     relevant_pairs,
     top_lists,
 )
+
+from ..core import RatingsError
+from ..data.loaders import CollabDataLoaders
+from ..data.ratings import as_frame, read_ratings
+from ..data.splits import newest_unseen, two_corpora
+from ..ids.matching import MatchReport
+from ..learner.als import is_solved_by_rows
+from ..learner.factory import collab_learner
+from ..models.ranking import Ranking
 
 # %% ../../nbs/61_serve.benchmark.ipynb #892b83b5
 @dataclass(frozen=True, repr=False)

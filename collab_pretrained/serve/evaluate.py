@@ -20,9 +20,9 @@ from fastcore.basics import patch
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples
 from ..data.loaders import rating_blocks, row_counts
 from ..data.ratings import as_frame, open_table, read_ratings, schema_names
+from ..data.seen import seen_pairs
 from ..learner.core import CollabLearner
 from ..models.topk import best, in_eval_mode, scores_of
-from ..data.seen import seen_pairs
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1d7bb30d
 def rank_scores(

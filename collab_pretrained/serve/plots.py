@@ -22,9 +22,9 @@ from ..core import RatingsError, VocabError, WeightsError, examples
 from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
 from ..models.embeddings import y_range_of
+from ..weights.roles import find_roles, flat_weights
 from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
 from .recommend import asked_ids, check_known
-from ..weights.roles import find_roles, flat_weights
 
 # %% ../../nbs/63_serve.plots.ipynb #9afaf7bb
 def _labels(titles, ids, n_chars=36):

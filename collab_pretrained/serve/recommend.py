@@ -27,8 +27,8 @@ from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
 from ..models.embeddings import y_range_of
 from ..models.topk import CosineScores, best, scores_of
-from .evaluate import known_pairs, own_columns, pairs_in
 from ..weights.roles import find_roles, flat_weights
+from .evaluate import known_pairs, own_columns, pairs_in
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):

@@ -153,7 +153,7 @@ def save_folder(
     folder:str|Path, # made where it isn't there; other files in it are left alone
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
     classes, # the vocabularies of users and items: {column name: names of rows}, as `dls.classes`, or a list of two
-    config:dict|None=None, # what else to keep, as JSON can hold it; 'counts' are the interactions of each id of 'users', 'items'
+    config:dict|None=None, # what else to keep, as JSON can hold it; 'counts' are interactions of each id, by side
     tables:dict|None=None, # name -> {key: tensor}, as in `save_pair`: a file NAME.safetensors for each
 ):
     "Write weights, vocabulary, configuration and tables into a folder, whole or not at all, and without a pickle."

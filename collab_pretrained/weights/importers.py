@@ -218,8 +218,8 @@ def _reader(path:Path) -> Callable:
 
 def read_vectors(
     source:str|Path|pd.DataFrame, # a Parquet file or a folder of them, '.csv', '.tsv', '.npz', word2vec; or a table
-    id_name=None, # the column or array of the ids; None for 'id', else the first column, or the one array of one dimension
-    vector_name=None, # the column of vectors, the columns of the dimensions in order, or the array; None for all there are
+    id_name=None, # the column or array of the ids; None for 'id', else the first, or the array of one dimension
+    vector_name=None, # the column of vectors, the dimensions' columns in order, or the array; None for all there are
     id_type:type|None=None, # ids in text files: `int`, `str`, or None for integers where all are written as such
 ) -> Vectors: # ids and vectors, in the order in which `from_arrays` takes them; nothing in a file is run
     "The ids and the vectors in a file."
@@ -249,7 +249,7 @@ def from_gensim(
     return from_arrays(*_keyed(users, id_type), *_keyed(items, id_type), name='gensim')
 
 # %% ../../nbs/23_weights.importers.ipynb #e0ae0139
-def _array(factors): return factors.to_numpy() if hasattr(factors, 'to_numpy') else np.asarray(factors)  # of a GPU, or not
+def _array(factors): return factors.to_numpy() if hasattr(factors, 'to_numpy') else np.asarray(factors)  # or of a GPU
 
 def from_implicit(
     model, # `AlternatingLeastSquares`, `BayesianPersonalizedRanking` or `LogisticMatrixFactorization`, on CPU or GPU
@@ -317,7 +317,8 @@ def from_cmfrec(
                        meta={'y_range': None} if explicit else None, name='cmfrec')
 
 # %% ../../nbs/23_weights.importers.ipynb #a6b7d34b
-_not_trusted = ('an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, if you know where '
+_not_trusted = ('an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, '
+                'if you know where '
                 'it comes from, or a file of `learn.save` or a folder of `learn.save_pretrained`, which run nothing')
 
 def load_export(
@@ -326,7 +327,8 @@ def load_export(
     trust:bool=False, # True says that you know where the file comes from, and let it run
 ) -> Any: # fastai's `Learner`, on the CPU, with its vocabulary as `dls.classes`
     "Load a learner that fastai exported, once you have said that you trust the file."
-    if not Path(path).is_file(): raise CheckpointNotFoundError(f'{path}: no such file; expected what `learn.export` wrote')
+    if not Path(path).is_file(): raise CheckpointNotFoundError(
+        f'{path}: no such file; expected what `learn.export` wrote')
     if trust is not True: raise CheckpointError(f'{path}: {_not_trusted}')
     from fastai.learner import load_learner
     try:
@@ -334,7 +336,8 @@ def load_export(
             warnings.simplefilter('ignore', UserWarning)  # it warns of what `trust` has answered
             learn = load_learner(path)
     except Exception as e: raise CheckpointError(
-        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, and the modules that it names') from e
+        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, '
+        'and the modules that it names') from e
     if not hasattr(getattr(learn, 'dls', None), 'classes'): raise CheckpointError(
         f'{path}: {type(learn).__name__}; expected a learner over users and items')
     return learn

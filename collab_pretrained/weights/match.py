@@ -132,8 +132,9 @@ def match_rows(
 ) -> Tensor: # (rows of the new vocabulary, ...), of the same dtype and device
     "A table's rows under their new numbers."
     if old.dim() == 0 or len(old) != len(match.old_vocab): raise VocabError(
-        f'{key}: a table of shape {tuple(old.shape)}, and the old vocabulary names {len(match.old_vocab)} rows; expected '
-        "a name for each row, '#na#' included where the table has that row: is it the vocabulary saved with these weights?")
+        f'{key}: a table of shape {tuple(old.shape)}, and the old vocabulary names {len(match.old_vocab)} rows; '
+        "expected a name for each row, '#na#' included where the table has that row: "
+        'is it the vocabulary saved with these weights?')
     new = old.new_empty(len(match.rows), *old.shape[1:])
     rows = torch.from_numpy(match.rows).to(old.device)
     if len(old): torch.index_select(old, 0, rows.clamp(min=0), out=new)

@@ -45,7 +45,7 @@ class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
     vocab: Any # {column: `Vocab`} or a list of two, users then items
-    meta: Mapping = MappingProxyType({}) # what else is known: 'y_range', which a learner must then share; 'counts'; 'tables'
+    meta: Mapping = MappingProxyType({}) # what else is known: 'y_range', which a learner must share; 'counts'; 'tables'
     name: str = 'the pretrained weights' # what messages call it
 
     def __repr__(self):
@@ -95,7 +95,7 @@ def _floats(values, label):
     a = _stacked(values, label)
     if a.dtype.kind not in 'fiu': raise WeightsError(f'{label}: an array of {a.dtype}; expected floating-point numbers')
     dtype = np.dtype(f'f{min(a.itemsize, 8)}') if a.dtype.kind == 'f' else np.float32
-    return torch.from_numpy(np.require(a.astype(dtype, copy=False), requirements=['C', 'W']))  # torch warns of read-only memory
+    return torch.from_numpy(np.require(a.astype(dtype, copy=False), requirements=['C', 'W']))  # torch wants it writable
 
 # %% ../../nbs/22_weights.pretrained.ipynb #1b58534b
 def _side_table(values, vocab, label, width=None):
@@ -118,7 +118,8 @@ def _side(side, ids, vectors, bias):
     given = {k: o for k, o in (('weight', vectors), ('bias', bias)) if o is not None}
     if ids is None and not given: return Vocab([]), {}
     if ids is None or not given: raise WeightsError(
-        f'{side}: {"no ids for the vectors" if ids is None else "ids without vectors"}; expected both, or None for both')
+        f'{side}: {"no ids for the vectors" if ids is None else "ids without vectors"}; '
+        'expected both, or None for both')
     vocab, res = _ids_vocab(ids, f'the ids of {side}'), {}
     for k, o in given.items():
         label, width = (f'the vectors of {side}', None) if k == 'weight' else (f'the bias of {side}', 1)
@@ -127,7 +128,7 @@ def _side(side, ids, vectors, bias):
 
 # %% ../../nbs/22_weights.pretrained.ipynb #f245f3a3
 def from_arrays(
-    user_ids, # n ids in the order of the rows, as a ratings table has them, or a dictionary from id to row; None for none
+    user_ids, # n ids in the order of the rows, as in a ratings table, or a dictionary from id to row; None for none
     user_vectors, # (n users, n_factors), floats: an array, a tensor, or a list or column of vectors; None for none
     item_ids, # likewise for items
     item_vectors, # (n items, n_factors)

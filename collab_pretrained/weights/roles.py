@@ -82,7 +82,8 @@ def find_roles(
             role = names.get(bare_name(key))
             if role is not None: by_layout.setdefault(layout, {}).setdefault(role, []).append(key)
     found = [key for of_role in by_layout.values() for named in of_role.values() for key in named]
-    more = [k for k in wgts if 'EmbeddingNN' in by_layout and re.fullmatch(r'embeds\.([2-9]|\d\d+)\.weight', bare_name(k))]
+    third = re.compile(r'embeds\.([2-9]|\d\d+)\.weight')
+    more = [k for k in wgts if 'EmbeddingNN' in by_layout and third.fullmatch(bare_name(k))]
     if len(by_layout) > 1 or len(set(map(bare_name, found))) < len(found) or more: raise WeightsError(
         f'{found + more} could each be what is looked for ({", ".join(by_layout)}); expected one model of two '
         "embeddings: say which with `keys=`, e.g. keys={'u_weight': ..., 'i_weight': ...}")
@@ -99,7 +100,8 @@ def _width_remedy(wgt, target_key, target):
     "What to do where a pretrained table has another width than the model's."
     width = wgt.shape[-1] if wgt.dim() > 1 else 1
     if bare_name(target_key) in layouts['EmbeddingNN']:
-        return f'make the network with the pretrained widths, here emb_szs with ({len(target)}, {width}) for {target_key}'
+        return ('make the network with the pretrained widths, '
+                f'here emb_szs with ({len(target)}, {width}) for {target_key}')
     hint = ' (a bias has width 1)' if target.shape[-1] == 1 else ''
     return f"make the model with the pretrained one's, n_factors={width}{hint}"
 
@@ -126,7 +128,7 @@ def _layers(wgts, model_wgts, not_these):
 # %% ../../nbs/20_weights.roles.ipynb #4145c7bb
 def load_pretrained_keys(
     model:nn.Module, # with names of an `EmbeddingDotBias`, an `EmbeddingNN` or the text classifier; changed in place
-    wgts:dict, # name -> tensor or array, tables in the current vocabulary's order; alone or as `{'model': ..., 'opt': ...}`
+    wgts:dict, # name -> tensor or array, in the current vocabulary's order; alone or as `{'model': ..., 'opt': ...}`
     *,
     keys:Mapping|None=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `wgts`, if unknown
 ) -> tuple: # (missing keys, unexpected keys): the model's names that got nothing, and names in `wgts` that went nowhere
@@ -135,8 +137,9 @@ def load_pretrained_keys(
     found, targets = find_roles(wgts, keys), find_roles(model_wgts)
     tables = _tables(found, targets)
     if not tables: raise WeightsError(
-        f'no table of users or items among {examples(list(wgts), 8)} for a model of {examples(list(model_wgts), 8)}; expected names '
-        "that are known on both sides, or `keys=`, e.g. keys={'u_weight': 'name of the users\\' table', 'i_weight': ...}")
+        f'no table of users or items among {examples(list(wgts), 8)} for a model of {examples(list(model_wgts), 8)}; '
+        "expected names that are known on both sides, or `keys=`, e.g."
+        " keys={'u_weight': 'name of the users\\' table', 'i_weight': ...}")
     for target, key in tables.items(): _check_fits(key, wgts[key], target, model_wgts[target])
     with_role = {k for roles in (found, targets) for named in roles.values() for k in named}
     source = {**tables, **_layers(wgts, model_wgts, with_role)}

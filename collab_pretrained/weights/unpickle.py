@@ -84,7 +84,7 @@ def plain_value(
     return plain_value(x.make(x)) if isinstance(x, _Note) else x
 
 # %% ../../nbs/24_weights.unpickle.ipynb #dc5abd2a
-class PickleRefused(pickle.UnpicklingError): "A pickle asks for something that isn't on the list; the message is its name."
+class PickleRefused(pickle.UnpicklingError): "A pickle asks for what isn't on the list; the message is its name."
 
 def _read_bytes(unpickler:Any):  # pickle's own takes the memory before it looks whether the bytes are there
     n = int.from_bytes(unpickler.read(8), 'little')
