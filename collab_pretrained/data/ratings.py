@@ -62,8 +62,8 @@ def open_table(
     table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
 ): # a table of pandas, polars or pyarrow, not yet read where it is lazy
     "A table that the functions below can read."
-    is_arrow = hasattr(getattr(table, 'schema', None), 'names')
-    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema') or is_arrow: return table
+    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema'): return table
+    if hasattr(getattr(table, 'schema', None), 'names'): return table  # pyarrow's; a LazyFrame warns of a look at its
     try:
         if hasattr(table, '__arrow_c_stream__'): return pa.table(table)
     except (TypeError, ValueError): pass  # a stream of single values

@@ -303,7 +303,7 @@ def fit_als(self:CollabLearner,
 # %% ../../nbs/52_learner.als.ipynb #39334147
 def is_solved_by_rows(
     learn:CollabLearner, # any learner
-) -> bool:
+) -> bool: # True for a dot product of one of the two
     "Whether the learner's rows are solved in closed form: of ratings, or of implicit ALS."
     is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
     return is_dot and (learn.ranking is None or isinstance(learn.ranking, IALS))
