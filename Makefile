@@ -6,7 +6,7 @@ FACTS := pyproject.toml settings.ini setup.py constraints.txt
 DEV := $(CURDIR)/.venv-test/bin
 # What the two checkers look at; the whole tree, and the whole package, as soon as their rooms are clean
 RUFF := .
-TY := collab_pretrained/__init__.py collab_pretrained/__main__.py collab_pretrained/_moved.py collab_pretrained/all.py collab_pretrained/cli/__init__.py collab_pretrained/core.py collab_pretrained/data/__init__.py collab_pretrained/data/columns.py collab_pretrained/data/files.py collab_pretrained/data/splits.py collab_pretrained/data/stream.py collab_pretrained/ids/__init__.py collab_pretrained/ids/lookup.py collab_pretrained/ids/matching.py collab_pretrained/ids/vocab.py collab_pretrained/learner/__init__.py collab_pretrained/learner/align.py collab_pretrained/learner/als.py collab_pretrained/learner/core.py collab_pretrained/learner/factory.py collab_pretrained/learner/finetune.py collab_pretrained/learner/foldin.py collab_pretrained/learner/forget.py collab_pretrained/learner/hub.py collab_pretrained/learner/update.py collab_pretrained/models/__init__.py collab_pretrained/models/als.py collab_pretrained/models/ials.py collab_pretrained/models/losses.py collab_pretrained/models/posterior.py collab_pretrained/models/ranking.py collab_pretrained/models/solve.py collab_pretrained/scale collab_pretrained/serve/__init__.py collab_pretrained/weights
+TY := collab_pretrained
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test nightly docs clean
