@@ -175,6 +175,7 @@ def drop_ids(self:CollabLearner,
     asked = ('users', users), ('items', items)
     gone = [known_ids(self, side, [] if ids is None else ids).tolist() for side, ids in asked]
     if not any(gone): raise VocabError('no ids to drop; expected some in `users` or in `items`')
+    self.outdated = getattr(getattr(self, 'recorder', None), 'values', None)  # metrics of rows that are gone
     datasets, past, counts = own_datasets(self), self.match_report, self.dls.past
     classes = {col: _without(vocab, ids) for (col, vocab), ids in zip(self.vocab.items(), gone, strict=True)}
     report = renumber(self, classes)

@@ -52,8 +52,8 @@ class UpdateReport:
         if n := self.n_repeated: lines.append(f'{n} ratings of the table were taken in before and are left out.')
         if n := self.n_replaced: lines.append(f'{n} ratings took the place of an older one of the same pair.')
         old = f', of old ratings {self.old_before:.4f} before and {self.old_after:.4f} after'
-        lines.append(f'{self.error} of the new ratings before they were taken in: {self.new_before:.4f}'
-                     f'{"" if np.isnan(self.old_before) else old}')
+        if self.n_new: lines.append(f'{self.error} of the new ratings before they were taken in: {self.new_before:.4f}'
+                                    f'{"" if np.isnan(self.old_before) else old}')
         return '\n'.join(lines)
 
 # %% ../../nbs/58_learner.update.ipynb #2fa6f0fa
