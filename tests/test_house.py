@@ -32,7 +32,7 @@ def imports(path):
 
 
 # Bounds that may only get lower, until they are what the house style asks for: 15 lines, 5%, 0 and 0
-MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120, PRIVATE_CALLS = 16, .11, 1, 25
+MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120, PRIVATE_CALLS = 16, .11, 0, 25
 
 MODULES = [o for o in sorted(PACKAGE.rglob('*.py')) if module_of(o) in ORDER]
 

@@ -470,7 +470,7 @@ def export(self:CollabLearner,
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
     kept = {o: getattr(self, o) for o in ('solved', 'seen', 'liked', 'trained_here')}
     if has_vocab(self.dls): self.restore_tables(self.saved_tables(look=True), match_classes(self.vocab, self.vocab))
-    try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute] patched
+    try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute]
     finally:
         for o, value in kept.items(): setattr(self, o, value)
 

@@ -173,7 +173,7 @@ class BiasModel:
                 spreads[k] = max((self.biases[k]**2 + variance)[rated].mean(), 1e-9)
             doubt = variances[0][x[:,0]] + variances[1][x[:,1]]
             noise = ((y - self._sum(x))**2 + doubt).mean() + 1e-9
-        for biases, n in zip(self.biases, counts, strict=True):  # so that 0 is the bias of a user or an item like the others
+        for biases, n in zip(self.biases, counts, strict=True):  # 0 is the bias of an average one
             shift = biases[n > 0].mean()
             biases[n > 0] -= shift
             self.mean += shift
