@@ -9,6 +9,7 @@ __all__ = ['Benchmark', 'benchmark']
 
 # %% ../../nbs/61_serve.benchmark.ipynb #5c648117
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ from collab_pretrained.serve.evaluate import (
     top_lists,
 )
 
-from ..core import RatingsError
+from ..core import CollabWarning, RatingsError
 from ..data.loaders import CollabDataLoaders
 from ..data.ratings import as_frame, read_ratings
 from ..data.splits import newest_unseen, two_corpora
@@ -113,7 +114,9 @@ def _by_time(ratings, names, time_name, seed, ranks):
 def _trained(dls, epochs, lr, wd, seed, **kwargs):
     "A learner that was trained, and its error before and after each epoch where there is something to measure on."
     torch.manual_seed(seed)
-    learn = collab_learner(dls, metrics=rmse, **kwargs)
+    with warnings.catch_warnings():  # both corpora have some ratings, which a solved start takes in once
+        warnings.filterwarnings('ignore', '.*taken in before', CollabWarning)
+        learn = collab_learner(dls, metrics=rmse, **kwargs)
     ranking = learn.ranking
     if ranking: learn.metrics = RankMetric(min_rating=ranking.threshold(learn.dls.train_ds.tensors[1]))
     learn.remove_cb(learn.progress)
