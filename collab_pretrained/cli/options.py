@@ -129,7 +129,7 @@ def read_file(
     is_parquet = Path(path).is_dir() or Path(path).suffix.lower() == '.parquet'
     if is_parquet: df = _with_names(read_table(path), path, reading.names)
     else: df = read_table(path, text=text, **reading.options)
-    if not len(df): raise RatingsError(f'{path}: no line below the first; expected a line for each rating')
+    if not len(df): raise RatingsError(f'{path}: no ratings, no line below the first; expected a line for each')
     return df
 
 # %% ../../nbs/82_cli.options.ipynb #0bba7c10

@@ -8,8 +8,10 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/serve.export.html.md
 __all__ = ['one_writer']
 
 # %% ../../nbs/64_serve.export.ipynb #15d259b3
+import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,8 @@ def one_writer(
 ) -> Iterator[Path]: # the folder
     "While this lasts, no other program that asks for it writes to `folder`; raises `SaveError` where one is busy."
     folder = Path(folder)
-    lock = FileLock(folder/'.lock')
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
+    lock = FileLock(Path(tempfile.gettempdir())/f'collab_pretrained-{name}.lock', mode=0o666)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout)
@@ -75,13 +78,13 @@ def _commit(folder, new, names):
     for name in names:
         link = folder/name
         if not link.is_symlink(): _switch(link, Path('current')/name)
-    for o in folder.glob('.export-*'):
+    for o in folder.glob('export-*'):
         if o.name not in (new.name, last): shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/64_serve.export.ipynb #51387cb8
 def _write_export(folder, writers):
     "Write the files of `writers`, name -> function of a path, to `folder`: all of them, or none."
-    new = folder/f'.export-{uuid.uuid4().hex}'
+    new = folder/f'export-{uuid.uuid4().hex}'
     try:
         new.mkdir()
         for name, write in writers.items(): write(new/name)
