@@ -75,7 +75,7 @@ def test_every_import_is_required(module):
             o.module for o in nodes if isinstance(o, ast.ImportFrom) and not o.level
         ]
         return {o.split('.')[0] for o in named} - sys.stdlib_module_names - {'collab_pretrained'}
-    with_fastai = {'fastprogress', 'matplotlib'}
+    with_fastai = {'cloudpickle', 'fastprogress', 'matplotlib'}
     assert roots(tree.body) <= RUNTIME | with_fastai
     assert roots([*ast.walk(tree)]) <= RUNTIME | with_fastai | EXTRAS
 
