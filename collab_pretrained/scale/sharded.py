@@ -32,9 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, examples
 from ..ids.matching import MatchReport, VocabMatch, two_vocabs
 from ..learner.core import CollabLearner, MeanRowCallback, WarmStart, check_overlap, check_range, vocab_difference
-from ..learner.finetune import AnchorCallback, FrozenRowsCallback
 from ..models.embeddings import describe
-from ..models.ranking import Ranking
 from ..weights.folders import config_bytes, config_checksum, read_config
 from ..weights.pairs import check_lengths, commit_files, fingerprint_of
 from ..weights.pretrained import Pretrained
@@ -296,7 +294,7 @@ def start_in_pieces(
 
 # %% ../../nbs/71_scale.sharded.ipynb #a0e18ed5
 def _check_shardable(learn):
-    odd = [type(o).__name__ for o in learn.cbs if isinstance(o, (AnchorCallback, FrozenRowsCallback, Ranking))]
+    odd = [type(o).__name__ for o in learn.cbs if o.name in ('anchor', 'frozen_rows', 'ranking')]
     if odd: raise CollabError(f'{examples(odd)} with sharded tables; expected none of them: each looks at whole tables')
 
 def _shard_tables(learn):
