@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, NoneType
+from types import FunctionType, ModuleType, NoneType
 
 import yaml
 from fastcore.docments import DocmentTbl, isdataclass
@@ -32,7 +32,7 @@ IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_proc', '_
 
 def plain(o) -> str: # an annotation or a default, as one would write it
     "Names without their modules, and functions by their names."
-    if isinstance(o, (type, FunctionType)): return o.__name__
+    if isinstance(o, (type, FunctionType, ModuleType)): return o.__name__
     return repr(o) if isinstance(o, str) else re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', repr(o))
 
 
