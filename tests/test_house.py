@@ -31,8 +31,8 @@ def imports(path):
         for a in o.names: yield '.'.join([*base, a.name] if '.'.join([*base, a.name]) in ORDER else base), a.name
 
 
-# Bounds that may only get lower, until they are what the house style asks for: 15 lines, 5%, 0 and 0
-MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120, PRIVATE_CALLS = 16, .11, 0, 25
+# Bounds that may only get lower
+MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120, PRIVATE_CALLS = 15, .045, 0, 25
 
 MODULES = [o for o in sorted(PACKAGE.rglob('*.py')) if module_of(o) in ORDER]
 

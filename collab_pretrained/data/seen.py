@@ -43,6 +43,7 @@ def _distinct(keys):
     keys = keys if (keys[1:] >= keys[:-1]).all() else np.sort(keys)
     return keys[np.append(True, keys[1:] != keys[:-1])[:len(keys)]]
 
+# %% ../../nbs/36_data.seen.ipynb #2a34f569
 @dataclass(frozen=True, repr=False)
 class Seen:
     "Which items each user has seen, by row."

@@ -114,6 +114,7 @@ def ascending_codes(
     rank[order] = np.arange(len(ids))
     return take_in_parts(rank, codes), ids[order]
 
+# %% ../../nbs/10_ids.canonical.ipynb #71768d53
 def factorize_ids(
     ids:np.ndarray, # (n,): int64, or object of str, as `canonical_ids` returns them
     sort:bool=False, # whether the distinct ids come in ascending order; else as they first appear

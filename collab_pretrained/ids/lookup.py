@@ -21,6 +21,7 @@ def _joined(texts):
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 0)
     return data + bytes(8*_n_words), ends
 
+# %% ../../nbs/11_ids.lookup.ipynb #a1731e6e
 def _text_words(texts):
     "Texts as columns of words, number of the word -> (n,) uint64; column `_n_words` is for those that don't fit."
     data, ends = _joined(texts)
@@ -55,6 +56,7 @@ def _hash(words, n):
         res += word
     return res
 
+# %% ../../nbs/11_ids.lookup.ipynb #2cbc6dd2
 class IdIndex:
     "Ids in the order of their hashes, to look many up at once."
     def __init__(self,
@@ -86,6 +88,7 @@ def _same(index, pos, other, other_pos):
         res[unfit] = index.ids[pos[unfit]] == other.ids[other_pos[unfit]]
     return res
 
+# %% ../../nbs/11_ids.lookup.ipynb #bffc9a78
 @patch
 def find(self:IdIndex,
     other:IdIndex, # of the ids to look for, any number

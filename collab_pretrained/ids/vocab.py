@@ -59,6 +59,7 @@ def _names_of(vocab):
     if vocab.na_row is not None: names[vocab.na_row] = NA
     return L(names.tolist())
 
+# %% ../../nbs/12_ids.vocab.ipynb #4072881c
 class _Rows(dict):
     "Name -> row; an id that isn't there has the row of '#na#', if there is one, and is not added."
     na_row:int|None = None

@@ -66,6 +66,7 @@ def side_tables(
     try: return find_roles(dict(get_model(model).named_parameters()))
     except WeightsError: return {}
 
+# %% ../../nbs/51_learner.core.ipynb #4c6d8232
 class MeanRowCallback(ForgetfulCallback):
     "After each epoch of training, sets row 0 of each table to the mean of the trained rows, unless ratings trained it."
     order = 55  # after the recorder and the scheduler
@@ -206,6 +207,7 @@ def vocab(self:CollabLearner) -> dict: # {column: `Vocab`}, users then items
         'expected those of users and items, as `CollabDataLoaders` have them')
     return {col: Vocab.of(names, f'the vocabulary of {col}') for col, names in self.dls.classes.items()}
 
+# %% ../../nbs/51_learner.core.ipynb #65e4a8be
 @patch
 def create_opt(self:CollabLearner):
     "Make the optimizer; without `wd_bias` it leaves the biases of users and items as large as they are."
@@ -274,6 +276,7 @@ def _write_pair(learn, stem, with_opt):
     if opt is not None: meta['opt_names'] = param_names(opt, model)
     save_pair(stem, model.state_dict(), learn.vocab, opt_state, meta, learn.saved_tables())
 
+# %% ../../nbs/51_learner.core.ipynb #abd8c568
 @patch
 def save(self:CollabLearner,
     file:str|Path|BinaryIO, # under `path/model_dir`, without ending; or an open file, for weights alone
@@ -324,6 +327,7 @@ def _read_file(learn, file, with_opt):
         try: return _read_alone(path, learn.vocab, with_opt)._replace(name='the open file')
         except CheckpointError as e: raise type(e)(str(e).replace(str(path), 'the open file')) from None
 
+# %% ../../nbs/51_learner.core.ipynb #9e0bee47
 def _read_own(learn, file, with_opt):
     "What `save` wrote over this very vocabulary."
     if not isinstance(file, (str, Path)): return _read_file(learn, file, with_opt)
@@ -354,6 +358,7 @@ def check_range(
         f'{name}: trained with y_range={saved and tuple(saved)}, and the model has y_range={current}; '
         'expected the same, since vectors mean another rating in another range: make the learner with the first')
 
+# %% ../../nbs/51_learner.core.ipynb #23238d5c
 def _check_same_shapes(pre, own, strict):
     "Raise where weights are not those of a model whose state is `own`."
     for k, v in own.items():
@@ -397,6 +402,7 @@ def load(self:CollabLearner,
     self.restore_tables(saved.meta.get('tables', {}), match_classes(self.vocab, self.vocab))
     return self
 
+# %% ../../nbs/51_learner.core.ipynb #a75b9f34
 def _give_opt(learn, pre, give):
     "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of weights that got some."
     device = getattr(learn.dls, 'device', None)
@@ -507,6 +513,7 @@ def _load_rows(model, pre, report, how):
     if lost: warnings.warn(
         f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
 
+# %% ../../nbs/51_learner.core.ipynb #ab054490
 @patch
 def start_from(self:CollabLearner,
     pretrained:Pretrained, # what to start from
@@ -528,6 +535,7 @@ def start_from(self:CollabLearner,
     self.restore_tables(pre.meta.get('tables', {}), report)
     return self
 
+# %% ../../nbs/51_learner.core.ipynb #b6a04399
 @patch
 def carry_opt(self:CollabLearner,
     pretrained:Pretrained, # that `start_from` was given

@@ -62,6 +62,7 @@ def _read_saved(place, with_opt=False):
             f'{vocab_path.name} beside them, which says whose row is whose: `load` them into a learner over the '
             'ratings that they were trained on, and `save` that') from e
 
+# %% ../../nbs/53_learner.factory.ipynb #c2683f08
 def _read_named(name, places, model_dir, with_opt):
     "The model called `name`: at the first of `places` that has one, else on the hub."
     lost = None
@@ -127,6 +128,7 @@ def rating_stats(
             if y_range: n_out += int(((y < y_range[0]) | (y > y_range[1])).sum())
     return RatingStats(n, low, high, total/n, n_out) if n else RatingStats(0, np.nan, np.nan, np.nan, 0)
 
+# %% ../../nbs/53_learner.factory.ipynb #fd6d05d2
 def check_y_range(
     y_range:tuple|None, # (low, high) of a model's answers; None for no bounds
     dls:DataLoaders, # its ratings
@@ -207,6 +209,7 @@ def _asked_ranking(loss, loss_func, source, dls, use_nn):
         ranking = as_ranking('bpr' if use_nn else 'softmax')
     return ranking, None if ranking else MSELossFlat()
 
+# %% ../../nbs/53_learner.factory.ipynb #471da523
 def _split_options(start, kwargs):
     "What of a call's keywords is about the start, with `start`, and what is for the learner."
     own = {k: kwargs[k] for k in kwargs if k in WarmStart.__dataclass_fields__}
@@ -256,6 +259,7 @@ def collab_learner(
     if adapt: learn.adapt()
     return learn.carry_opt(source, how.keys) if how.with_opt else learn
 
+# %% ../../nbs/53_learner.factory.ipynb #4d1bafdb
 def _source_of(pretrained, with_opt, adapt, dls, kwargs):
     "The model to start from; None for none."
     if pretrained is False:
@@ -290,6 +294,7 @@ def from_pretrained(cls:CollabLearner,
     learn.start_from(saved, how).model.eval()  # so that normalization layers keep what they counted
     return learn
 
+# %% ../../nbs/53_learner.factory.ipynb #7426be5b
 def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
     vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(SIDES, saved.vocab, strict=True))

@@ -55,6 +55,7 @@ class FrozenRowsCallback(ForgetfulCallback):
         if isinstance(self.opt, FusedAdam) and self.opt.owed: self.put_back()  # rows get their weight decay late
     def forget(self): self.kept = []
 
+# %% ../../nbs/54_learner.finetune.ipynb #080ff891
 def _without_rows(grad, rows):
     if not grad.is_sparse: return grad.index_fill_(0, rows, 0)
     grad = grad.coalesce()
@@ -87,6 +88,7 @@ def known_ids(
                                    f'expected ids of the vocabulary, such as {examples(vocab.ids)}')
     return ids
 
+# %% ../../nbs/54_learner.finetune.ipynb #fea37ca6
 _no_match = ('this learner was not started from another model, or its ids have changed since; expected one that was '
              '(`pretrained=`, `load_vocab`)')
 
@@ -100,6 +102,7 @@ def _which_ids(learn, which, side):
         f"which={which!r} without a side; expected `side='user'` or 'item' with ids, or which='matched' for both")
     return {f'{side}s': known_ids(learn, f'{side}s', which)}
 
+# %% ../../nbs/54_learner.finetune.ipynb #1a1377e0
 @patch
 def freeze_rows(self:CollabLearner,
     which:str|Iterable='matched', # 'matched' for the ids that had a row in the pretrained model, or a list of ids

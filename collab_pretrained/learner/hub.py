@@ -99,6 +99,7 @@ def _commit_folder(folder, names, repo_id, private, message, revision, token):
         raise SaveError(f'{repo_id}: not pushed to the hub ({_why_not(e)}); expected a repository that you may write '
                         'to: log in with `hf auth login`, or give `token=`') from e
 
+# %% ../../nbs/56_learner.hub.ipynb #6a4a84fc
 @patch
 def push_to_hub(self:CollabLearner,
     repo_id:str, # 'user/repo'; made where it isn't there

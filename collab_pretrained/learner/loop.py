@@ -100,6 +100,7 @@ def _record(rec):
     rec.lrs.append(learn.opt.hypers[-1]['lr'])
     rec.losses.append(learn.smooth_loss)
 
+# %% ../../nbs/50_learner.loop.ipynb #2633cf24
 _cheaper[Recorder.after_batch] = _record
 
 @patch
@@ -189,6 +190,7 @@ def _loss(loss_func, pred, *yb):
     targ = yb[0].float() if loss_func.floatify and yb[0].dtype != torch.float16 else yb[0]
     return loss_func.func(pred.reshape(-1), targ.reshape(-1))
 
+# %% ../../nbs/50_learner.loop.ipynb #9a092509
 @patch
 def _backward(self:LeanLearner):
     if not isinstance(self.opt, FusedAdam): return super(LeanLearner, self)._backward()

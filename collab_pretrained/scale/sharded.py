@@ -66,6 +66,7 @@ def check_together(
     if is_sharded(table) and not dist.is_initialized(): raise CollabError(
         'the processes that hold the rows have parted; expected this inside `with learn.distrib_ctx():`')
 
+# %% ../../nbs/71_scale.sharded.ipynb #ed7c9db3
 class ShardedEmbedding(nn.Embedding):
     "An embedding whose rows are spread over processes."
     def __init__(self,
@@ -202,6 +203,7 @@ def _read_folder(folder):
     check_lengths(pieces, sides, files, files/'vocab.json')
     return Pretrained({k: v for k, v in pieces.items() if not k.startswith('opt.')}, vocab, config, str(folder))
 
+# %% ../../nbs/71_scale.sharded.ipynb #c49d1da5
 def _in_pieces(learn, pretrained):
     "The model to start from, its weights as `Pieces`."
     if isinstance(pretrained, Pretrained):
@@ -343,6 +345,7 @@ def _state(learn, opt_keys=None):
         notes[name] = {k: v for k, v in of_p.items() if not torch.is_tensor(v)}
     return state, notes
 
+# %% ../../nbs/71_scale.sharded.ipynb #7738b8af
 def torch_checkpoint(
     what:str, # 'save' or 'load'
     state:Mapping, # name -> tensor

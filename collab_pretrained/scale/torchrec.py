@@ -73,6 +73,7 @@ def _write_facts(learn, folder, names):
     facts = {**describe(get_model(learn.model)), 'vocab': fingerprint_of(learn.vocab.values()), 'names': names}
     (folder/'torchrec.json').write_bytes(config_bytes(facts))
 
+# %% ../../nbs/72_scale.torchrec.ipynb #4e5b1095
 def to_torchrec(
     learn:CollabLearner, # its tables whole or sharded; in a group all processes must call it
     folder:str|Path, # a new folder that all processes can reach; under `learn.path` unless absolute
@@ -127,6 +128,7 @@ def _read_theirs(folder, names):
         'called there')
     return found
 
+# %% ../../nbs/72_scale.torchrec.ipynb #5457bd33
 def from_torchrec(
     # over any ids, its tables whole or sharded; in a group all processes must call it; changed in place
     learn:CollabLearner,

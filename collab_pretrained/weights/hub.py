@@ -33,6 +33,7 @@ def hub_client(
                                                "huggingface_hub: `pip install 'collab_pretrained[hub]'`") from e
     return huggingface_hub
 
+# %% ../../nbs/29_weights.hub.ipynb #c062f90b
 def _not_fetched(e, repo_id, revision):
     "The error to raise where the hub's client raised `e`."
     kind, at = type(e).__name__, f' at revision {revision!r}' if revision else ''
@@ -48,6 +49,7 @@ def _not_there(repo_id, names):
     return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a '
                                    'checkpoint that `learn.push_to_hub` put there (pickles are not fetched)')
 
+# %% ../../nbs/29_weights.hub.ipynb #6a43c140
 def hub_folder(
     repo_id:str, # 'user/repo' or 'user/repo@revision'
     revision:str|None=None, # branch, tag or commit; None means the one in `repo_id`, else the newest

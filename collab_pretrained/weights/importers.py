@@ -61,6 +61,7 @@ def _columns_beside(columns, id_name, vector_name, label):
     if vector_name is None: return [c for c in columns if c != id_name]
     return _known_columns(list(vector_name) if _is_list(vector_name) else [vector_name], columns, label)
 
+# %% ../../nbs/23_weights.importers.ipynb #14af18bb
 def _frame_vectors(frame, id_name, vector_name, label):
     "The ids and vectors in a table, whose index may hold the ids if it has a name."
     if frame.index.name is not None: frame = frame.reset_index()

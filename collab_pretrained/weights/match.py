@@ -141,6 +141,7 @@ def match_rows(
     new[torch.nonzero(rows < 0)[:,0]] = fill
     return new
 
+# %% ../../nbs/21_weights.match.ipynb #6741d572
 def match_tables(
     tables:Mapping, # key -> tensor: 'user.x' and 'item.y' have a row for each name of that vocabulary, others are kept
     report:MatchReport, # of the old vocabulary and the new one
@@ -189,6 +190,7 @@ def _check_copies(wgts, key, copies):
     if odd := [o for o in copies if not torch.equal(wgts[o], wgts[key])]: raise WeightsError(
         f'{odd[0]} differs from {key}, whose copy it should be; expected one of them: delete the other')
 
+# %% ../../nbs/21_weights.match.ipynb #de9741e4
 def match_wgts(
     wgts:Mapping, # name -> tensor, as `flat_weights` gives them
     report:MatchReport, # of the old vocabulary and the new one, with the old counts if they are known

@@ -110,6 +110,7 @@ def _own(x, p):
 
 def _fits(state, p): return all(o.shape in ((), p.shape) for o in state.values() if isinstance(o, torch.Tensor))
 
+# %% ../../nbs/28_weights.moments.ipynb #606d5dd7
 def load_moments(
     opt, # fastai's `Optimizer`, or an `OptimWrapper`; changed in place
     model:nn.Module, # whose parameters it steps

@@ -37,6 +37,7 @@ from ..ids.matching import two_vocabs
 from .roles import as_tensor, find_roles, flat_weights, roles
 from .unpickle import file_kind
 
+# %% ../../nbs/26_weights.pairs.ipynb #ccda165e
 try:
     import fcntl
 except ImportError:  # Windows
@@ -110,6 +111,7 @@ def _rename_all(tmp, pending, path):
     _rename(tmp[path], path)
     for o, p in pending.items(): _rename(p, o)
 
+# %% ../../nbs/26_weights.pairs.ipynb #ba320c5f
 def commit_files(
     path:Path, # the file whose rename is the moment of the save
     write:Callable, # writes its content into a file object
@@ -253,6 +255,7 @@ def _facts(wgts):
     if not isinstance(facts, Mapping) or not are_columns(facts.get('columns')): return {}
     return facts if re.fullmatch('[0-9a-f]{32}', str(facts.get('vocab'))) else {}
 
+# %% ../../nbs/26_weights.pairs.ipynb #11738174
 def _theirs(path, wgts_path, facts):
     "The vocabulary in `path`, which must be that of weights with these `facts`."
     vocab = read_vocab(path)

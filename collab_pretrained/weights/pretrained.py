@@ -113,6 +113,7 @@ def _side_table(values, vocab, label, width=None):
         f'{label}: NaN or infinite values in the rows of {examples(bad)}; expected finite numbers: leave these ids out')
     return res
 
+# %% ../../nbs/22_weights.pretrained.ipynb #aae2b756
 def _side(side, ids, vectors, bias):
     "One side's vocabulary, and its tables by role."
     given = {k: o for k, o in (('weight', vectors), ('bias', bias)) if o is not None}

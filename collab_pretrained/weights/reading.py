@@ -102,6 +102,7 @@ def _why_not(e):
     hint = ' (is this a file of `learn.export`?)' if 'fastai' in refused[1] else ''
     return f'refused, since it asks to run {refused[1]}{hint}'
 
+# %% ../../nbs/25_weights.reading.ipynb #862f1d89
 def load_torch(
     path:str|Path, # of a torch file or a safetensors file
 ) -> Any: # plain values, tensors and notes, on the CPU
@@ -147,6 +148,7 @@ def _check_names(path, wgts):
     if odd := [k for k in wgts if not isinstance(k, str)]: raise CheckpointError(
         f'{path}: a name that is {type(odd[0]).__name__}; expected texts, as `state_dict()` has them')
 
+# %% ../../nbs/25_weights.reading.ipynb #ad665158
 def split_saved(
     path:str|Path, # for messages
     saved, # what `load_torch` gives
@@ -162,6 +164,7 @@ def split_saved(
     if isinstance(facts := getattr(wgts, '_metadata', None), Mapping): vars(flat)['_metadata'] = facts
     return flat, opt
 
+# %% ../../nbs/25_weights.reading.ipynb #37057b1d
 def read_weights(
     path:str|Path, # of a torch file (a state dict, alone or as `{'model': ..., 'opt': ...}`) or of a safetensors file
 ) -> dict: # name -> dense tensor of finite numbers on the CPU, in the file's own dtype; with `_metadata` if any
@@ -211,6 +214,7 @@ def _shown(x):
     if hasattr(x, '__len__') and len(x) > 5 and not isinstance(x, str): return f'{type(x).__name__} of {len(x)}'
     return 'a huge number' if isinstance(x, int) and abs(x) >= 2**64 else f'{x!r:.60}'
 
+# %% ../../nbs/25_weights.reading.ipynb #e718f4f4
 def check_facts(
     path:str|Path, # of the file they are in, for messages
     facts:Mapping, # what is said of a model
