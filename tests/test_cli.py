@@ -226,3 +226,23 @@ def test_no_file_is_left_behind(night):
     run('export', 'model', 'vectors')
     assert not [o for o in night.rglob('*') if o.name.endswith('.part')]
     assert len(pd.read_parquet('vectors/users.parquet')) == pd.read_csv('monday.csv').user.nunique()
+
+
+def test_tables_without_a_header(night):
+    for name, sep in (('a.dat', '::'), ('a.data', '\t'), ('a.csv', ',')):
+        rows = pd.read_csv('monday.csv').astype(str).itertuples(index=False)
+        Path(name).write_text('\n'.join(map(sep.join, rows)) + '\n')
+        assert '--no-header' in refused('train', name, 'new')
+        for columns in ([], ['--user', 0, '--item', 1, '--rating', 2]):
+            assert run('train', name, 'new', '--no-header', '--rounds', 1, '--n-factors', 2, *columns)[0] == 0
+            assert run('update', 'new', name, '--no-header')[0] == 0
+    assert "no user column '7'" in refused('train', 'a.csv', 'new', '--no-header', '--user', 7)
+
+
+def test_files_of_other_kinds_name_what_reads_them(night):
+    Path('two.csv').write_text('user,item\n1,2\n')
+    assert '--implicit' in refused('train', 'two.csv', 'new')
+    for name in ('lib.svm', 'lib.txt', 'lib.csv', 'lib'):
+        Path(name).write_text('1 1:5 2:3\n2 3:1\n')
+        for command in (['train', name, 'new'], ['update', 'model', name], ['match', 'model', name]):
+            assert 'LibSVM' in refused(*command) and 'convert' in refused(*command)

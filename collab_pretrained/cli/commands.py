@@ -243,6 +243,8 @@ def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
     "Loaders over the table at `path`; `columns`: role -> name, or None for the column at its place."
     roles = {o: name for o, name in columns.items() if not (o == 'rating' and implicit or o == 'time' and name is None)}
     df = read_file(path, reading, _text_columns(source, columns['user'], columns['item'], reading))
+    if not implicit and columns['rating'] is None and df.shape[1] == 2: raise RatingsError(
+        f'{path}: two columns, {list(df)}, and no ratings; expected a third, or --implicit: every row counts as liked')
     names = dict(zip(roles, pick_columns(df, path, **roles), strict=True))
     df, time = drop_incomplete(df, path, list(names.values()), reading), names.get('time')
     return CollabDataLoaders.from_df(df, kwargs.pop('valid_pct'), names['user'], names['item'], names.get('rating'),

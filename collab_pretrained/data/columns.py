@@ -95,7 +95,7 @@ def column_names(cols, user_name=None, item_name=None, rating_name=None, implici
         f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name '
         'all: `user_name=`, `item_name=`, `rating_name=`')
     for role, name in guessed.items(): check_guess(name, role)
-    return [*names.values(), None][:3]
+    return [*(o.item() if isinstance(o, np.generic) else o for o in names.values()), None][:3]
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes, n):

@@ -37,12 +37,16 @@ _separators = '::', '\t', ';', '|', ',', ' '
 
 def _separator_in(line): return next((o for o in _separators if o in line), None)
 
-def _check_one_column(first, said):
-    "Raise for a table of one column, whose first value or name is `first`."
-    if re.fullmatch(r'\S+( \d+:\S+)+\s*', first): raise RatingsError(
+def _check_libsvm(first, said):
+    "Raise for a file whose first line is `first`, a user with all their items."
+    if re.fullmatch(r'\S+(\s\d+:\S+)+\s*', first): raise RatingsError(
         f'{said}{first[:40]!r} looks like LibSVM, a line for each user; expected a line for each rating: convert it by '
         "`pd.DataFrame([(user, *o.split(':')) for user, *pairs in map(str.split, open(path)) for o in pairs], "
         "columns=['user', 'item', 'rating'])`")
+
+def _check_one_column(first, said):
+    "Raise for a table of one column, whose first value or name is `first`."
+    _check_libsvm(first, said)
     sep = _separator_in(first)
     option = 'pass its separator with `sep=`' if sep is None else f'`sep={sep!r}`'
     raise RatingsError(
@@ -226,7 +230,7 @@ def _text_options(path, kind, text, kwargs):
 def _read_json(path, said):
     "A table of JSON objects, on a line each or in a list, whose values stay as they are."
     is_lines = not _first_line(path).lstrip().startswith('[')
-    try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False)
+    try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
     except ValueError as e:
         if isinstance(e, RatingsError): raise
         raise RatingsError(
@@ -249,6 +253,7 @@ def read_table(
     "The table in a file."
     path = Path(path)
     if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
+    if path.is_file(): _check_libsvm(_first_line(path, kwargs.get('encoding')), f'{path}: ')
     kind = _kind_of(path, sep=kwargs.get('sep'))
     if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
     if kwargs: raise RatingsError(
@@ -284,11 +289,13 @@ def pick_columns(
     names, options = [], ', '.join(f'`--{o}`' for o in roles)
     if None in roles.values() and not Path(path).is_dir() and set(Path(path).suffixes) & set(_json): raise RatingsError(
         f'{path}: JSON objects, whose keys have no order; expected the names of the columns: {options}, of {list(df)}')
+    cols = list(df.columns)
     for role, name in roles.items():
         k, is_guess = ['user', 'item', 'rating', 'time'].index(role), name is None
-        if is_guess and k < df.shape[1]: name = df.columns[k]
-        if name not in df: raise RatingsError(
-            f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {list(df)}: name it with '
+        if is_guess and k < len(cols): name = cols[k]
+        if name not in cols and str(name).isdecimal() and int(name) in cols: name = int(name)  # without a header
+        if name not in cols: raise RatingsError(
+            f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {cols}: name it with '
             f'`--{role}`')
         if is_guess and role != 'time': check_guess(name, role, options)
         names.append(name)
