@@ -113,7 +113,7 @@ def _status(name, args):
     options = [o.dest for o in parser._actions]
     def show(message:Warning|str, category:type[Warning], filename:str, lineno:int, file=None, line=None) -> None:
         _say(f'warning: {in_options(str(message), options)}')
-    warnings.showwarning = show
+    warnings.showwarning = show # ty: ignore[invalid-assignment] as Python has it documented
     try:
         kwargs = vars(parser.parse_args(args))
         _check_options(kwargs)

@@ -8,6 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.demo.html.md"""
 __all__ = ['demo']
 
 # %% ../../nbs/81_cli.demo.ipynb #40746d93
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ def _movielens():
     return ratings.sort_values('timestamp', kind='stable', ignore_index=True), titles
 
 # %% ../../nbs/81_cli.demo.ipynb #7e795157
-def _earlier_model(table, out, model, common):
+def _earlier_model(table, out, model, loaders):
     "Train a model on the earlier ratings, and save it."
-    dls = CollabDataLoaders.from_df(table, valid_pct=0, **common)
+    dls = loaders(table, valid_pct=0)
     learn = model(dls, range_around(dls))
     _, seconds = train_with_log(learn, 8)
     learn.save('earlier', with_opt=False)
@@ -52,11 +53,12 @@ def _warm_against_scratch(ratings, out, epochs, seed=1):
     "Train the earlier model and save it, start the later from it, and train the later from scratch beside it."
     user, item, rating, _ = ratings.columns
     early, late = two_corpora(ratings)
-    common = dict(user_name=user, item_name=item, rating_name=rating, seed=seed, bs=512, path=out)
+    loaders = partial(CollabDataLoaders.from_df, user_name=user, item_name=item, rating_name=rating, seed=seed, bs=512,
+                      path=out)
     def model(dls, y_range, **kwargs): return collab_learner(dls, n_factors=50, y_range=y_range, metrics=rmse, **kwargs)
-    y_range = _earlier_model(early, out, model, common)
+    y_range = _earlier_model(early, out, model, loaders)
     splits = newest_unseen(late, user, len(early) + len(late) - len(ratings))
-    dls = CollabDataLoaders.from_df(late, splits=splits, **common)
+    dls = loaders(late, splits=splits)
     print(f'later: {len(late)} ratings of {late[user].nunique()} users and {late[item].nunique()} items; measured on '
           f"each user's newest, {len(dls.valid_ds)} that the earlier model has not seen\n")
     warm, scratch = model(dls, y_range, pretrained='earlier'), model(dls, y_range)

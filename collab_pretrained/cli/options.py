@@ -11,7 +11,7 @@ __all__ = ['BY_ENDING', 'option_parser', 'Reading', 'drop_incomplete', 'tables_f
 import re
 import types
 from argparse import ArgumentParser, BooleanOptionalAction, HelpFormatter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from csv import QUOTE_MINIMAL, QUOTE_NONE
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +89,7 @@ class Reading:
     @property
     def options(self) -> dict: # for pandas' `read_csv`
         "The options of a text file."
-        res = {'sep': self.sep} if self.sep else {}
+        res:dict = {'sep': self.sep} if self.sep else {}
         if self.names: res['names'] = self.names
         if not self.header: res['header'] = None
         elif self.names: res['header'] = 0
@@ -122,7 +122,7 @@ def _with_names(df, path, names):
 def read_file(
     path:str|Path, # CSV, TSV or Parquet
     reading:Reading, # how it is read
-    text:Iterable=(), # names, or positions from 0, of columns to read as text
+    text:Sequence=(), # names, or positions from 0, of columns to read as text
 ) -> pd.DataFrame:
     "The table in a file."
     _check_reading(reading)

@@ -13,8 +13,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Generator
+from typing import Any, TextIO
 
 import numpy as np
 from fastai.callback.core import Callback
@@ -61,7 +61,7 @@ class Unbreakable(io.TextIOBase):
 @contextlib.contextmanager
 def progress_to_stderr(
     learn:CollabLearner, # whose bars are meant
-) -> Iterator[None]:
+) -> Generator[None]:
     "What is printed meanwhile goes to standard error; bars too, if that is a terminal."
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -72,6 +72,7 @@ def progress_to_stderr(
 class _Watch(Callback):
     "Keeps and prints the metric and the seconds of each epoch."
     order = 60  # after the recorder
+    learn:Any = None  # the learner that has this callback
     def __init__(self): self.values, self.seconds = [], []
     def before_epoch(self): self.start = time.perf_counter()
     def after_epoch(self):

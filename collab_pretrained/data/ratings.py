@@ -8,8 +8,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.ratings.html.md
 __all__ = ['Ratings', 'read_ratings']
 
 # %% ../../nbs/32_data.ratings.ipynb #7c478ef0
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,8 @@ class Ratings:
     rows: np.ndarray|None  # (n,), int64, where each rating is in the caller's table; None where all are here
     n_given: int  # rows of the caller's table
     weights: np.ndarray|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None for 1
+    id_rows: ClassVar[Callable]
+    merge_repeats: ClassVar[Callable]
 
     def __len__(self): return len(self.users)
 
@@ -188,19 +191,19 @@ def _last_of_pairs(pairs, times):
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
 
 # %% ../../nbs/32_data.ratings.ipynb #99712eeb
-@patch
-def _means(self:Ratings,
+def _means(
+    ratings:Ratings,
     order, # positions of all ratings, those of a pair side by side
     starts, # where in `order` each pair begins
     last, # the position of each pair's last rating
 ) -> dict: # 'values' and 'weights', of which those at `last` count
     "The mean rating of each pair, in which a weight of 2 counts twice, and the mean of its weights."
     def summed(o): return np.add.reduceat(o[order], starts, dtype=np.float64)
-    weights = np.ones(len(self), dtype=np.float32) if self.weights is None else self.weights
-    values, means = self.values.copy(), weights.copy()
-    values[last] = summed(self.values.astype(np.float64)*weights)/summed(weights)
-    means[last] = summed(weights)/np.diff(starts, append=len(self))
-    return {'values': values, 'weights': self.weights if self.weights is None else means}
+    weights = np.ones(len(ratings), dtype=np.float32) if ratings.weights is None else ratings.weights
+    values, means = ratings.values.copy(), weights.copy()
+    values[last] = summed(ratings.values.astype(np.float64)*weights)/summed(weights)
+    means[last] = summed(weights)/np.diff(starts, append=len(ratings))
+    return {'values': values, 'weights': ratings.weights if ratings.weights is None else means}
 
 # %% ../../nbs/32_data.ratings.ipynb #cbc99ce1
 def _seen_before(pairs):
@@ -233,4 +236,4 @@ def merge_repeats(self:Ratings,
     if how == 'keep': return self
     order, is_last = _last_of_pairs(pairs, self.times)
     last, starts = order[is_last], np.append(0, np.flatnonzero(is_last)[:-1] + 1)
-    return (replace(self, **self._means(order, starts, last)) if how == 'mean' else self).take(np.sort(last))
+    return (replace(self, **_means(self, order, starts, last)) if how == 'mean' else self).take(np.sort(last))

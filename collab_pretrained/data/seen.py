@@ -8,7 +8,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.seen.html.md"""
 __all__ = ['seen_pairs', 'Seen', 'seen_in', 'seen_of_tables']
 
 # %% ../../nbs/36_data.seen.ipynb #97f1a3e0
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from .loaders import rating_blocks
 # %% ../../nbs/36_data.seen.ipynb #0b55e47d
 def seen_pairs(
     dls, # `CollabDataLoaders`, ours or fastai's
-    rows:np.ndarray=None, # int64, the user rows to look for; None for all
+    rows:np.ndarray|None=None, # int64, the user rows to look for; None for all
     valid:bool=True, # whether the ratings that validate count as well
 ) -> np.ndarray: # int64 (n, 2), pairs of a user row and an item row, in no order
     "Who has rated what, by row."
@@ -43,6 +45,11 @@ def _distinct(keys):
     keys = keys if (keys[1:] >= keys[:-1]).all() else np.sort(keys)
     return keys[np.append(True, keys[1:] != keys[:-1])[:len(keys)]]
 
+def _of_keys(keys, n_users, n_items):
+    "The record of ascending, distinct keys."
+    users, items = np.divmod(keys, max(n_items, 1))
+    return Seen(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
+
 # %% ../../nbs/36_data.seen.ipynb #2a34f569
 @dataclass(frozen=True, repr=False)
 class Seen:
@@ -50,6 +57,7 @@ class Seen:
     offsets: np.ndarray # int64 (n_users + 1,): where the items of each user row begin; the last one is the end
     items: np.ndarray # int32 (n_pairs,): item rows, ascending for each user, each once
     n_items: int # rows of the items' table
+    pairs: ClassVar[Callable]
 
     def __len__(self): return len(self.items)
     def __repr__(self): return f'Seen({len(self)} pairs of {self.n_users} user rows and {self.n_items} item rows)'
@@ -61,19 +69,13 @@ class Seen:
         return np.diff(self.offsets)
 
     @classmethod
-    def _of_keys(cls, keys, n_users, n_items):
-        "The record of ascending, distinct keys."
-        users, items = np.divmod(keys, max(n_items, 1))
-        return cls(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
-
-    @classmethod
     def of_pairs(cls,
         pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
         n_users:int, # rows of the users' table
         n_items:int, # rows of the items' table
     ) -> 'Seen': # the pairs sorted, each once
         "The record of some pairs."
-        return cls._of_keys(_distinct(_keys(pairs, n_items)), n_users, n_items)
+        return _of_keys(_distinct(_keys(pairs, n_items)), n_users, n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #5da6bbb9
 @patch
@@ -108,7 +110,7 @@ def with_pairs(self:Seen,
     old, new = _keys(self.pairs(), n_items), _distinct(_keys(pairs, n_items))
     at = np.searchsorted(old, new)
     is_new = np.append(old, -1)[at] != new
-    return Seen._of_keys(np.insert(old, at[is_new], new[is_new]), n_users, n_items)
+    return _of_keys(np.insert(old, at[is_new], new[is_new]), n_users, n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
 def _only_grew(rows, n_old):

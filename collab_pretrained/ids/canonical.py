@@ -120,7 +120,7 @@ def factorize_ids(
     sort:bool=False, # whether the distinct ids come in ascending order; else as they first appear
 ) -> tuple: # (n,) integers into the distinct ids; the distinct ids
     "Number ids."
-    codes, distinct = pd.factorize(ids)
+    codes, distinct = map(np.asarray, pd.factorize(ids))
     if ids.dtype == object and not (distinct[codes] == ids).all():
         place = {}
         codes = np.fromiter((place.setdefault(o, len(place)) for o in ids.tolist()), np.int64, len(ids))

@@ -43,7 +43,7 @@ from collab_pretrained.core import (
     side_index,
 )
 
-from ..data.loaders import row_counts
+from ..data.loaders import holds_ratings, row_counts
 from ..data.seen import Seen
 from ..data.splits import fresh_seed
 from ..ids.matching import MatchReport, match_classes
@@ -160,6 +160,7 @@ class CollabLearner(LeanLearner):
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one
+    from_pretrained:Callable
 
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
@@ -424,10 +425,9 @@ def interaction_counts(
     dls:DataLoaders, # of ratings, ours or fastai's
 ) -> dict|None: # 'users', 'items' -> counts in the vocabulary's order, without '#na#'; None for unknown loaders
     "How often each id was trained on."
-    counts = row_counts(dls)
-    if counts is None: return None
+    if not holds_ratings(dls.train_ds): return None
     return {side: n[Vocab.of(names).id_rows].tolist()
-            for side, n, names in zip(('users', 'items'), counts, dls.classes.values(), strict=False)}
+            for side, n, names in zip(('users', 'items'), row_counts(dls), dls.classes.values(), strict=False)}
 
 def metric_names_of(
     rec:Recorder, # of a learner that was trained

@@ -38,7 +38,7 @@ from collab_pretrained.models.embeddings import (
 )
 
 from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError
-from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, rating_blocks
+from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, holds_ratings, rating_blocks
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
 from ..models.ranking import Ranking, as_ranking
@@ -120,7 +120,7 @@ def rating_stats(
 ) -> RatingStats: # NaN for extent and mean where there are no ratings
     "The extent and the mean of the training ratings."
     low, high, total, n, n_out = np.inf, -np.inf, 0., 0, 0
-    for _, *ratings in rating_blocks(dls.train_ds) or ():
+    for _, *ratings in rating_blocks(dls.train_ds) if holds_ratings(dls.train_ds) else ():
         for y in ratings:
             if not len(y): continue
             low, high = min(low, y.min().item()), max(high, y.max().item())

@@ -22,7 +22,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import CastToTensor, Learner, Recorder
 from fastai.losses import BaseLoss
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ..models.optim import FusedAdam
@@ -36,6 +36,7 @@ _cheaper = {}  # a method of a callback of fastai's -> a function of the callbac
 class LeanLearner(Learner):
     "fastai's `Learner`, whose batches cost less outside of the model."
     _calls:tuple|None = None  # the callbacks, and what to call at which event, as last looked up
+    model:nn.Module
     _scheds:tuple = None, {}  # the schedules of a fit, and equivalents of them that cost less
 
     def __call__(self, event_name):
@@ -132,7 +133,8 @@ _cheaper.update({ProgressCallback.after_batch: _progress, CastToTensor.before_ba
 # %% ../../nbs/50_learner.loop.ipynb #35e4e7b2
 @patch
 def _do_epoch_validate(self:LeanLearner, ds_idx=1, dl=None):
-    dl, bar = self.dls[ds_idx] if dl is None else dl, getattr(self, 'progress', None)
+    if dl is None: dl = self.dls[ds_idx]
+    bar:Any = getattr(self, 'progress', None)
     was_on = bar is not None and bar.run
     if was_on and not len(dl): bar.run = False
     try: super(LeanLearner, self)._do_epoch_validate(ds_idx, dl)

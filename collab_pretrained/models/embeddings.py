@@ -104,20 +104,19 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
         return _DotBias.apply(users.contiguous(), items.contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
 
 # %% ../../nbs/40_models.embeddings.ipynb #49e825af
-@patch
-def _vocab(self:EmbeddingDotBias, is_item):
+def _vocab_of(model, is_item):
     "The vocabulary of a side, made once of names that are another's."
-    if self.classes is None: raise VocabError(
+    if model.classes is None: raise VocabError(
         'the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
-    col = self.item if is_item else self.user
-    names, known = self.classes[col], self._vocabs or {}
+    col = model.item if is_item else model.user
+    names, known = model.classes[col], model._vocabs or {}
     if col not in known or known[col][0] is not names:
-        self._vocabs = known = {**known, col: (names, Vocab.of(names, f'the vocabulary of {col}'))}
+        model._vocabs = known = {**known, col: (names, Vocab.of(names, f'the vocabulary of {col}'))}
     return known[col][1]
 
 @patch
 def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
-    vocab = self._vocab(is_item)
+    vocab = _vocab_of(self, is_item)
     rows = vocab.rows(arr)
     lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
     if lost: raise UnknownIdError(

@@ -9,6 +9,8 @@ __all__ = ['FusedAdam', 'CatchUp']
 
 # %% ../../nbs/46_models.optim.ipynb #01b9b91f
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -20,21 +22,12 @@ from torch.optim.adamw import adamw
 from ..core import side_index
 from ..weights.roles import find_roles, roles
 
-# %% ../../nbs/46_models.optim.ipynb #4023dcae
-class FusedAdam(Optimizer):
-    "fastai's `Adam` with decoupled weight decay, by torch's fused AdamW; tables with a sparse gradient step by row."
-    def __init__(self,
-        params, # parameters, or a list of lists of them: one for each group
-        lr:float, # learning rate, above 0
-        mom:float=0.9, # how much of the average gradient a step keeps, 0 to below 1
-        sqr_mom:float=0.99, # how much of the average squared gradient a step keeps, 0 to below 1
-        eps:float=1e-5, # what is added to the divisor, above 0
-        wd:float=0.01, # a step multiplies weights by 1 - lr*wd; parameters whose state says `do_wd=False` are left out
-    ):
-        super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-        self.owed = {}  # table that was stepped by row -> `_Owed`
+# %% ../../nbs/46_models.optim.ipynb #88ee3859
+class KeptZeros(Optimizer):
+    "An optimizer whose gradients are tensors of zeros between steps, which are kept and need not be added to."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.zeros = {}  # parameter -> the zeros that stand for its gradient between steps, and their version
-        self.anchors = {}  # of the next step: table -> what its rows are pulled to, how strongly; see `AnchorCallback`
 
     def zero_grad(self):
         "Set the gradients to zero: to tensors of zeros that are kept, and written again only if they were changed."
@@ -49,14 +42,31 @@ class FusedAdam(Optimizer):
         for p, (zeros, version) in self.zeros.items():
             if p.grad is zeros and zeros._version == version: p.grad = None
 
+    def restore_zeros(self):
+        "After a backward pass: give them back where there is no other gradient."
+        for p, (zeros, _) in self.zeros.items():
+            if p.grad is None: p.grad = zeros
+
+# %% ../../nbs/46_models.optim.ipynb #4023dcae
+class FusedAdam(KeptZeros):
+    "fastai's `Adam` with decoupled weight decay, by torch's fused AdamW; tables with a sparse gradient step by row."
+    catch_up:Callable
+    settle:Callable
+    def __init__(self,
+        params, # parameters, or a list of lists of them: one for each group
+        lr:float, # learning rate, above 0
+        mom:float=0.9, # how much of the average gradient a step keeps, 0 to below 1
+        sqr_mom:float=0.99, # how much of the average squared gradient a step keeps, 0 to below 1
+        eps:float=1e-5, # what is added to the divisor, above 0
+        wd:float=0.01, # a step multiplies weights by 1 - lr*wd; parameters whose state says `do_wd=False` are left out
+    ):
+        super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+        self.owed = {}  # table that was stepped by row -> `_Owed`
+        self.anchors = {}  # of the next step: table -> what its rows are pulled to, how strongly; see `AnchorCallback`
+
     def forget(self):
         "Drop what is kept of parameters that are gone, and of a step that was interrupted."
         self.zeros, self.anchors = {}, {}
-
-    def restore_zeros(self):
-        "After it: give them back where there is no other gradient."
-        for p, (zeros, _) in self.zeros.items():
-            if p.grad is None: p.grad = zeros
 
 # %% ../../nbs/46_models.optim.ipynb #3dd69a37
 def _fused_step(params, grads, states, lr, wd, mom, sqr_mom, eps):
@@ -83,7 +93,7 @@ def step(self:FusedAdam,
                 state['step'] += 1
                 decayed = {**hyper, 'wd': hyper['wd'] if state.get('do_wd', True) else 0.}
                 hypers = tuple(float(decayed[k]) for k in ('lr', 'wd', 'mom', 'sqr_mom', 'eps'))
-                if p.grad.is_sparse: self._step_rows(p, *hypers)
+                if p.grad.is_sparse: _step_rows(self, p, *hypers)
                 else: alike.setdefault((type(p.data), hypers), []).append(p)
         for (_, hypers), params in alike.items():
             _fused_step(params, [p.grad for p in params], [self.state[p] for p in params], *hypers)
@@ -94,7 +104,7 @@ class _Owed:
     "What steps that passed rows of a table by would have made of them: `left*row + drawn*anchor`."
     def __init__(self, p, anchor=None, pull=None):
         self.anchor, self.held, self.strength = anchor, None, 0.
-        if anchor is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
+        if anchor is not None and pull is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
         self.left, self.drawn = [0., 0.], 0.  # log of what is left of a free, a held row; an anchor's share
         n_kinds = 1 if anchor is None else 2
         self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same at a row's last step
@@ -115,23 +125,22 @@ class _Owed:
         return left[:,None], None if self.held is None else (now[1] - left*last[1])[:,None]
 
 # %% ../../nbs/46_models.optim.ipynb #2d3c2bf4
-@patch
-def _step_rows(self:FusedAdam, p, lr, wd, *hypers):
+def _step_rows(opt, p, lr, wd, *hypers):
     "One step of the rows of `p` that its gradient has."
-    grad, state, (anchor, pull) = p.grad.coalesce(), self.state[p], self.anchors.get(p, (None, None))
+    grad, state, (anchor, pull) = p.grad.coalesce(), opt.state[p], opt.anchors.get(p, (None, None))
     rows = grad.indices()[0]
-    self.catch_up(p, rows)
+    opt.catch_up(p, rows)
     tables = p, state['grad_avg'], state['sqr_avg']
     part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
     if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
     averages = {'grad_avg': grad_avg, 'sqr_avg': sqr_avg, 'step': state['step']}
     _fused_step([part], [grad.values()], [averages], lr, wd, *hypers)
     for table, o in zip(tables, (part, grad_avg, sqr_avg), strict=True): table.index_copy_(0, rows, o)
-    if p not in self.owed:
+    if p not in opt.owed:
         if not wd and anchor is None: return
-        self.owed[p] = _Owed(p, anchor, pull)
-    self.owed[p].add(lr, wd)
-    self.owed[p].pay(rows)
+        opt.owed[p] = _Owed(p, anchor, pull)
+    opt.owed[p].add(lr, wd)
+    opt.owed[p].pay(rows)
 
 # %% ../../nbs/46_models.optim.ipynb #658f5079
 @patch
@@ -174,9 +183,10 @@ def clear_state(self:FusedAdam):
 class CatchUp(Callback):
     "Before each training batch, gives the rows that it looks up what they are owed."
     order, run_valid = 59, False
+    learn:Any = None  # the learner that has this callback
     def before_batch(self):
-        if not getattr(self.opt, 'owed', None): return
+        if not getattr(self.learn.opt, 'owed', None): return
         x, params = self.learn.xb[0], dict(self.learn.model.named_parameters())
         if x.dim() != 2 or x.shape[1] != 2: return  # not pairs: the step will do it
         for role, names in find_roles(params).items():
-            for o in names: self.opt.catch_up(params[o], x[:,side_index(roles[role])])
+            for o in names: self.learn.opt.catch_up(params[o], x[:,side_index(roles[role])])

@@ -26,7 +26,7 @@ class UnseenItems:
         self.users, self.items = keys//n_items, keys%n_items
         self.counts = torch.bincount(self.users, minlength=n_users)
         self.starts, self.free = self.counts.cumsum(0) - self.counts, n_items - self.counts
-        self.n_items, self.left, self.passed = n_items, None, None
+        self.n_items, self.left = n_items, None
         if n_users*n_items <= max_list:  # what each user has not seen, user after user
             free = torch.ones(n_users*n_items, dtype=torch.bool, device=x.device).index_fill_(0, keys, False)
             self.left, self.left_starts = (free.nonzero()[:,0]%n_items).int(), self.free.cumsum(0) - self.free

@@ -69,14 +69,13 @@ class Benchmark:
         return is_something & (self.gain >= -self.margin) & (self.reached < self.curves.index[-1]/2)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #58279259
-@patch
-def _line(self:Benchmark, name):
+def _line(bench, name):
     "What came of one start, in words."
-    n, gain, reached, margin = self.curves.index[-1], self.gain[name], self.reached[name], self.margin[name]
-    what = 'better' if self._better()[name] else 'worse' if gain < -margin else 'no better than chance'
+    n, gain, reached, margin = bench.curves.index[-1], bench.gain[name], bench.reached[name], bench.margin[name]
+    what = 'better' if bench._better()[name] else 'worse' if gain < -margin else 'no better than chance'
     when = '' if np.isnan(reached) else f', and at the level of scratch after {reached:.0f} of {n} epochs'
     where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {margin:.4f})'
-    return f'{name}: {self.error} {self.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}'
+    return f'{name}: {bench.error} {bench.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}'
 
 # %% ../../nbs/61_serve.benchmark.ipynb #a565feae
 @patch
@@ -85,7 +84,7 @@ def __repr__(self:Benchmark):
     verdict = f'A warm start {"pays" if self.pays else "does not pay"} on these ratings.'
     if last.min() > floor: verdict += f' But no start is better than {self.floor}: choose other settings first.'
     scratch = f'from scratch: {self.error} {last["from scratch"]:.4f} after {last.name} epochs'
-    starts = [self._line(o) for o in self.curves.columns[1:]]
+    starts = [_line(self, o) for o in self.curves.columns[1:]]
     return '\n'.join([verdict, scratch, *starts, f'{self.floor}: {self.error} {floor:.4f}'])
 
 # %% ../../nbs/61_serve.benchmark.ipynb #376e8b2f

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
 def one_writer(
     folder:str|Path, # the folder to be written to, made where it isn't there
     timeout:float=600., # how long to wait for another program that writes to it, in s, 0 or more
-) -> Iterator[Path]: # the folder
+) -> Generator[Path]: # the folder
     "While this lasts, no other program that asks for it writes to `folder`; raises `SaveError` where one is busy."
     folder = Path(folder)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
