@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .ranking import Softmax, rankings
-from .solve import solve_rows, sort_ratings
+from .solve import solve_means, sort_ratings
 
 # %% ../../nbs/48_models.ials.ipynb #7c4ae826
 ALPHA0 = .2  # weight of a pair that was not observed, beside 1 of a positive
@@ -58,19 +58,15 @@ def init_factors(
 
 # %% ../../nbs/48_models.ials.ipynb #9efd88f5
 def _sorted(pairs, n_rows, n_others, k, weight=None):
-    return sort_ratings(pairs, torch.ones(len(pairs), device=pairs.device), n_rows, n_others, k + 1, weight)
+    return sort_ratings(pairs, torch.ones(len(pairs), device=pairs.device), n_rows, n_others, k, weight)
 
-def _solve_side(own, others, pairs, penalty, pull=None):
+def _solve_side(own, others, pairs, penalty, pull=0.):
     """Rows of one side that have pairs, from the other side's; the rest as they are. `pull` (n_rows, k) is added to the
     right-hand side."""
     energy, turn = torch.linalg.eigh(others.T @ others)
-    precision = ALPHA0*energy.clamp(min=0) + penalty[:,None]
-    no_bias = own.new_full((len(own), 1), 1e-9)  # the variance of a bias that stays at 0
-    prior = torch.zeros_like(own) if pull is None else (pull @ turn)/precision
-    design = torch.cat([others @ turn, torch.zeros_like(others[:,:1])], 1)
-    prior, variance = torch.cat([prior, torch.zeros_like(no_bias)], 1), torch.cat([1/precision, no_bias], 1)
-    rows, _, _ = solve_rows(pairs, prior, variance, design, torch.zeros_like(design), noise=1.)
-    return torch.where((pairs.counts > 0)[:,None], rows[:,:-1] @ turn.T, own)
+    held = ALPHA0*energy.clamp(min=0) + penalty[:,None]
+    rows = solve_means(pairs, (pairs.sums(others) + pull) @ turn, held, others @ turn) @ turn.T
+    return torch.where((pairs.counts > 0)[:,None], rows, own)
 
 def _stepped(old, new, had, step):
     "Rows that `had` positives before go `step` times the way to their new ones."
