@@ -391,10 +391,9 @@ def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; 
     return known.with_pairs(pairs)  # ty: ignore[missing-attribute] it is patched in
 
 def _is_whole(learn):
-    "Whether a learner has the tables of a dot product in one process, over our own loaders."
-    model = get_model(learn.model)
-    is_dot = isinstance(model, EmbeddingDotBias) and all(type(p.data) is Tensor for p in model.parameters())
-    return is_dot and isinstance(learn.dls.train.dataset, CollabDataset)
+    "Whether a learner has its tables in one process, over our own loaders."
+    is_whole = all(type(p.data) is Tensor for p in get_model(learn.model).parameters())
+    return is_whole and isinstance(learn.dls.train.dataset, CollabDataset)
 
 # %% ../../nbs/52_learner.als.ipynb #f1ae66b5
 def _ranking_tables(learn):
@@ -417,7 +416,8 @@ def saved_tables(self:CollabLearner,
     "What a save keeps beside the weights: the posterior, and the pairs that were seen."
     if not _is_whole(self): return {}
     own, evidence, res = seen_in(self.dls), self.evidence(), {}
-    if self.ranking is not None: res = _ranking_tables(self)
+    if not isinstance(get_model(self.model), EmbeddingDotBias): pass
+    elif self.ranking is not None: res = _ranking_tables(self)
     elif self.solved is not None or look and self.trained_here and len(self.dls.train_ds): res = _posterior_tables(self)
     seen = own if evidence is None else evidence.with_pairs(_pairs_of(own).numpy())
     return {**res, 'seen': _tables_of(seen)}
@@ -469,9 +469,9 @@ def read_for(
 ) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 where there is none
     "Read a table as the learner's own was read; raises `VocabError` for ids of another kind."
     ds, (user, item) = own_dataset(learn), learn.vocab
-    time_name = ds.time_name if ds.time_name in schema_names(ratings) else None
-    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.implicit,
-                         time_name=time_name)
+    there = schema_names(ratings)
+    names = {k: name for k in ('time_name', 'weight_name') if (name := getattr(ds, k)) in there}
+    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.implicit, **names)
     ids = table.user_ids, table.item_ids
     for (col, known), own in zip(learn.vocab.items(), ids, strict=True):
         if len(known.ids) and known.ids.dtype != own.dtype: raise _kind_of_ids(col, known.ids, own)

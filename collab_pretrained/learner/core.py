@@ -43,7 +43,7 @@ from collab_pretrained.core import (
     side_index,
 )
 
-from ..data.loaders import holds_ratings, row_counts
+from ..data.loaders import holds_ratings, row_counts, table_facts
 from ..data.seen import Seen
 from ..data.splits import fresh_seed
 from ..ids.matching import MatchReport, match_classes
@@ -161,6 +161,7 @@ class CollabLearner(LeanLearner):
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one
     from_pretrained:Callable
+    facts:dict|None = None  # what else a saved folder says, as JSON can hold it; kept from one folder to the next
 
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
@@ -456,8 +457,7 @@ def save_pretrained(self:CollabLearner,
     model, folder = get_model(self.model), self.path/folder
     flat_weights(model.state_dict())  # as in `save`
     if rank_distrib(): return folder
-    rating_name = getattr(self.dls.train.dataset, 'rating_name', None)
-    config = {**describe(model), **loss_facts(self), 'rating_name': rating_name,
+    config = {**describe(model), **loss_facts(self), **table_facts(self.dls.train_ds), 'facts': self.facts,
               'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
     tables = {k: v for k, v in self.saved_tables(look=posterior).items()

@@ -28,6 +28,14 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 
+from collab_pretrained.data.loaders import (
+    CollabDataLoaders,
+    CollabDataset,
+    CollabDL,
+    holds_ratings,
+    rating_blocks,
+    with_table_facts,
+)
 from collab_pretrained.models.embeddings import (
     EmbeddingDotBias,
     describe,
@@ -38,7 +46,6 @@ from collab_pretrained.models.embeddings import (
 )
 
 from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError
-from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, holds_ratings, rating_blocks
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
 from ..models.ranking import Ranking, as_ranking
@@ -291,6 +298,7 @@ def from_pretrained(cls:CollabLearner,
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
     loss_func = MSELossFlat() if loss_func is None else loss_func
     learn = cls(dls, model, loss_func, **kwargs)  # ty: ignore[too-many-positional-arguments] a class, by `cls_method`
+    learn.facts = saved.meta.get('facts')
     learn.start_from(saved, how).model.eval()  # so that normalization layers keep what they counted
     return learn
 
@@ -299,7 +307,8 @@ def _no_ratings(saved):
     "Loaders without ratings over a saved vocabulary."
     vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(SIDES, saved.vocab, strict=True))
     tensors, counts = (torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), saved.meta.get('counts') or {}
-    none = CollabDataset(tensors, vocab, saved.meta.get('rating_name'))
+    none = CollabDataset(tensors, vocab)
+    with_table_facts(none, saved.meta)
     res = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
     sides = zip(('users', 'items'), map(Vocab.of, vocab.values()), strict=True)
     res.past = [(v.ids, counts.get(side, np.zeros(len(v.ids), dtype=np.int64))) for side, v in sides]

@@ -200,9 +200,18 @@ def _backward(self:LeanLearner):
     super(LeanLearner, self)._backward()
     self.opt.restore_zeros()
 
+def _answers(learn):
+    "What the model answers; to a single row as in evaluation where there is batch norm, which takes two to train."
+    is_one = learn.training and len(learn.xb[0]) == 1
+    norms = [o for o in learn.model.modules() if isinstance(o, nn.BatchNorm1d) and o.training] if is_one else []
+    for o in norms: o.eval()
+    try: return learn.model(*learn.xb)
+    finally:
+        for o in norms: o.train()
+
 @patch
 def _do_one_batch(self:LeanLearner):
-    self.pred = self.model(*self.xb)
+    self.pred = _answers(self)
     self('after_pred')
     if len(self.yb):
         self.loss_grad = _loss(self.loss_func, self.pred, *self.yb)

@@ -177,6 +177,7 @@ def _is_width(x): return type(x) is int and 0 < x < 2**31
 def _is_list(x, is_one, n=None): return isinstance(x, (list, tuple)) and n in (None, len(x)) and all(map(is_one, x))
 def _is_range(x): return _is_list(x, _is_number, 2) and x[0] < x[1]
 def _is_plain(x): return x is None or type(x) in (bool, str) or _is_number(x)
+def _is_pair(x): return isinstance(x, list) and len(x) == 2
 def _is_record(x): return isinstance(x, Mapping) and all(map(_is_plain, x.values()))
 
 _facts = {  # what may be said of a model: key -> a test of its value, and what is expected
@@ -190,7 +191,10 @@ _facts = {  # what may be said of a model: key -> a test of its value, and what 
     'y_range': (_is_range, '[low, high] with low < high'),
     'loss': (lambda x: _is_record(x) and isinstance(x.get('kind'), str), "a record with its 'kind'"),
     'metrics': (_is_record, 'a number for each name'),
-    'rating_name': (lambda x: type(x) in (str, int), 'the name of a column'),
+    **dict.fromkeys(['rating_name', 'time_name', 'weight_name'], (lambda x: type(x) in (str, int), 'a column')),
+    'id_cast': (lambda x: all(o is True or o is None or isinstance(o, str) for o in (x if _is_pair(x) else [x])),
+                'the name of a cast, or two'),
+    'facts': (lambda x: isinstance(x, Mapping), 'a record'),
     'opt_names': (lambda x: _is_list(x, lambda o: isinstance(o, str)), 'names of weights'),
 }
 # what a model is made again by

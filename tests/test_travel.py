@@ -1,0 +1,46 @@
+"What a saved folder tells the next night: how tables are read, and what was seen, for every kind of model."
+import numpy as np
+import pandas as pd
+import pytest
+
+from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner
+from collab_pretrained.core import CollabWarning
+
+KINDS = {'dot': {}, 'net': dict(use_nn=True, layers=[8]), 'ranking net': dict(use_nn=True, layers=[8], loss='bpr'),
+         'ials': dict(loss='ials'), 'softmax': dict(loss='softmax')}
+
+
+def ratings(n=300):
+    "Ratings with times and weights, and users in capitals."
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({'user': [f'U{o}' for o in rng.integers(1, 21, n)], 'item': rng.integers(1, 31, n),
+                       'rating': rng.integers(1, 11, n)/2, 'when': np.arange(n), 'w': 1.5})
+    return df.drop_duplicates(['user', 'item'])
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', KINDS)
+def test_tonight_is_read_as_the_first_table_was(kind, tmp_path):
+    "Casts, times and weights hold in a model out of its folder; seen items stay away; one new rating trains a network."
+    dls = CollabDataLoaders.from_df(ratings(), id_cast={'user': 'lower'}, time_name='when', weight_name='w', seed=1)
+    learn = collab_learner(dls, 4, **KINDS[kind])
+    with learn.no_bar(), learn.no_logging(): learn.fit_als(1) if kind == 'ials' else learn.fit(1)
+    learn.save_pretrained(tmp_path/'a')
+    again = CollabLearner.from_pretrained(tmp_path/'a')
+    tonight = pd.DataFrame({'user': ['U777', 'u777'], 'item': [2, 2], 'rating': [1., 5.], 'when': [9, 8], 'w': [2., 1.]})
+    with again.no_bar(), again.no_logging(): report = again.update(tonight)
+    assert report.n_new == 1 and again.side('user').vocab.ids[-1] == 'u777'
+    assert again.dls.train_ds.tensors[1].tolist() == [[1.]]  # the later one of both, wherever it stands
+    assert again.dls.train_ds.weights.tolist() == [2.]
+    again.save_pretrained(tmp_path/'b')
+    lists = CollabLearner.from_pretrained(tmp_path/'b').recommend(k=30)
+    seen = pd.concat([ratings(), tonight]).assign(user=lambda o: o.user.str.lower())
+    assert not len(lists.merge(seen, on=['user', 'item']))
+
+
+def test_a_cast_that_cant_be_saved_is_said(tmp_path):
+    dls = CollabDataLoaders.from_df(ratings(), id_cast={'user': lambda o: o[1:]}, seed=1)
+    collab_learner(dls, 2).save_pretrained(tmp_path/'a')
+    with pytest.warns(CollabWarning, match='a function .`id_cast`. that was not saved'):
+        CollabLearner.from_pretrained(tmp_path/'a')
+    assert CollabLearner.from_pretrained(tmp_path/'a', dls=dls).dls is dls
