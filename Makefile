@@ -35,7 +35,7 @@ test: .venv-test/installed
 
 nightly: export PATH := $(DEV):$(PATH)
 nightly: .venv-test/installed
-	python -m pip install -q -c constraints.txt -e '.[dev,interop]'
+	python -m pip install -q -c constraints.txt -e '.[dev,interop,tune]'
 	-python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions typing-inspect mypy-extensions pyvers
 	python tools/stage_ml100k.py
 	python -m pytest tests --nightly

@@ -184,13 +184,48 @@ def test_no_error_or_warning_among_the_outputs(pages):
     assert not [k for k, v in pages.items() if v['errors']]
 
 
-def test_search_finds_a_name(address, tab):
+SEARCH = '''new Promise(done => {
+    const box = document.querySelector('#quarto-search input'), query = QUERY;
+    document.querySelector('.smalldocs-search-results').innerHTML = '';
+    box.focus(); box.value = query; box.dispatchEvent(new Event('input', {bubbles: true}));
+    const look = n => { const hits = [...document.querySelectorAll('#quarto-search a[href]')].map(o => o.href);
+        hits.length || !n ? done(hits) : setTimeout(look, 50, n - 1) };
+    look(100);
+})'''
+
+
+@pytest.fixture
+def search(address, tab):
+    "Where the results of the site's search lead to, as pages and anchors, the best first."
     tab.open(address + 'index.html')
-    found = tab.run('''new Promise(done => {
-        const box = document.querySelector('#quarto-search input');
-        box.focus(); box.value = 'match_embeds'; box.dispatchEvent(new Event('input', {bubbles: true}));
-        const look = n => { const hits = [...document.querySelectorAll('#quarto-search a[href]')].map(o => o.href);
-            hits.length || !n ? done(hits) : setTimeout(look, 50, n - 1) };
-        look(100);
-    })''')
-    assert any(o.endswith('match.html#match_embeds') for o in found), found
+    return lambda query: [
+        o.removeprefix(address) for o in tab.run(SEARCH.replace('QUERY', json.dumps(query)))
+    ]
+
+
+def test_search_finds_a_name(search):
+    assert 'weights.match.html#match_embeds' in search('match_embeds')
+
+
+QUESTIONS = {
+    'new users tonight': 'new_and_gone', 'new items': 'new_and_gone', 'delete a user': 'new_and_gone',
+    'clicks instead of ratings': 'data', 'my own vectors': 'data', "continue with the optimizer's state": 'data',
+    'Hugging Face Hub': 'data', 'evaluate honestly': 'evaluate_and_tune', 'tune hyperparameters': 'evaluate_and_tune',
+    'top 10 per user every night': 'serve', 'business rules (allow and exclude lists)': 'serve',
+    'export to a vector index': 'serve', 'serving and latency': 'serve', 'run as a scheduled job': 'nightly_job',
+    'GPU and several GPUs': 'gpus', 'multi GPU': 'gpus',
+}
+
+
+def test_search_finds_questions(search):
+    found = {o: search(o)[:3] for o in QUESTIONS}
+    wrong = {
+        o: hits
+        for o, hits in found.items()
+        if not any(hit.startswith(f'howto/{QUESTIONS[o]}.html') for hit in hits)
+    }
+    assert not wrong
+
+
+def test_search_finds_a_page_by_its_summary(search):
+    assert 'glossary.html' in search('The terms of this documentation')[0]

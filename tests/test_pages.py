@@ -1,5 +1,6 @@
 """What a reader sees of a page runs when it is copied: its visible code, in order, in a fresh process and an empty
 folder."""
+import configparser
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
@@ -17,6 +19,7 @@ from pages import script_of, undefined  # noqa: E402
 
 NBS = ROOT/'nbs'
 READ_FIRST = [NBS/'index.ipynb', *sorted((NBS/'tutorials').glob('*.ipynb'))]
+HOWTO = [*sorted((NBS/'howto').glob('*.ipynb')), NBS/'glossary.ipynb']
 REFERENCE = sorted(NBS.glob('[0-9]*.ipynb'))
 
 # Reference pages whose visible code needs what a hidden cell defines: the list must only get shorter
@@ -44,13 +47,58 @@ def run_script(script):
 
 @pytest.fixture(scope='module')
 def said():
-    "What the scripts of README, index and the tutorials say; two run at a time."
+    "What the scripts of README, index, the tutorials and the how-to pages (as one) say; two run at a time."
     scripts = {'README': readme_script(), **{nb.stem: script_of(nb) for nb in READ_FIRST}}
+    scripts['howto'] = '\n'.join(map(script_of, HOWTO))
     with ThreadPoolExecutor(2) as pool: return dict(zip(scripts, pool.map(run_script, scripts.values()), strict=True))
 
 
-@pytest.mark.parametrize('page', ['README', *(o.stem for o in READ_FIRST)])
+@pytest.mark.parametrize('page', ['README', 'howto', *(o.stem for o in READ_FIRST)])
 def test_copied_code_runs(said, page): assert not said[page]
+
+
+@pytest.mark.parametrize('nb', HOWTO, ids=lambda o: o.stem)
+def test_howto_pages_define_what_they_use(nb): assert not undefined(script_of(nb))
+
+
+# -- blocks of the how-to pages that no cell runs
+
+def blocks(nb, language):
+    "The code blocks of a language in a notebook's prose."
+    prose = '\n'.join(''.join(c['source']) for c in json.loads(nb.read_text())['cells'] if c['cell_type'] == 'markdown')
+    return re.findall(rf'```{language}\n(.*?)```', prose, flags=re.DOTALL)
+
+
+def test_shell_lines_of_the_nightly_job_run(tmp_path):
+    from collab_pretrained.core import planted_ratings
+    ratings = planted_ratings()
+    for name, period in {'first': 'early', 'tonight': 'late'}.items():
+        table = ratings.loc[ratings.period == period, ['user', 'item', 'rating']]
+        table.to_csv(tmp_path/f'{name}.csv', index=False)
+    night, first = blocks(NBS/'howto'/'nightly_job.ipynb', 'sh')
+    (tmp_path/'night.sh').write_text(night)
+    done = subprocess.run(['sh', '-e', '-c', first], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path/'lists.parquet').is_file(), done.stderr
+    (tmp_path/'lists.parquet').unlink()
+    done = subprocess.run(['sh', 'night.sh', 'first.txt'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path/'lists.parquet').exists()
+
+
+def test_units_and_workflow_of_the_nightly_job_can_be_read():
+    page = NBS/'howto'/'nightly_job.ipynb'
+    service, timer = (configparser.ConfigParser(interpolation=None) for _ in range(2))
+    for parser, text in zip((service, timer), blocks(page, 'ini'), strict=True): parser.read_string(text)
+    assert service['Service']['ExecStart'].endswith('sh night.sh tonight.csv') and timer['Timer']['Persistent'] == 'true'
+    steps = yaml.safe_load(blocks(page, 'yaml')[0])['jobs']['night']['steps']
+    assert {'run': 'sh night.sh tonight.csv'} in steps
+
+
+def test_optuna_tunes(tmp_path):
+    pytest.importorskip('optuna', reason='optuna is an extra: tune')
+    page = NBS/'howto'/'evaluate_and_tune.ipynb'
+    block, = blocks(page, 'python')
+    script = f'{script_of(page)}\n{block.replace("n_trials=20", "n_trials=3")}\nassert len(study.trials) == 3'
+    assert not run_script(script)
 
 
 def test_visible_code_of_reference_pages_defines_what_it_uses():
@@ -90,7 +138,7 @@ def prose_of(path):
     return re.sub(r'`[^`\n]*`', '', text)
 
 
-PROSE = [*(ROOT/o for o in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')), *READ_FIRST, *REFERENCE]
+PROSE = [*(ROOT/o for o in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')), *READ_FIRST, *HOWTO, *REFERENCE]
 
 
 def test_external_links_are_listed():

@@ -5,7 +5,9 @@ where it is installed, else smalldocs, which reads the same `_quarto.yml`.
 """
 import argparse
 import ast
+import html
 import inspect
+import json
 import os
 import re
 import shutil
@@ -119,7 +121,7 @@ def prepare(nb_path:Path) -> None:
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
     # nbdev takes title and summary out, with all that stands in their cell
-    head = re.match(r'(?:[#>].*\n*)*', nb.cells[0].source)[0]
+    head = re.match(r'(?:(?:#|>) .*\n*)*', nb.cells[0].source)[0]
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
     imports_shown = page_imports(nb_path)
     cells = []
@@ -199,8 +201,20 @@ def rename_pages(nbs:Path, proc:Path) -> None:
 def render(proc:Path, engine:str) -> Path: # the site
     "Make the pages."
     if engine == 'quarto': subprocess.run(['quarto', 'render', '--no-execute'], cwd=proc, check=True)
-    else: subprocess.run(['smalldocs', 'render', '--strict', '-q'], cwd=proc, check=True)
+    else:
+        subprocess.run(['smalldocs', 'render', '--strict', '-q'], cwd=proc, check=True)
+        index_summaries(proc/'_docs')
     return proc/'_docs'
+
+
+def index_summaries(site:Path) -> None:
+    "Let the search find pages by their summaries too, which smalldocs leaves out."
+    entries = json.loads((site/'search.json').read_text())
+    for first in {o['href'].split('#')[0]: o for o in reversed(entries)}.values():
+        page = (site/first['href'].split('#')[0]).read_text()
+        if found := re.search(r'<meta name="description" content="([^"]*)"', page):
+            first['text'] = f'{html.unescape(found[1])} {first["text"]}'
+    (site/'search.json').write_text(json.dumps(entries, ensure_ascii=False))
 
 
 def build(
