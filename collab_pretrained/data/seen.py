@@ -58,6 +58,9 @@ class Seen:
     items: np.ndarray # int32 (n_pairs,): item rows, ascending for each user, each once
     n_items: int # rows of the items' table
     pairs: ClassVar[Callable]
+    has: ClassVar[Callable]
+    with_pairs: ClassVar[Callable]
+    moved: ClassVar[Callable]
 
     def __len__(self): return len(self.items)
     def __repr__(self): return f'Seen({len(self)} pairs of {self.n_users} user rows and {self.n_items} item rows)'
@@ -99,6 +102,10 @@ def has(self:Seen,
     return np.append(known, -1)[np.searchsorted(known, keys)] == keys
 
 # %% ../../nbs/36_data.seen.ipynb #46593577
+def _widened(seen, n_users, n_items):
+    "The record with more rows, behind the others, that have no pair."
+    return Seen(np.append(seen.offsets, np.full(n_users - seen.n_users, len(seen))), seen.items, n_items)
+
 @patch
 def with_pairs(self:Seen,
     pairs:np.ndarray, # int (n, 2): a user row and an item row each
@@ -106,11 +113,15 @@ def with_pairs(self:Seen,
     n_items:int|None=None, # rows of the items' table from now on; None for as many as before
 ) -> Seen: # a new one, of all pairs
     "The record with more pairs in it."
-    n_users, n_items = n_users or self.n_users, n_items or self.n_items
-    old, new = _keys(self.pairs(), n_items), _distinct(_keys(pairs, n_items))
-    at = np.searchsorted(old, new)
-    is_new = np.append(old, -1)[at] != new
-    return _of_keys(np.insert(old, at[is_new], new[is_new]), n_users, n_items)
+    old = _widened(self, n_users or self.n_users, n_items or self.n_items)
+    keys = _distinct(_keys(pairs, old.n_items))
+    users, items = np.divmod(keys, max(old.n_items, 1))
+    known = _keys(old.pairs(_distinct(users)), old.n_items)
+    at = np.searchsorted(known, keys)
+    new = np.flatnonzero(np.append(known, -1)[at] != keys)
+    places = old.offsets[users] + at - np.searchsorted(known, users*old.n_items)
+    n_more = np.bincount(users[new], minlength=old.n_users).cumsum()
+    return Seen(old.offsets + np.append(0, n_more), np.insert(old.items, places[new], items[new]), old.n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
 def _only_grew(rows, n_old):
@@ -123,8 +134,8 @@ def moved(self:Seen,
 ) -> Seen: # over the other vocabulary
     "The record over another vocabulary."
     users, items = match.side('user').rows, match.side('item').rows
-    if _only_grew(users, self.n_users) and _only_grew(items, self.n_items): return Seen(
-        np.append(self.offsets, np.full(len(users) - self.n_users, len(self))), self.items, len(items))
+    if _only_grew(users, self.n_users) and _only_grew(items, self.n_items): return _widened(
+        self, len(users), len(items))
     new_rows = np.full(self.n_items, -1)
     new_rows[items[items >= 0]] = np.flatnonzero(items >= 0)
     known = np.flatnonzero(users >= 0)

@@ -83,7 +83,8 @@ def set_side_table(
     "Put rows into the embedding tables of one side; numbers that are the same in float32 stay as they are."
     for name, part in zip(_names(side), (table[:,:-1], table[:,-1:]), strict=True):
         weight = model.get_parameter(name)
-        weight.copy_(torch.where(part == weight.float(), weight, part.to(weight)))
+        if weight.dtype != part.dtype: part = torch.where(part == weight.float(), weight, part.to(weight))
+        weight.copy_(part)
 
 def side_tables_of(
     learn:CollabLearner, # over a dot product
@@ -388,7 +389,7 @@ def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; 
     if not self.trained_here: return self.seen
     pairs, known = train_ratings(self)[0].cpu().numpy(), self.seen
     if known is None: return Seen.of_pairs(pairs, *map(len, self.vocab.values()))
-    return known.with_pairs(pairs)  # ty: ignore[missing-attribute] it is patched in
+    return known.with_pairs(pairs)
 
 def _is_whole(learn):
     "Whether a learner has its tables in one process, over our own loaders."
@@ -456,7 +457,7 @@ def restore_tables(self:CollabLearner,
 
 def _moved_seen(tables, report):
     old = seen_of_tables(tables, len(report.items.old_vocab))
-    return old.moved(report)  # ty: ignore[missing-attribute] it is patched in
+    return old.moved(report)
 
 # %% ../../nbs/52_learner.als.ipynb #dbfefe69
 def _kind_of_ids(col, known, own): return VocabError(
@@ -513,13 +514,14 @@ def _take_in_positives(learn, new, sizes):
 
 def _with_frozen(learn, old, new):
     "`new`, with frozen rows as they were."
+    if not learn.frozen_rows: return new
     kept = [torch.where(m[:,None], a, b) for m, a, b in zip(frozen_masks(learn), old[:2], new[:2], strict=True)]
     return ImplicitFactors(*kept, *new[2:])
 
 def _take_in_ratings(learn, x, y, weight):
     "A night of ratings: the posterior is the prior."
-    model = dot_product(learn)
-    learn.set_posterior(night(learn.posterior, x, y, weight, y_range_of(model), frozen=frozen_masks(learn)))
+    model, frozen = dot_product(learn), frozen_masks(learn) if learn.frozen_rows else None
+    learn.set_posterior(night(learn.posterior, x, y, weight, y_range_of(model), frozen=frozen))
     if model.limits is not None: _widen_limits(model, y)
 
 # %% ../../nbs/52_learner.als.ipynb #1b011d1a

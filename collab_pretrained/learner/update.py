@@ -22,13 +22,12 @@ from torch import nn
 
 from ..core import SIDES, CollabWarning, RatingsError, WeightsError
 from ..data.loaders import with_datasets
-from ..data.seen import seen_in
+from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
 from ..ids.vocab import Vocab
-from ..models.embeddings import EmbeddingDotBias, y_range_of
-from ..models.ials import IALS
-from .als import new_evidence, of_known, read_for
+from ..models.embeddings import y_range_of
+from .als import is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
 from .factory import check_y_range
 from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
@@ -60,18 +59,21 @@ class UpdateReport:
 def _is_squared(learn): return isinstance(getattr(learn.loss_func, 'func', None), nn.MSELoss)
 
 @torch.no_grad()
-def _rmse(learn, x, y):
-    "That of a dot product, without the events of `get_preds`."
+def _miss(learn, x, y):
+    "The mean squared error of a dot product, without the events of `get_preds`; NaN without ratings."
     model = get_model(learn.model)
     device, was_training = next(model.parameters()).device, model.training
-    res = (model.eval()(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().sqrt().item()
+    res = (model.eval()(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().item()
     model.train(was_training)
     return res
 
 def _error(learn, ds):
-    "The loss over a dataset, or its root where that is the squared error; NaN where it is empty."
+    """The loss over a dataset, or its root where that is the squared error; NaN where it is empty. Where a ranking is
+    solved, it is what `fit_als` shows: the squared error of positives, which should be 1."""
     if not len(ds): return float('nan')
-    if _is_squared(learn) and isinstance(get_model(learn.model), EmbeddingDotBias): return _rmse(learn, *ds.tensors)
+    x, y = ds.tensors
+    if _is_squared(learn) and is_solved_by_rows(learn): return _miss(learn, x, y)**.5
+    if is_solved_by_rows(learn): return _miss(learn, pairs := positives_of(learn, x, y[:,0])[0], torch.ones(len(pairs)))
     dl = learn.dls.valid.new(ds, shuffle=False, drop_last=False, bs=max(learn.dls.valid.bs or 1, 4096))
     with learn.no_bar(): losses = learn.get_preds(dl=dl, with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
@@ -136,7 +138,7 @@ def _read(learn, ratings):
 def _is_known(learn, x):
     "Which pairs the model has learned from, or the learner holds."
     pairs, evidence = x.cpu().numpy(), learn.evidence()
-    held = seen_in(learn.dls).has(pairs)  # ty: ignore[missing-attribute] it is patched in
+    held = Seen.of_pairs(seen_pairs(learn.dls, pairs[:,0]), *map(len, learn.vocab.values())).has(pairs)
     return torch.from_numpy(held if evidence is None else held | evidence.has(pairs))
 
 def _holds_all(learn):
@@ -147,7 +149,7 @@ def _learned_elsewhere(learn):
     "How many of the pairs that the rows have learned from are not among the learner's ratings."
     if learn.seen is None: return float('inf')
     held = seen_in(learn.dls)
-    return int((~held.has(learn.seen.pairs())).sum())  # ty: ignore[missing-attribute] it is patched in
+    return int((~held.has(learn.seen.pairs())).sum())
 
 # %% ../../nbs/58_learner.update.ipynb #64460d21
 def _replace(ds, x, y, n_items):
@@ -174,17 +176,14 @@ def _warn_of_repeats(learn, x, n_replaced, n):
                   f'or that the learner holds: {what}', CollabWarning, stacklevel=5)
 
 # %% ../../nbs/58_learner.update.ipynb #0c20ebd9
-def _solves(learn):
-    is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
-    return is_dot and (learn.ranking is None or isinstance(learn.ranking, IALS))
-
-def _train_on(learn, new, n_replaced, rounds, epochs, lr, replayed):
+def _train_on(learn, old, new, n_replaced, rounds, epochs, lr, replay, seed):
     "Go over all ratings in rounds, where any was replaced or as asked, then over new and replayed ones in epochs."
-    whole = learn.dls
-    if _solves(learn):
+    whole, share = learn.dls, replay if learn.ranking is None else 1.
+    if is_solved_by_rows(learn):
         if rounds or n_replaced and _holds_all(learn): learn.fit_als(max(rounds, 1))
         learn.opt = None
     if not epochs or not (len(new) or n_replaced): return
+    replayed = some_rows(old, round(share*len(old)), seed)
     learn.dls = with_datasets(whole, [joined_datasets(new, replayed), whole.valid_ds])
     learn.fit_one_cycle(epochs, lr)
     learn.dls = whole
@@ -226,13 +225,13 @@ def update(self:CollabLearner,
         table, classes = _read(self, ratings)
         report = add_rows(self, classes, seed)
         old, n_replaced, new, n_again = _parts(self, table, valid_pct, seed)
-        check = some_rows(old[1] if len(old[1]) else old[0], 10_000, seed)
+        check = some_rows(old[1] if len(old[1]) else old[0], 2000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
-        if _solves(self) and len(new[0]): self.take_in(new[0].tensors[0], new[0].tensors[1][:,0], new[0].weights)
+        x, y = new[0].tensors
+        if is_solved_by_rows(self) and len(x): self.take_in(x, y[:,0], new[0].weights)
         set_datasets(self, [joined_datasets(*o) for o in zip(old, new, strict=True)])
         self.match_report = report
-        replayed = some_rows(old[0], round((replay if self.ranking is None else 1.)*len(old[0])), seed)
-        _train_on(self, new[0], n_replaced, rounds, epochs, lr, replayed)
+        _train_on(self, old[0], new[0], n_replaced, rounds, epochs, lr, replay, seed)
         return UpdateReport(report, sum(map(len, new)), n_again - n_replaced, n_replaced, new_before, old_before,
                             _error(self, check), 'RMSE' if _is_squared(self) else 'loss')
 
@@ -241,9 +240,9 @@ def _check_update(learn, replay, epochs, rounds):
     "The number of epochs; raises where an update with these settings could learn nothing."
     if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
     name = type(get_model(learn.model)).__name__
-    if rounds and not _solves(learn): raise WeightsError(
+    if rounds and not is_solved_by_rows(learn): raise WeightsError(
         f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')
-    if epochs is None: return 0 if _solves(learn) else 1
-    if not epochs and not _solves(learn): raise RatingsError(
+    if epochs is None: return 0 if is_solved_by_rows(learn) else 1
+    if not epochs and not is_solved_by_rows(learn): raise RatingsError(
         f'epochs=0, and no row of {name} to solve; expected `epochs=1` or more')
     return epochs
