@@ -7,15 +7,23 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 # %% auto #0
 __all__ = ['NA', 'SIDES', 'CollabError', 'RatingsError', 'VocabError', 'UnknownIdError', 'WeightsError', 'ShapeError',
            'CheckpointError', 'CheckpointNotFoundError', 'SaveError', 'CollabWarning', 'examples', 'side_index',
-           'file_content', 'planted_ratings']
+           'file_content', 'rename_synced', 'replace_file', 'config_checksum', 'config_bytes', 'one_writer',
+           'planted_ratings']
 
 # %% ../nbs/00_core.ipynb #d21db6aa
+import hashlib
+import json
 import os
 import stat
+import tempfile
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 # %% ../nbs/00_core.ipynb #a8af2e7a
 class CollabError(Exception): "The base of this library's errors."
@@ -70,6 +78,67 @@ def file_content(
     except IsADirectoryError: raise CheckpointError(f'{path}: a folder; expected a file') from None
     except OSError as e: raise CheckpointError(
         f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
+
+# %% ../nbs/00_core.ipynb #1394430a
+def rename_synced(
+    old:Path, # of a file
+    new:Path, # what it is called from now on; what was there before is gone
+) -> None:
+    "Put a file in the place of another in one step, and see it to the disk."
+    os.replace(old, new)
+    if os.name == 'nt': return  # Windows can't sync a folder
+    fd = os.open(new.parent, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+def replace_file(
+    path:Path, # of the file
+    raw:bytes, # its content from now on
+) -> None:
+    "Write a file, whole or not at all."
+    part = path.with_name(f'.{uuid.uuid4().hex}.part')
+    try:
+        with open(part, 'xb') as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        rename_synced(part, path)
+    finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #4491aede
+def config_checksum(
+    config:dict, # a configuration, with its checksum or without
+) -> str: # 64 hexadecimal digits
+    "The SHA-256 of all entries but the checksum itself."
+    rest = {k: v for k, v in config.items() if k != 'checksum'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+def config_bytes(
+    config:dict, # anything that JSON can hold
+) -> bytes: # an entry a line; numbers that aren't finite become null
+    "`config` as JSON with its checksum."
+    config = json.loads(json.dumps(config), parse_constant=lambda _: None)
+    config['checksum'] = config_checksum(config)
+    return ('{\n' + ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in config.items()) + '\n}\n').encode()
+
+# %% ../nbs/00_core.ipynb #996ffd32
+@contextmanager
+def one_writer(
+    folder:str|Path, # the folder to be written to, made where it isn't there
+    timeout:float=600., # how long to wait for another program that writes to it, in s, 0 or more
+) -> Generator[Path]: # the folder
+    "While this lasts, no other program that asks for it writes to `folder`; raises `SaveError` where one is busy."
+    folder = Path(folder)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
+    lock = FileLock(Path(tempfile.gettempdir())/f'collab_pretrained-{name}.lock', mode=0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout: raise SaveError(f'{folder}: another program is writing to it, and was not done in {timeout:g} s; '
+                                    'expected one at a time: wait until it ends') from None
+    except OSError as e: raise SaveError(f'{folder}: not written ({e}); expected a folder to write to') from e
+    try: yield folder
+    finally: lock.release()
 
 # %% ../nbs/00_core.ipynb #677fbd1f
 def _planted_truth(rng, n_users, n_items, n_factors):

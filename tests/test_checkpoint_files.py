@@ -152,7 +152,7 @@ def test_two_savers_and_a_reader(tmp_path, form):
 def test_a_rename_between_two_looks(tmp_path, form, monkeypatch):
     "A saver renames the pending file just when a reader that found it wants to open it."
     def dies_before_the_last_renames():
-        pairs._rename = lambda old, new: os._exit(7) if old.name.endswith('.pending') else os.replace(old, new)
+        pairs.rename_synced = lambda old, new: os._exit(7) if old.name.endswith('.pending') else os.replace(old, new)
         form.save(tmp_path, 2)
     form.save(tmp_path, 1)
     with child(dies_before_the_last_renames) as pid: assert status(pid) == 7

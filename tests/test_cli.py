@@ -107,7 +107,7 @@ def test_two_updates_at_once_lose_nothing(night):
 
 
 def test_a_writer_that_is_busy_is_waited_for(night):
-    from collab_pretrained.serve.export import one_writer
+    from collab_pretrained.core import one_writer
     with one_writer('model'):
         began = time.monotonic()
         assert 'another program is writing to it' in refused('update', 'model', 'tuesday.csv', '--wait', '.2')

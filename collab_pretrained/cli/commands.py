@@ -50,7 +50,7 @@ from collab_pretrained.serve.evaluate import (
     top_lists,
 )
 
-from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError
+from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, one_writer
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, titles_of
 from ..data.ratings import read_ratings
@@ -61,7 +61,6 @@ from ..models.embeddings import table_widths
 from ..models.ials import IALS
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
-from ..serve.export import one_writer
 from .demo import demo
 from .training import Unbreakable, progress_to_stderr, train_with_log
 

@@ -22,6 +22,15 @@ from pathlib import Path
 
 import torch
 
+from collab_pretrained.core import (
+    SIDES,
+    CheckpointError,
+    CheckpointNotFoundError,
+    SaveError,
+    WeightsError,
+    rename_synced,
+    side_index,
+)
 from collab_pretrained.weights.reading import (
     check_facts,
     check_weight,
@@ -32,7 +41,6 @@ from collab_pretrained.weights.reading import (
     to_builtin,
 )
 
-from ..core import SIDES, CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, side_index
 from ..ids.matching import two_vocabs
 from .roles import as_tensor, find_roles, flat_weights, roles
 from .unpickle import file_kind
@@ -92,14 +100,6 @@ def _write(path, write, mode=None):
 
 def _mode(path): return stat.S_IMODE(path.stat().st_mode) if path.exists() else None
 
-def _rename(old, new):
-    "Put `old` in the place of `new`, and see it to the disk."
-    os.replace(old, new)
-    if fcntl is None: return  # Windows can't sync a folder
-    fd = os.open(new.parent, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
 def _remove(folder, pattern):
     for o in Path(folder).iterdir():
         if re.fullmatch(pattern, o.name): o.unlink(missing_ok=True)
@@ -107,9 +107,9 @@ def _remove(folder, pattern):
 # %% ../../nbs/26_weights.pairs.ipynb #3ad1c375
 def _rename_all(tmp, pending, path):
     "Give the files written under the names in `tmp` their own, `path` at the moment that decides."
-    for o, p in pending.items(): _rename(tmp[o], p)
-    _rename(tmp[path], path)
-    for o, p in pending.items(): _rename(p, o)
+    for o, p in pending.items(): rename_synced(tmp[o], p)
+    rename_synced(tmp[path], path)
+    for o, p in pending.items(): rename_synced(p, o)
 
 # %% ../../nbs/26_weights.pairs.ipynb #ba320c5f
 def commit_files(
