@@ -440,7 +440,7 @@ def _restore_posterior(learn, tables, report):
     "Take over a posterior, moved to the current vocabulary."
     model, own = dot_product(learn), side_tables_of(learn)
     old = [torch.empty(len(report.side(o).old_vocab), t.shape[1]) for o, t in zip(SIDES, own, strict=True)]
-    known = match_posterior(read_posterior(tables, *old), report)
+    known = match_posterior(read_posterior(tables, old[0], old[1]), report)
     learn.solved = _stamp(model), _with_means(known, own)
     if 'limits' in tables and y_range_of(model) is None: model.limits = tuple(tables['limits'].tolist())
 

@@ -20,6 +20,7 @@ from collab_pretrained.models.posterior import (
     SidePosterior,
     linear_scale,
     mean_and_scale,
+    ridge_effects,
     start_side,
     units,
     with_expected,
@@ -89,6 +90,21 @@ def _implicit_spread(implicit, before, determined, n, least):
     ratio = (expected.sqrt()/before).clamp(.8, 1.25)
     return (before*torch.where(n > 0, ratio, 1)**RELAX).maximum(least)
 
+# %% ../../nbs/49_models.als.ipynb #1e0d74ad
+def _learn_effects(own, residual, gain, seen, least):
+    """Estimate what features say of the rows of `own`, histories left out; and base and spread of rows without ratings.
+    Returns `own`, and what the change adds to the prior of each row."""
+    if not own.has_features: return own, 0.
+    left, vector, bias = residual + gain*own.history, slice(0, -1), slice(-1, None)
+    parts = [ridge_effects(own.features, left[:,o], gain[:,o].mean(1), own.effects[:,o], own.relevance[:,i],
+                           own.spread[o]) for i, o in enumerate((vector, bias))]
+    effects, relevance, shift = zip(*parts, strict=True)
+    effects, relevance, shift = torch.cat(effects, 1), torch.stack(relevance, 1), torch.cat(shift)
+    explained, base = own.features @ (effects - own.effects), own.base + shift
+    beyond = (own.mean - base - own.features @ effects)**2 + own.variance
+    spread = ((beyond*seen).sum(0)/seen.sum().clamp(min=1)).sqrt().maximum(least)
+    return replace(own, effects=effects, relevance=relevance, first_base=base, first_spread=spread), explained
+
 # %% ../../nbs/49_models.als.ipynb #6be5b409
 def _learn_prior(own, other, ratings, transposed, least, n_steps=2, move=True):
     """Estimate base, spread and implicit factors behind the rows of `own`, from their means and variances; if `move`,
@@ -97,6 +113,8 @@ def _learn_prior(own, other, ratings, transposed, least, n_steps=2, move=True):
     seen = (ratings.counts > 0)[:,None]
     gain, n = (_gain(own, seen)*_caution(other)).clamp(max=1) if move else seen.float(), seen.sum()
     residual, ridge = (own.mean - own.prior())*seen, (own.spread/other.implicit_spread)**2
+    own, explained = _learn_effects(own, residual, gain, seen, least)
+    residual = residual - gain*explained
     step, moved, determined = _regress(residual, gain, ratings.per_root(), ridge, ridge*other.implicit, ratings,
                                        transposed, n_steps)
     residual = residual - gain*moved
@@ -104,9 +122,9 @@ def _learn_prior(own, other, ratings, transposed, least, n_steps=2, move=True):
     residual = residual - gain*shift
     spread = ((residual**2 + own.variance*seen).sum(0)/n.clamp(min=1)).sqrt().maximum(least)
     spread = torch.where(n > 0, spread, own.spread)
-    mean = own.mean + (1-gain)*(moved + shift) if move else own.mean
-    own = replace(own, mean=mean, variance=torch.where(seen, own.variance, spread**2), history=own.history + moved,
-                  base=own.base + shift, spread=spread)
+    mean = own.mean + (1-gain)*(moved + shift + explained) if move else own.mean
+    own = replace(own, mean=mean, history=own.history + moved, base=own.base + shift, spread=spread)
+    own = replace(own, variance=torch.where(seen, own.variance, own.new_variance()))
     implicit, n_others = other.implicit + step, (transposed.counts > 0).sum()
     scale = _implicit_spread(implicit, other.implicit_spread, determined, n_others, .03*least)
     return own, replace(other, implicit=implicit, implicit_spread=scale)
@@ -253,9 +271,9 @@ def _tonight(own, implicit, ratings, share):
     known, counts = (own.counts > 0)[:,None], own.counts + ratings.counts
     root = torch.where(counts > 0, counts, torch.inf).rsqrt()[:,None]
     history = (own.history*own.counts.sqrt()[:,None] + ratings.sums(implicit))*root
-    variance = torch.where(known, _forget(own.variance, own.spread, share), own.spread**2)
+    variance = torch.where(known, _forget(own.variance, own.spread, share), own.new_variance())
     moved = own.mean + variance/own.spread**2*(history - own.history)
-    mean = torch.where(known, moved, own.base + history)
+    mean = torch.where(known, moved, own.base + own.explained() + history)
     return replace(own, mean=mean, variance=variance, history=history, counts=counts)
 
 # %% ../../nbs/49_models.als.ipynb #c9c24f76
@@ -324,9 +342,11 @@ def _own_rows(own, rows, n):
     "The posterior of `n` ids, -1 among `rows` being one without a row."
     if rows is None:
         nothing = own.base.new_zeros(n, len(own.base))
-        return replace(own, mean=nothing, variance=nothing + own.spread**2, counts=nothing[:,0], history=nothing)
+        return replace(own, mean=nothing, variance=nothing + own.new_variance(), counts=nothing[:,0], history=nothing,
+                       features=nothing.new_zeros(n, own.features.shape[1]))
     mine, known = own.take(rows.clamp(min=0)), rows >= 0
-    return replace(mine, counts=mine.counts*known, history=mine.history*known[:,None])
+    return replace(mine, counts=mine.counts*known, history=mine.history*known[:,None],
+                   features=mine.features*known[:,None])
 
 # %% ../../nbs/49_models.als.ipynb #5cf9617a
 @torch.no_grad()
