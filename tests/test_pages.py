@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,15 +21,6 @@ READ_FIRST = [NBS/'index.ipynb', *sorted((NBS/'tutorials').glob('*.ipynb'))]
 HOWTO = [*sorted((NBS/'howto').glob('*.ipynb')), NBS/'glossary.ipynb']
 REFERENCE = sorted(NBS.glob('[0-9]*.ipynb'))
 
-# Reference pages whose visible code needs what a hidden cell defines: the list must only get shorter
-NOT_YET = {
-    '11_ids.lookup', '21_weights.match', '22_weights.pretrained', '23_weights.importers', '24_weights.unpickle',
-    '25_weights.reading', '26_weights.pairs', '27_weights.folders', '29_weights.hub', '31_data.columns',
-    '32_data.ratings', '34_data.loaders', '35_data.stream', '47_models.topk', '50_learner.loop',
-    '56_learner.hub', '62_serve.recommend',
-    '63_serve.plots', '80_cli.training', '82_cli.options',
-}
-
 
 def readme_script():
     return '\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), flags=re.DOTALL))
@@ -41,7 +31,7 @@ def run_script(script):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder)/'benchmarks').symlink_to(ROOT/'benchmarks')
         (Path(folder)/'page.py').write_text("import matplotlib; matplotlib.use('agg')\n" + script)
-        done = subprocess.run([sys.executable, '-W', 'ignore', 'page.py'], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, 'page.py'], cwd=folder, capture_output=True, text=True)
     return done.stderr[-2000:] if done.returncode else ''
 
 
@@ -102,13 +92,10 @@ def test_optuna_tunes(tmp_path):
 
 
 def test_visible_code_of_reference_pages_defines_what_it_uses():
-    missing = {nb.stem: names for nb in REFERENCE if (names := sorted(undefined(script_of(nb))))}
-    assert set(missing) <= NOT_YET, {k: v for k, v in missing.items() if k not in NOT_YET}
-    if done := NOT_YET - set(missing):
-        warnings.warn(f'{sorted(done)} are converted now: take them off the list', stacklevel=1)
+    assert not {nb.stem: names for nb in REFERENCE if (names := sorted(undefined(script_of(nb))))}
 
 
-@pytest.mark.parametrize('nb', [o for o in REFERENCE if o.stem not in NOT_YET], ids=lambda o: o.stem)
+@pytest.mark.parametrize('nb', REFERENCE, ids=lambda o: o.stem)
 def test_copied_code_of_reference_pages_runs(nb, request):
     if not request.config.getoption('nightly'):
         pytest.skip('the notebook itself is run in each `make test`; the copied code in `make nightly`')

@@ -1,4 +1,4 @@
-"""Where each of a million ids stands among another million: exactly or not at all, in a fraction of a second.
+"""Where each of a million ids stands among another million, in a fraction of a second.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/ids.lookup.html.md"""
 

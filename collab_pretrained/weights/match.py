@@ -1,4 +1,4 @@
-"""Every row of a pretrained table under its id's new number, and something sensible in the rows of new ids.
+"""`match_embeds`: every row of a pretrained table under its id's new number, and a sensible row for each new id.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.match.html.md"""
 

@@ -1,4 +1,4 @@
-"""Saved whole or not at all, and read back as one or refused.
+"""`save_pair` and `read_pair`: saved whole or not at all, and never a mix of two saves.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.pairs.html.md"""
 
