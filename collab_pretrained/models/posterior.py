@@ -42,6 +42,7 @@ class SideTables:
     first_spread: Tensor = NO_FEATURES # (k+1,) float32: and the spread
 
 # %% ../../nbs/44_models.posterior.ipynb #98d45c79
+@dataclass
 class SidePosterior(SideTables):
     "One side: what is known of its rows."
     def __post_init__(self):
