@@ -246,3 +246,34 @@ def test_files_of_other_kinds_name_what_reads_them(night):
         Path(name).write_text('1 1:5 2:3\n2 3:1\n')
         for command in (['train', name, 'new'], ['update', 'model', name], ['match', 'model', name]):
             assert 'LibSVM' in refused(*command) and 'convert' in refused(*command)
+
+
+def test_how_a_table_was_read_travels_with_the_model(night):
+    df = pd.read_csv('monday.csv').assign(user=lambda o: 'U' + o.user.astype(str).str.zfill(4))
+    rows = df.astype(str).assign(rating=lambda o: o.rating.str.replace('.', ','))
+    def write(name, rows): Path(name).write_text('\n'.join(map('::'.join, rows.itertuples(index=False))), 'utf-16')
+    write('first.dat', rows)
+    options = ['--sep', '::', '--no-header', '--columns', 'user,item,rating', '--encoding', 'utf-16', '--decimal', ',']
+    small = ['--rounds', 1, '--n-factors', 2]
+    assert run('train', 'first.dat', 'new', *options, '--id-cast', 'lower', *small)[0] == 0
+    assert "read with: --sep '::' " in run('inspect', 'new')[1] and "'u0001'" in run('inspect', 'new')[1]
+    write('next.dat', rows.assign(user=rows.user.str.replace('U00', 'U1')))
+    status, out, _ = run('update', 'new', 'next.dat')
+    assert status == 0 and f'{df.user.nunique()} new users' in out
+    for command in (['evaluate', 'new', 'next.dat'], ['match', 'new', 'next.dat', '--min-overlap', 1],
+                    ['recommend', 'new', '--ratings', 'next.dat', '--users', 'U0001', '--out', 'lists.csv']):
+        assert run(*command)[0] == 0
+    assert set(pd.read_csv('lists.csv').user) == {'u0001'}
+    df[['rating', 'item', 'user']].to_parquet('swapped.parquet')  # says itself what its columns are
+    assert run('match', 'new', 'swapped.parquet', '--min-overlap', 1)[0] == 0
+    df[['rating', 'item', 'user']].to_csv('swapped.csv', index=False)
+    plain = ['--sep', ',', '--header', '--encoding', 'utf-8', '--decimal', '.']
+    assert 'another place' in refused('match', 'new', 'swapped.csv', *plain)  # nothing is renamed to what it isn't
+    assert '--id-cast' in refused('train', 'monday.csv', 'other', '--id-cast', 'upper')
+
+
+def test_a_tab_may_be_written(night):
+    Path('log').write_text('user\titem\trating\n1\t"open\t3\n2\tshut"\t4\n')
+    for sep in ('\t', r'\t', 'tab'):
+        assert run('train', 'log', 'new', '--sep', sep, '--rounds', 1, '--n-factors', 2)[0] == 0
+        assert "items: column 'item', Vocab of 2 text" in run('inspect', 'new')[1]

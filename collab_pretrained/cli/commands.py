@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from os.path import isfile
 from pathlib import Path
@@ -32,10 +32,12 @@ from collab_pretrained.cli.options import (
     BY_ENDING,
     Reading,
     drop_incomplete,
+    facts_of,
     in_options,
     option_parser,
     read_file,
     tables_for,
+    with_facts,
 )
 from collab_pretrained.serve.evaluate import (
     PopularityScores,
@@ -54,7 +56,7 @@ from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, o
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, titles_of
 from ..data.ratings import read_ratings
-from ..ids.matching import match_classes, two_vocabs
+from ..ids.matching import id_casts, match_classes, two_vocabs
 from ..learner.core import CollabLearner
 from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
@@ -157,20 +159,30 @@ def run(
         _say(f'standard output: {out.error}; what was printed is not what should have been, and all else is done')
         return status or 2*(name == 'recommend')  # whose work is what it prints
 
+# %% ../../nbs/83_cli.commands.ipynb #70351fad
+def _kept(facts): return (facts or {}).get('reading')  # how a model's own table was read
+
+def _tables(learn, paths, reading, with_ratings=True):
+    "The tables in files for a learner, with its columns."
+    ds = learn.dls.train_ds
+    others = [ds.rating_name, ds.time_name, ds.weight_name] if with_ratings else []
+    return tables_for(learn.vocab, paths, reading, others, _kept(learn.facts))
+
 # %% ../../nbs/83_cli.commands.ipynb #8a418dc5
 def _load(model, ratings=None, reading=BY_ENDING):
     "The learner in the folder `model`, over its own vocabulary; with ratings of the file `ratings`, if given."
     learn = CollabLearner.from_pretrained(model)
     learn.match_report = None  # everything matched
     if ratings is None: return learn
-    name = learn.dls.train_ds.rating_name
-    df = tables_for(learn.vocab, ratings, reading, name)
-    learn.dls = CollabDataLoaders.from_df(df, 0, *learn.vocab, name, vocab=learn.vocab, implicit=name is None, seed=1)
+    ds = learn.dls.train_ds
+    learn.dls = CollabDataLoaders.from_df(
+        _tables(learn, ratings, reading), 0, *learn.vocab, ds.rating_name, vocab=learn.vocab, implicit=ds.implicit,
+        id_cast=ds.id_cast, time_name=ds.time_name, weight_name=ds.weight_name, seed=1)
     return learn
 
-def _known(vocab, df, names, counts=None):
+def _known(vocab, df, names, counts=None, id_cast=None):
     "Which users and items in the columns `names` of a table are in `vocab`; `counts`: how often each was trained on."
-    table = read_ratings(df, *names, implicit=True)
+    table = read_ratings(df, *names, implicit=True, id_cast=id_cast)
     new = {f'{side}s': np.bincount(codes, minlength=len(ids)) for side, ids, codes in
            zip(SIDES, (table.user_ids, table.item_ids), (table.users, table.items), strict=True)}
     return match_classes(vocab, [table.user_ids, table.item_ids], old_counts=counts, new_counts=new)
@@ -237,10 +249,18 @@ def _text_columns(source, user, item, reading):
     vocabs = two_vocabs(source.vocab, 'the model')[0]
     return [name for name, vocab in zip(columns, vocabs, strict=True) if vocab.kind == 'text']
 
+# %% ../../nbs/83_cli.commands.ipynb #3e578f00
+def _cast_of(id_cast, source):
+    "The name of the cast that is asked for, else that of the model `source`."
+    if id_cast not in (None, *id_casts): raise RatingsError(f'--id-cast {id_cast}; expected {", ".join(id_casts)}')
+    cast = source.meta.get('id_cast') if source else None
+    return cast if id_cast is None and isinstance(cast, str) else id_cast
+
 # %% ../../nbs/83_cli.commands.ipynb #e812288b
 def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
     "Loaders over the table at `path`; `columns`: role -> name, or None for the column at its place."
     roles = {o: name for o, name in columns.items() if not (o == 'rating' and implicit or o == 'time' and name is None)}
+    if kwargs['id_cast'] == 'str': reading = replace(reading, text_ids=True)  # 007 is '007'
     df = read_file(path, reading, _text_columns(source, columns['user'], columns['item'], reading))
     if not implicit and columns['rating'] is None and df.shape[1] == 2: raise RatingsError(
         f'{path}: two columns, {list(df)}, and no ratings; expected a third, or --implicit: every row counts as liked')
@@ -318,6 +338,7 @@ def cli_train(
     valid_pct:float=.2, # share of the ratings to hold out and measure on, 0 to below 1
     seed:int=1, # of the split, the batches and the start values
     wait:float=600., # how long to wait for another command that writes to the folder, in s
+    id_cast:str|None=None, # what ids go through first, now and in every later table: int, str, strip, lower or NFC
     reading:Reading=BY_ENDING, # how the table is read
 ):
     "Train a model on a ratings table, from scratch or from another model, and save it."
@@ -327,12 +348,14 @@ def cli_train(
     if adapt and not pretrained: raise RatingsError('--adapt without --pretrained; expected a model to start from')
     source = read_pretrained(pretrained) if pretrained else None
     columns = dict(user=user, item=item, rating=rating, time=time)
-    dls = _loaders(ratings, source, columns, implicit, duplicates, reading, valid_pct=valid_pct, seed=seed, bs=bs)
+    dls = _loaders(ratings, source, columns, implicit, duplicates, reading, id_cast=_cast_of(id_cast, source),
+                   valid_pct=valid_pct, seed=seed, bs=bs)
     descent = dict(epochs=None if loss == 'ials' else epochs, lr=lr, wd=wd)
     if loss is None and not as_ranking(None, pretrained=source) and dls.train_ds.implicit:
         loss = 'softmax' if method == 'sgd' or any(o is not None for o in descent.values()) else 'ials'
     method = _method(method, as_ranking(loss, pretrained=source), source, descent)
     learn = _learner(dls, source, loss, n_factors, method, min_overlap, seed)
+    if facts_of(reading): learn.facts = {'reading': facts_of(reading)}
     _is_ranking(learn, max_rmse)
     before = _held_out(learn)[1] if len(dls.valid_ds) else np.nan
     _train(learn, source, method, adapt, rounds, epochs, lr, wd)
@@ -358,9 +381,11 @@ def cli_match(
     saved = read_pretrained(model)
     own = list(saved.vocab) if isinstance(saved.vocab, dict) else [None, None]
     user, item = user or own[0], item or own[1]
-    df = read_file(ratings, reading, _text_columns(saved, user, item, reading))
+    kept, cast = _kept(saved.meta.get('facts')), saved.meta.get('id_cast')
+    df = read_file(ratings, reading, _text_columns(saved, user, item, reading), kept)
     names = pick_columns(df, ratings, user=user, item=item)
-    report = _known(saved.vocab, drop_incomplete(df, ratings, names, reading), names, saved.meta.get('counts'))
+    df = drop_incomplete(df, ratings, names, with_facts(reading, kept))
+    report = _known(saved.vocab, df, names, saved.meta.get('counts'), cast if isinstance(cast, str) else None)
     print(report)
     if out: _write(_every_id(report), out)
     _check_overlap(report, min_overlap)
@@ -389,8 +414,9 @@ def _updated(model, df, old, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
     _is_ranking(learn, max_rmse)
-    df = tables_for(learn.vocab, df, reading, learn.dls.train_ds.rating_name)
-    _check_overlap(_known(learn.vocab, df, list(learn.vocab)), min_overlap)
+    df = _tables(learn, df, reading)
+    known = _known(learn.vocab, df, list(learn.vocab), id_cast=learn.dls.train_ds.id_cast)
+    _check_overlap(known, min_overlap)
     with contextlib.redirect_stdout(sys.stderr): report = learn.update(df, **kwargs)
     print(report)
     n = len(learn.dls.valid_ds)
@@ -443,9 +469,8 @@ def cli_evaluate(
     "Measure a saved model on ratings: how far predictions are off, and how good the lists are."
     learn = _load(model)
     _is_ranking(learn, max_rmse)
-    rating_name = learn.dls.train_ds.rating_name
-    df = tables_for(learn.vocab, ratings, reading, rating_name)
-    seen = tables_for(learn.vocab, history, reading) if history else None
+    df = _tables(learn, ratings, reading)
+    seen = _tables(learn, history, reading, with_ratings=False) if history else None
     with progress_to_stderr(learn): res = learn.evaluate(df, k, min_rating, seen)
     if out: _write(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
@@ -488,8 +513,8 @@ def cli_recommend(
 ):
     "Name the items that each user would rate highest."
     learn = CollabLearner.from_pretrained(model)
-    later = tables_for(learn.vocab, ratings, reading, learn.dls.train_ds.rating_name) if ratings else None
-    seen = tables_for(learn.vocab, history, reading) if history else None
+    later = _tables(learn, ratings, reading) if ratings else None
+    seen = _tables(learn, history, reading, with_ratings=False) if history else None
     users, items = _ids(learn, 'user', 'users', users), _ids(learn, 'item', 'candidates', candidates)
     with progress_to_stderr(learn): res = learn.recommend(users, k, not allow_seen, items, on_unknown, later, seen)
     if titles:
@@ -508,7 +533,13 @@ def _liked(loss):
     if isinstance(limit, (int, float)): return f'ratings from {limit:g} on'
     return 'every rated item' if limit is None else f'ratings from the {limit} of training on'
 
-_LONG = 'counts', 'files', 'checksum', 'columns', 'vocab', 'tables', 'opt', 'opt_names'  # shown otherwise
+def _options(kept):
+    "How a table was read, as options."
+    if kept.get('header') is False: kept = {**kept, 'no_header': ''}
+    given = {k.replace('_', '-'): v for k, v in kept.items() if v is not False}
+    return ' '.join(f'--{k} {v!r}' if v else f'--{k}' for k, v in given.items())
+
+_LONG = 'counts', 'files', 'checksum', 'columns', 'vocab', 'tables', 'opt', 'opt_names', 'facts'  # shown otherwise
 
 # %% ../../nbs/83_cli.commands.ipynb #aaecfb46
 def cli_inspect(
@@ -519,6 +550,7 @@ def cli_inspect(
     for k, v in saved.meta.items():
         if k not in _LONG: print(f'{k}: {v}')
     if saved.meta.get('loss'): print(f'liked: {_liked(saved.meta["loss"])}')
+    if kept := _kept(saved.meta.get('facts')): print(f'read with: {_options(kept)}')
     vocabs, columns = two_vocabs(saved.vocab, 'the model')
     for side, column, vocab in zip(SIDES, columns, vocabs, strict=True): print(f'{side}s: column {column!r}, {vocab!r}')
     seen = saved.meta.get('tables', {}).get('seen')

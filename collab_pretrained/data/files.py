@@ -206,6 +206,12 @@ def _kind_of(path, kinds=(*_kinds,), sep=None):
         f"{path}: the ending {ending!r}; expected a table: {', '.join(kinds)}, or text in columns whose separator is "
         "named, e.g. `sep='\\t'`")
 
+def says_itself(
+    path:str|Path, # of a table, or a folder
+) -> bool: # True for Parquet and JSON
+    "Whether a file says itself what its columns are."
+    return _kinds[_kind_of(path, sep='')] == ''
+
 def _first_line(path, encoding=None):
     "The first line of a text file that isn't blank; '' where that can't be read."
     try:
