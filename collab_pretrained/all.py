@@ -26,6 +26,7 @@ from .models.embeddings import EmbeddingDotBias
 from .models.optim import FusedAdam
 from .models.ranking import BPR, WARP, Softmax
 from .serve.benchmark import benchmark
+from .serve.delta import apply_delta
 from .serve.evaluate import RankMetric
 from .weights import importers
 from .weights.match import match_embeds, nearest
