@@ -2,11 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, apply_delta, collab_learner, planted_ratings
 from collab_pretrained.core import CheckpointError, SaveError
 from collab_pretrained.serve.delta import write_delta
 from collab_pretrained.weights.folders import read_folder
-from safetensors.torch import load_file, save_file
 
 RATINGS = planted_ratings(n_users=80, n_items=40, n_ratings=800)[['user', 'item', 'rating']]
 KINDS = {'solved': {}, 'ranking': {'loss': 'ials'}, 'network': {'use_nn': True, 'layers': [8]}}
