@@ -142,6 +142,7 @@ METHODS = {  # method -> the module of a higher room that adds it, imported at i
     **dict.fromkeys(['evaluate'], 'serve.evaluate'),
     **dict.fromkeys(['recommend', 'similar_items', 'similar_users'], 'serve.recommend'),
     **dict.fromkeys(['export_vectors'], 'serve.export'),
+    **dict.fromkeys(['save_delta'], 'serve.delta'),
     **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors'], 'serve.plots'),
     **dict.fromkeys(['distrib_ctx'], 'scale.distributed'),
 }

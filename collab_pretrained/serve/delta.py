@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import SIDES, CheckpointError, SaveError, file_content
+from ..core import SIDES, CheckpointError, SaveError, file_content, one_writer
 from ..data.seen import Seen, seen_of_tables
 from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
@@ -26,7 +26,6 @@ from ..weights.folders import commit_folder, config_bytes, folder_parts, read_fo
 from ..weights.pairs import commit_files
 from ..weights.reading import from_safetensors
 from ..weights.roles import find_roles
-from .export import one_writer
 
 # %% ../../nbs/69_serve.delta.ipynb #e22414c0
 _RECORD = {'user.counts', 'items'}  # the keys of a saved `Seen`

@@ -11,7 +11,7 @@ __all__ = []
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,25 @@ import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import SaveError, WeightsError, one_writer
+from ..core import SIDES, SaveError, WeightsError, one_writer
 from ..learner.core import CollabLearner
 from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
 
 # %% ../../nbs/64_serve.export.ipynb #98be36cd
+def _id_type(ids):
+    import pyarrow as pa
+    return pa.int64() if ids.dtype == np.int64 else pa.string()
+
+def _write_ids(path, ids):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    pq.write_table(pa.table({'id': pa.array(ids, _id_type(ids))}), path)
+
 def _write_vectors(path, ids, rows, vectors):
     "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    schema, n = pa.int64() if ids.dtype == np.int64 else pa.string(), 2**16
+    schema, n = _id_type(ids), 2**16
     width = vectors(torch.tensor(rows[:0])).shape[1]
     schema = pa.schema({'id': schema, 'vector': pa.list_(pa.float32(), width)})
     with pq.ParquetWriter(path, schema) as writer:
@@ -55,6 +64,8 @@ def _commit(folder, new, names):
     for name in names:
         link = folder/name
         if not link.is_symlink(): _switch(link, Path('current')/name)
+    for o in folder.iterdir():
+        if o.is_symlink() and o.name not in names and os.readlink(o) == str(Path('current')/o.name): o.unlink()
     for o in folder.glob('export-*'):
         if o.name not in (new.name, last): shutil.rmtree(o, ignore_errors=True)
 
@@ -71,19 +82,45 @@ def _write_export(folder, writers):
         raise SaveError(f'{folder}: not written ({e}); what was there before is still there') from e
 
 # %% ../../nbs/64_serve.export.ipynb #74b69e0a
+_VECTORS = {'user': user_vectors, 'item': item_vectors}
+
+def _of_side(learn, side):
+    "The ids of a side, and a function from rows to their vectors."
+    model, vocab = get_model(learn.model), learn.side(side).vocab
+    device = model.i_weight.weight.device
+    return vocab, lambda rows: _VECTORS[side](model, torch.as_tensor(rows).to(device))
+
+def _changed_since(vocab, vectors, old_vocab, old_vectors):
+    "Which ids have another vector than before, or none before; and the ids that are gone."
+    old_rows = old_vocab.rows(vocab.ids)
+    new, old = vectors(vocab.id_rows).cpu(), old_vectors(np.maximum(old_rows, 0)).cpu()
+    same = (new == old).all(1).numpy() if new.shape == old.shape else np.zeros(len(new), dtype=bool)
+    return ~same | (old_rows < 0), old_vocab.ids[vocab.rows(old_vocab.ids) < 0]
+
+def _writers(learn, old):
+    "File name -> function of a path that writes it; `old` is the learner that changes are counted from, or None."
+    res:dict[str, partial] = {}
+    for side in SIDES:
+        vocab, vectors = _of_side(learn, side)
+        ids, rows = vocab.ids, vocab.id_rows
+        if old is not None:
+            changed, gone = _changed_since(vocab, vectors, *_of_side(old, side))
+            ids, rows, res[f'{side}s_deleted.parquet'] = ids[changed], rows[changed], partial(_write_ids, ids=gone)
+        res[f'{side}s.parquet'] = partial(_write_vectors, ids=ids, rows=rows, vectors=vectors)
+    return res
+
+# %% ../../nbs/64_serve.export.ipynb #2a55a334
 @patch
 def export_vectors(self:CollabLearner,
     path:str|Path, # of a folder, which is made if need be; files of these names in it are replaced
+    since:str|Path|None=None, # the folder of an earlier model, to write only what changed since; None writes all
 ) -> tuple: # Paths of the users' and of the items' file
     "Write `users.parquet` and `items.parquet`: ids, and vectors whose inner product orders items as `recommend` does."
     model = get_model(self.model)
     if not isinstance(scores_of(model, np.arange(0)), DotScores): raise WeightsError(
         f'{type(model).__name__}: its answers are no inner products, and no index could find its best items; expected '
         '`EmbeddingDotBias` (`use_nn=False`)')
-    device, writers = model.i_weight.weight.device, {}
-    def writer(vocab, vectors) -> Callable[[Path], None]:
-        return lambda file: _write_vectors(file, vocab.ids, vocab.id_rows, lambda rows: vectors(model, rows.to(device)))
-    for side, vectors in (('user', user_vectors), ('item', item_vectors)):
-        writers[f'{side}s.parquet'] = writer(self.side(side).vocab, vectors)
-    with one_writer(path) as folder: _write_export(folder, writers)
-    return tuple(folder/o for o in writers)
+    old = None if since is None else CollabLearner.from_pretrained(since)
+    with one_writer(path) as folder: _write_export(folder, _writers(self, old))
+    return folder/'users.parquet', folder/'items.parquet'
+
