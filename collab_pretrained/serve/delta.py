@@ -1,4 +1,4 @@
-"""`learn.save_delta` writes the rows that a night changed; `apply_delta` brings another copy of the model up to date, bit by bit.
+"""`learn.save_delta` writes the rows that a night changed; `apply_delta` brings another copy of the model up to date.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.delta.html.md"""
 
@@ -177,7 +177,8 @@ def _new_names(old, dropped, added):
 def _new_vocab(old, tensors, added):
     "The vocabularies after a delta, in the form of the old ones."
     sides = two_vocabs(old.vocab, 'the vocabulary')[0]
-    names = [_new_names(v, tensors[f'{side}.dropped'].numpy(), added[side]) for v, side in zip(sides, SIDES, strict=True)]
+    names = [_new_names(names, tensors[f'{side}.dropped'].numpy(), added[side])
+             for names, side in zip(sides, SIDES, strict=True)]
     return dict(zip(old.vocab, names, strict=True)) if isinstance(old.vocab, dict) else names
 
 def _new_rows(old, rows, values, match):
@@ -233,8 +234,8 @@ def apply_delta(
     with one_writer(folder if out is None else out) as target:
         old, (tensors, facts) = _snapshot(folder), _read_delta(delta)
         if facts.get('parent') != old.config['checksum']: raise CheckpointError(
-            f"{delta}: follows the model {str(facts.get('parent'))[:12]}, and {folder} is {old.config['checksum'][:12]}; "
-            'expected each delta once, in the order in which they were saved, from the model that the first one follows')
+            f"{delta}: follows model {str(facts.get('parent'))[:12]}, and {folder} is {old.config['checksum'][:12]}; "
+            'expected each delta once, in the order in which they were saved, from the model that the first follows')
         try:
             config, parts = _folder_of(_applied(old, tensors, facts), delta)
             whole = {k: hashlib.sha256(o).hexdigest() for k, o in parts.items()} == config['files']
