@@ -70,6 +70,19 @@ def delegate_to_dataclasses(f) -> None:
         f = to
 
 
+def as_options(
+    table:str, # Markdown, a row for each parameter
+    sig:inspect.Signature, # of a command's function
+) -> str:
+    "The parameters of a command, as they are written in a shell."
+    def option(m):
+        if m[1] not in sig.parameters: return m[0]
+        shown = m[1].upper() if sig.parameters[m[1]].default is inspect._empty else f'--{m[1].replace("_", "-")}'
+        return f'| `{shown}` |' if m[1] != 'reading' else '| *how tables are read* |'
+    table = re.sub(r'^\| (\w+) \|', option, table.replace(r' \| None', '').replace('`None`', ''), flags=re.MULTILINE)
+    return re.sub(r'Reading \| `Reading\(.*?\)` \| .*? \|', '|  | `--sep`, `--no-header` and more, see `Reading` |', table)
+
+
 class Entry(BasicMarkdownRenderer):
     "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
     def __init__(self, sym, *args, **kwargs):
@@ -79,11 +92,15 @@ class Entry(BasicMarkdownRenderer):
         # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the
         # table would hold
         is_callback = any(o.__name__ == 'Callback' for o in getattr(sym, '__mro__', ())) and '__init__' not in vars(sym)
+        self.is_command = self.nm.startswith('cli_')
         self.is_called = self.sig and not isinstance(sym, property) and not is_callback
 
     def signature(self) -> str: # the call as one writes it, without annotations
         "What the table does not say: order, and what is keyword-only."
         if not self.is_called: return self.nm
+        if self.is_command:
+            arguments = ' '.join(n.upper() for n, p in self.sig.parameters.items() if p.default is p.empty)
+            return f'collab-pretrained {self.nm[4:]} {arguments}'.rstrip() + ' ...'
         params, star = [], False
         for n, p in self.sig.parameters.items():
             if n == 'self': continue
@@ -97,10 +114,13 @@ class Entry(BasicMarkdownRenderer):
     def _repr_markdown_(self):
         source = NbdevLookup().code(self.fn)
         link = f'[source]({source}){{.entry-source}}\n\n' if source else ''
-        head = f'{"#"*self.title_level} {self.nm} {{#{self.nm.lower()}}}'
+        title = f'collab-pretrained {self.nm[4:]}' if self.is_command else self.nm
+        head = f'{"#"*self.title_level} {title} {{#{self.nm.lower()}}}'
         table = ParamTable(self.sym)._repr_markdown_() if self.is_called else ''
+        if self.is_command: table = as_options(table, self.sig)
         if table: table = f'::: {{.entry-params}}\n{table}\n:::\n'
-        return f'{link}{head}\n\n```python\n{self.signature()}\n```\n\n{self.docs}\n\n{table}'
+        language = 'sh' if self.is_command else 'python'
+        return f'{link}{head}\n\n```{language}\n{self.signature()}\n```\n\n{self.docs}\n\n{table}'
 
 
 def stage(dest:Path) -> Path: # the notebooks' copy
@@ -190,6 +210,7 @@ def rename_pages(nbs:Path, proc:Path) -> None:
     for p in sorted(proc.rglob('*.ipynb')):
         rel = p.relative_to(proc)
         text = re.sub(r'output-file: [\w.-]+\\n', '', p.read_text())
+        text = re.sub(r'"%%shell\\n",\s*|%%shell\\n', '', text)
         text = re.sub(r'\[(`_\w+`)\]\([^)]+\)', r'\1', text) # private names have no entry to link to
         text = re.sub(r'\[(`[\w.]+`)\]\(([^)]+)\)', lambda m: m[1] if m[2].split('/')[-1] in unlinked else m[0], text)
         text = text.replace(url, '../'*(len(rel.parts) - 1) or './')
