@@ -84,6 +84,7 @@ class Vocab(Sequence):
     "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
     kind:str  # 'int' or 'text'
     rows:Callable
+    grown:Callable
     fingerprint:str
     of:Callable
     def __init__(self,
@@ -148,6 +149,21 @@ def rows(self:Vocab,
     "The rows that `ids` own."
     index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
     return np.append(self.id_rows, -1)[self._index.find(index)]
+
+# %% ../../nbs/12_ids.vocab.ipynb #608134b1
+@patch
+def grown(self:Vocab,
+    ids:np.ndarray, # (n,) int64 or object (of str), each once, that have no row yet
+) -> Vocab: # `self` where there are none
+    "The vocabulary with rows for more ids behind the others."
+    if not len(ids): return self
+    if not len(self.ids): return Vocab([*self.items, *ids.tolist()])
+    if ids.dtype != self.ids.dtype or (self.rows(ids) >= 0).any(): raise VocabError(
+        f'{examples(ids)}; expected ids of the kind {self.kind!r} that have no row yet')
+    res = Vocab.__new__(Vocab)
+    res.na_row, res.n_rows = self.na_row, self.n_rows + len(ids)
+    res._own(np.append(self.ids, ids), np.append(self.id_rows, np.arange(self.n_rows, res.n_rows)))
+    return res
 
 # %% ../../nbs/12_ids.vocab.ipynb #d89fe441
 @patch(as_prop=True)

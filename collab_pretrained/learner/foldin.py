@@ -33,7 +33,6 @@ from collab_pretrained.learner.als import (
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
 from ..data.columns import cast_of
 from ..data.seen import Seen
-from ..ids.vocab import Vocab
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
 from ..models.embeddings import y_range_of
@@ -200,9 +199,7 @@ def _commit(learn, side, folded, asked):
     "Put folded rows into model, vocabulary and posterior."
     _refuse_frozen(learn, side, folded, asked.rows)
     place, added, learn.opt = learn.side(side), folded.ids[asked.rows < 0], None
-    if len(added):
-        ids = np.append(np.array([*place.vocab, None], dtype=object)[:-1], added)
-        add_rows(learn, {**learn.vocab, place.column: Vocab(ids, place.column)})
+    if len(added): add_rows(learn, {**learn.vocab, place.column: place.vocab.grown(added)})
     rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(asked.x.device)
     if learn.ranking is not None: _set_ranked_rows(learn, side, rows, folded.rows, asked)
     else:

@@ -25,7 +25,6 @@ from ..data.loaders import with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
-from ..ids.vocab import Vocab
 from ..models.embeddings import y_range_of
 from .als import is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
@@ -125,14 +124,11 @@ def _put_back_opt(opt, groups, states):
         state.update(saved)
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
-def _grown(vocab, ids, col):
-    return Vocab([*vocab.items, *ids.tolist()], f'the vocabulary of {col}') if len(ids) else vocab
-
 def _read(learn, ratings):
     "A table, with the last rating of each pair, and the learner's vocabulary with the table's new ids behind it."
     table, rows = read_for(learn, ratings)
     sides = zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True)
-    grown = {col: _grown(vocab, ids[of_ids < 0], col) for (col, vocab), ids, of_ids in sides}
+    grown = {col: vocab.grown(ids[of_ids < 0]) for (col, vocab), ids, of_ids in sides}
     return table.merge_repeats('last'), grown
 
 def _is_known(learn, x):
@@ -193,8 +189,8 @@ def _parts(learn, table, valid_pct, seed):
     """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
     and its validation part."""
     old, (x, y, weight) = own_datasets(learn), of_known(learn, table)
-    tonight = with_datasets(learn.dls, [_dataset_of(old[0], x, y, weight), old[1]])
-    check_y_range(y_range_of(get_model(learn.model)), tonight)
+    if y_range := y_range_of(get_model(learn.model)):
+        check_y_range(y_range, with_datasets(learn.dls, [_dataset_of(old[0], x, y, weight), old[1]]))
     is_known = _is_known(learn, x)
     again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
     n_items = len(learn.side('item').vocab)

@@ -272,10 +272,11 @@ def match_side(
     expected:Tensor, # (k+1,): the row of an id without ratings
 ) -> SidePosterior: # over the new one
     "The rows of one side, by id."
-    known = rows >= 0
+    new = torch.nonzero(rows < 0)[:,0]
     def moved(table, fill):
-        taken = table[rows.clamp(min=0)]
-        return torch.where(known[:,None] if table.dim() == 2 else known, taken, fill)
+        res = table[rows.clamp(min=0)]
+        res[new] = fill
+        return res
     return replace(own, mean=moved(own.mean, expected), variance=moved(own.variance, own.new_variance()),
                    **{o: moved(getattr(own, o), 0.) for o in ('counts', 'history', 'implicit', 'features')})
 
