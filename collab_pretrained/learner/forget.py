@@ -185,5 +185,6 @@ def drop_ids(self:CollabLearner,
         old = [_without(past.side(o).old_vocab, ids) for o, ids in zip(SIDES, gone, strict=True)]
         self.match_report = match_classes(old, classes)
     _forget_in_callbacks(self, gone)
+    self.forget_state()
     n_left = sum(len(dl.dataset) for dl in self.dls.loaders[:2])
     return Dropped(*map(len, gone), sum(map(len, datasets)) - n_left)

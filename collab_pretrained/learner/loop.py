@@ -10,6 +10,7 @@ __all__ = ['LeanLearner', 'ForgetfulCallback']
 # %% ../../nbs/50_learner.loop.ipynb #3f448a0e
 import inspect
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ class LeanLearner(Learner):
     "fastai's `Learner`, whose batches cost less outside of the model."
     _calls:tuple|None = None  # the callbacks, and what to call at which event, as last looked up
     model:nn.Module
+    forget_state:Callable
     _scheds:tuple = None, {}  # the schedules of a fit, and equivalents of them that cost less
 
     def __call__(self, event_name):
