@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from collab_pretrained.cli import DESCRIPTIONS, main
-from collab_pretrained.cli.commands import commands
+from collab_pretrained.cli import DESCRIPTIONS, main, versions
+from collab_pretrained.cli.night import commands
 from collab_pretrained.core import planted_ratings
 
 MODULE = [sys.executable, '-m', 'collab_pretrained']
@@ -60,7 +60,7 @@ def test_help_and_version_without_torch():
             "assert 'torch' not in sys.modules")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.startswith('usage: collab-pretrained COMMAND') and 'collab-pretrained 0' in out
-    assert {k: f.__doc__ for k, f in commands.items()} == DESCRIPTIONS
+    assert {k: f.__doc__ for k, f in {**commands, **versions.commands}.items()} == DESCRIPTIONS
     assert subprocess.run([*MODULE, '--version'], capture_output=True, text=True, check=True).stdout in out
 
 

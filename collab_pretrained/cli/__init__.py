@@ -9,10 +9,14 @@ __all__ = ['main', 'DESCRIPTIONS']
 DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'train': 'Train a model on a ratings table, from scratch or from another model, and save it.',
     'match': 'Tell which users and items of a table a saved model knows.',
+    'night': 'Take tonight\'s ratings into a model, and serve the result if nothing speaks against it.',
+    'history': 'Tell what each night did to a model.',
+    'rollback': 'Have an earlier version of a model served again.',
     'update': 'Take new ratings into a saved model, known and new users and items alike, and save it.',
     'evaluate': 'Measure a saved model on ratings: how far predictions are off, and how good the lists are.',
     'recommend': 'Name the items that each user would rate highest.',
     'inspect': 'Tell what a saved model is, and whether it is whole.',
+    'forget': 'Remove users or items from a model, its earlier versions, and the lists and vectors that nights have written.',
     'export': 'Write the vectors of users and items for a search index.',
     'demo': 'Start a model from an earlier one, train the same from scratch beside it, and show what came of it.',
 }
@@ -24,11 +28,11 @@ USAGE = '''usage: collab-pretrained COMMAND ...
 `collab-pretrained COMMAND --help` tells a command's options. A week of nights:
 
   collab-pretrained train monday.csv model
-  collab-pretrained update model tuesday.csv --min-overlap 0.5
-  collab-pretrained recommend model --ratings tuesday.csv --out lists.csv
+  collab-pretrained night model tuesday.csv --recommend lists.parquet
+  collab-pretrained history model
 
-Exit status: 0; 1 where a check fell short, and nothing was saved; 2 for input that can't be used; 3 for a fault of the
-program itself; 130 for Ctrl-C.'''
+Exit status: 0; 1 where a check fell short or a night was refused, and the model is as it was; 2 for input that can't
+be used; 3 for a fault of the program itself; 130 for Ctrl-C.'''
 
 
 def _show(text):
@@ -47,7 +51,11 @@ def main(
     if name in ('-h', '--help'): return _show(USAGE.format(described))
     if name == '--version': return _show(f'collab-pretrained {__version__}')
     try:
+        if name in ('history', 'rollback'):
+            from .versions import run
+            return run(name, args)
         if name in DESCRIPTIONS:
+            from . import night  # noqa: F401  which adds its commands
             from .commands import run
             return run(name, args)
         message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2

@@ -453,15 +453,15 @@ def save_pretrained(self:CollabLearner,
     folder:str|Path, # under `path` unless absolute; made where it isn't there
     posterior:bool=True, # whether to save what is known beyond the rows, with which the model can be updated
     seen:bool=True, # whether to save which pairs of a user and an item the model has seen
-    facts:dict|None=None, # what else its `config.json` is to say, as JSON can hold it; None for nothing
+    lineage:list|None=None, # where the model comes from, as `add_version` tells it; None for nothing
 ) -> Path: # the folder
     "Write weights, vocabulary and what is known about them into a folder, whole or not at all, and without a pickle."
     model, folder = get_model(self.model), self.path/folder
     flat_weights(model.state_dict())  # as in `save`
     if rank_distrib(): return folder
     config = {**describe(model), **loss_facts(self), **table_facts(self.dls.train_ds), 'facts': self.facts,
-              'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
-    known = {k: v for k, v in config.items() if v is not None} | (facts or {})
+              'lineage': lineage, 'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
+    known = {k: v for k, v in config.items() if v is not None}
     tables = {k: v for k, v in self.saved_tables(look=posterior).items()
               if {'posterior': posterior, 'seen': seen}.get(k, True)}
     save_folder(folder, model.state_dict(), self.vocab, known, tables)

@@ -119,7 +119,7 @@ def _report_text(self):
 
 NightReport.__repr__ = NightReport.__str__ = _report_text
 
-# %% ../../nbs/67_serve.night.ipynb #a9bde191
+# %% ../../nbs/67_serve.night.ipynb #3792c1bb
 @dataclass(frozen=True)
 class Tonight:
     "A table of ratings, as a model sees it."
@@ -418,7 +418,7 @@ def _report(tonight, checks, done, version, files, started):
 
 def _last_time(past): return next((o['time'] for o in reversed(past) if o.get('time')), None)
 
-# %% ../../nbs/67_serve.night.ipynb #a54466ae
+# %% ../../nbs/67_serve.night.ipynb #be8575c9
 @delegates(NightSettings)  # ty: ignore[invalid-argument-type]  it takes classes as well
 def night(
     model:str|Path, # folder of a saved model
@@ -438,7 +438,7 @@ def night(
         say('reading')
         clean_up(folder)
         learn, past = CollabLearner.from_pretrained(folder), lineage_of(read_facts(folder))
-        how = replace(how, time=how.time or _last_time(past))
+        how = replace(how, time=how.time or _last_time(past) or learn.dls.train_ds.time_name)
         tonight = read_night(learn, ratings, how.time)
         profile, checks = check_night(learn, tonight, past, limits)
         reason = _why_not(tonight, checks)
@@ -502,7 +502,7 @@ def _with_row(learn, side, ids):
 def _clear_reports(folder, names):
     for o in (folder/'reports').glob('*.json'): write_report(folder, _cleared(json.loads(o.read_bytes()), names))
 
-# %% ../../nbs/67_serve.night.ipynb #690f82d4
+# %% ../../nbs/67_serve.night.ipynb #05723616
 def forget(
     model:str|Path, # folder of a saved model
     users:Iterable=(), # ids of users to forget
@@ -516,7 +516,7 @@ def forget(
         gone = {side: _with_row(learn, side, ids) for side, ids in asked.items()}
         names, n = {str(o) for ids in asked.values() for o in ids}, [len(o) for o in gone.values()]
         if any(n): learn.drop_ids(gone['user'], gone['item'])
-        def save(folder, facts): learn.save_pretrained(folder, facts=_cleared(facts, names))
+        def save(folder, lineage): learn.save_pretrained(folder, lineage=_cleared(lineage, names))
         before = versions_of(folder)
         version = add_version(folder, save, {'verdict': 'forgot'}, keep=1)
         _clear_reports(folder, names)

@@ -117,7 +117,7 @@ def _adopt(model, config):
     replace_file(new/'config.json', config_bytes({**config, 'lineage': [*older, entry]}))
     return last + 1
 
-# %% ../../nbs/66_serve.versions.ipynb #9dc38897
+# %% ../../nbs/66_serve.versions.ipynb #67ce4c39
 n_profiles = 30 # nights whose profile of the table is kept, for the checks of the next one
 
 def _entries(older, entry):
@@ -126,7 +126,7 @@ def _entries(older, entry):
 
 def add_version(
     model:str|Path, # folder of a saved model; its writer's lock is held
-    save:Callable, # of a folder and `facts=`: writes the version, as `learn.save_pretrained` does
+    save:Callable, # of a folder and `lineage=`: writes the version, as `learn.save_pretrained` does
     entry:dict, # what its lineage is to say of it
     keep:int=5, # versions to keep, 1 or more
 ) -> int: # its version
@@ -136,7 +136,7 @@ def add_version(
     parent = lineage_of(config)[-1]['version'] if 'folder' in config else _adopt(model, config)
     old, number = read_facts(version_path(model, parent)), max(parent, _newest(model, config)) + 1
     entry = {'version': number, 'parent': old['checksum'], 'when': now(), **entry}
-    try: save(version_path(model, number), facts={'lineage': _entries(lineage_of(old), entry)})
+    try: save(version_path(model, number), lineage=_entries(lineage_of(old), entry))
     except BaseException:
         shutil.rmtree(version_path(model, number), ignore_errors=True)
         raise
