@@ -124,18 +124,13 @@ def with_pairs(self:Seen,
     return Seen(old.offsets + np.append(0, n_more), np.insert(old.items, places[new], items[new]), old.n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
-def _only_grew(rows, n_old):
-    "Whether a vocabulary kept its rows and got others behind them."
-    return len(rows) >= n_old and np.array_equal(rows[:n_old], np.arange(n_old)) and (rows[n_old:] < 0).all()
-
 @patch
 def moved(self:Seen,
     match:MatchReport, # of the record's vocabulary and another one
 ) -> Seen: # over the other vocabulary
     "The record over another vocabulary."
-    users, items = match.side('user').rows, match.side('item').rows
-    if _only_grew(users, self.n_users) and _only_grew(items, self.n_items): return _widened(
-        self, len(users), len(items))
+    users, items = match.users.rows, match.items.rows
+    if match.users.only_grew and match.items.only_grew: return _widened(self, len(users), len(items))
     new_rows = np.full(self.n_items, -1)
     new_rows[items[items >= 0]] = np.flatnonzero(items >= 0)
     known = np.flatnonzero(users >= 0)

@@ -49,6 +49,10 @@ class VocabMatch:
     def dropped(self): return self.old_vocab.ids[~self._kept]
     @property
     def coverage(self): return len(self.matched)/max(len(self.new_vocab.ids), 1)
+    @cached_property
+    def only_grew(self) -> bool: # whether all old rows are where they were, and new ones behind them
+        n = len(self.old_vocab)
+        return len(self.rows) >= n and np.array_equal(self.rows[:n], np.arange(n)) and bool((self.rows[n:] < 0).all())
 
 # %% ../../nbs/13_ids.matching.ipynb #f437e613
 def _share(counts, which): return counts[which].sum()/max(counts.sum(), 1)

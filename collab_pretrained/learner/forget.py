@@ -90,12 +90,7 @@ def set_datasets(
     learn.dls = with_datasets(learn.dls, datasets)  # ty: ignore[invalid-argument-type] they are ours
 
 # %% ../../nbs/55_learner.forget.ipynb #79187cdb
-def moved_dataset(
-    ds:CollabDataset, # not changed
-    report:MatchReport, # of its vocabulary and the new one
-    classes:dict, # the new one: column -> `Vocab`
-) -> CollabDataset: # of the new vocabulary; maybe empty
-    "Ratings under the new numbers of their ids, without those of ids that are gone."
+def _renumbered(ds, report):
     new_rows = []
     for match in map(report.side, SIDES):
         rows, known = np.full(len(match.old_vocab), -1), np.flatnonzero(match.rows >= 0)
@@ -104,7 +99,16 @@ def moved_dataset(
     x = torch.stack([rows[o] for rows, o in zip(new_rows, ds.tensors[0].T, strict=True)], 1)
     keep = (x >= 0).all(1)
     left = ds.new((x, *ds.tensors[1:]), ds.times, ds.weights)
-    if not keep.all(): left = left.take(keep)
+    return left if keep.all() else left.take(keep)
+
+def moved_dataset(
+    ds:CollabDataset, # not changed
+    report:MatchReport, # of its vocabulary and the new one
+    classes:dict, # the new one: column -> `Vocab`
+) -> CollabDataset: # of the new vocabulary; maybe empty
+    "Ratings under the new numbers of their ids, without those of ids that are gone."
+    if report.users.only_grew and report.items.only_grew: left = ds.new(ds.tensors, ds.times, ds.weights)
+    else: left = _renumbered(ds, report)
     left.classes = classes
     return left
 

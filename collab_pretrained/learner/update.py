@@ -150,12 +150,13 @@ def _learned_elsewhere(learn):
 # %% ../../nbs/58_learner.update.ipynb #64460d21
 def _replace(ds, x, y, n_items):
     "A dataset in which pairs have the ratings `y`; and how many ratings differed."
+    if not len(x): return ds, 0
     keys, new = (o[:,0]*n_items + o[:,1] for o in (ds.tensors[0], x.to(ds.tensors[0].device)))
     order = new.argsort()
     at = torch.searchsorted(new[order], keys).clamp(max=len(new)-1)
-    there = new[order][at] == keys if len(new) else torch.zeros_like(keys, dtype=torch.bool)
+    there = new[order][at] == keys
     values = ds.tensors[1].clone()
-    if len(new): values[there] = y.to(values)[order][at][there][:,None]
+    values[there] = y.to(values)[order][at][there][:,None]
     return ds.new((ds.tensors[0], values), ds.times, ds.weights), int((values != ds.tensors[1]).sum())
 
 def _warn_of_repeats(learn, x, n_replaced, n):
