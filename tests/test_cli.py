@@ -277,3 +277,26 @@ def test_a_tab_may_be_written(night):
     for sep in ('\t', r'\t', 'tab'):
         assert run('train', 'log', 'new', '--sep', sep, '--rounds', 1, '--n-factors', 2)[0] == 0
         assert "items: column 'item', Vocab of 2 text" in run('inspect', 'new')[1]
+
+
+def test_items_to_choose_from_and_to_leave_out(night):
+    ask = ['recommend', 'model', '--users', '1,2', '--out', 'lists.csv', '--k', 99]
+    assert run(*ask)[0] == 0
+    free = pd.read_csv('lists.csv')
+    some = free[free.user == 1]['item'].head(3).tolist()
+    Path('some.csv').write_text('item\n' + '\n'.join(map(str, [*some, 777777])))
+    for option, left in (('--candidates', lambda o: o.isin(some)), ('--exclude', lambda o: ~o.isin(some))):
+        status, _, err = run(*ask, option, 'some.csv')
+        assert status == 0 and '1 of 4 items have no row (777777)' in err
+        assert pd.read_csv('lists.csv').equals(free[left(free['item'])].assign(
+            rank=lambda o: o.groupby('user').cumcount() + 1).reset_index(drop=True))
+    Path('own.csv').write_text('user,item\n' + '\n'.join(f'1,{o}' for o in some))
+    assert run(*ask, '--exclude', 'own.csv')[0] == 0
+    lists = pd.read_csv('lists.csv')
+    assert set(lists[lists.user == 1]['item']).isdisjoint(some) and (lists.user == 2).sum() == (free.user == 2).sum()
+    assert run(*ask, '--candidates', 'own.csv')[0] == 0
+    assert pd.read_csv('lists.csv')[['user', 'item']].values.tolist() == [[1, o] for o in some]
+    Path('none.csv').write_text('item\n777777\n')
+    assert 'no row' in refused(*ask, '--candidates', 'none.csv')
+    Path('holes.csv').write_text('user,item\n1,\n')
+    assert 'missing' in refused(*ask, '--candidates', 'holes.csv')

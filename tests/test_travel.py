@@ -1,4 +1,7 @@
 "What a saved folder tells the next night: how tables are read, and what was seen, for every kind of model."
+import datetime
+import uuid
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,3 +47,31 @@ def test_a_cast_that_cant_be_saved_is_said(tmp_path):
     with pytest.warns(CollabWarning, match='a function .`id_cast`. that was not saved'):
         CollabLearner.from_pretrained(tmp_path/'a')
     assert CollabLearner.from_pretrained(tmp_path/'a', dls=dls).dls is dls
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('make', [lambda o: uuid.UUID(int=o), lambda o: datetime.date(2026, 1, 1 + o % 28), float])
+def test_ids_may_be_asked_for_as_they_were_given(make):
+    "A UUID, a day or 7.0 in the table is the same id in `fold_in`, `recommend` and `drop_ids`."
+    df = ratings()[['user', 'item', 'rating']].assign(user=lambda o: [make(int(u[1:])) for u in o.user])
+    learn = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4)
+    one, n = df.user.iloc[0], len(learn.side('user').vocab)
+    assert len(learn.fold_in(df, ids=[one]).ids) == 1
+    assert len(learn.recommend([one], k=2)) == 2
+    learn.drop_ids(users=[one])
+    assert len(learn.side('user').vocab) == n - 1
+
+
+def test_ratings_on_another_scale_are_said():
+    df = ratings()[['user', 'item', 'rating']]
+    bounded = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4, y_range=(0, 5.5))
+    linear = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4)
+    with linear.no_bar(), linear.no_logging(): linear.fit_als(1)
+    percent = df[:20].assign(user='new', rating=lambda o: o.rating*20)
+    for learn in (bounded, linear):
+        for call in (learn.fold_in, lambda o, learn=learn: learn.recommend(ratings=o), learn.update):
+            with pytest.warns(CollabWarning, match='20 of 20 ratings lie outside|1[0-9] of 20 ratings lie outside'):
+                call(percent)
+    lists = linear.recommend(k=3, exclude_seen=False)
+    said = linear.get_preds(dl=linear.dls.test_dl(lists[['user', 'item']]))[0]
+    np.testing.assert_allclose(lists.score, said, rtol=1e-5)  # clipped to the range of ratings as predictions are

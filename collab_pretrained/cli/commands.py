@@ -493,6 +493,14 @@ def ids_given(learn, side, option, given):
                                f'are ({odd[0][:40]!r}); expected one of them')
     return [int(o) for o in ids]
 
+def _items(learn, option, given, reading):
+    "Ids of items as `_ids` reads them, or the table in a file that has the model's columns of users and items."
+    columns = []
+    if given and isfile(given):
+        with contextlib.suppress(RatingsError): columns = list(read_file(given, reading))  # a list is no table
+    is_table = columns and set(learn.vocab) <= set(columns)
+    return tables_for(learn.vocab, given, reading) if is_table else ids_given(learn, 'item', option, given)
+
 def _read_titles(path, is_text):
     "Item -> title, by the first two columns of the file `path`."
     df = read_table(path, text=[0]*is_text)
@@ -505,7 +513,8 @@ def cli_recommend(
     history:list|None=None, # tables of what users have rated or seen before, beyond what the model knows
     users:str|None=None, # ids with commas between, or a file with a column of them; else those of --ratings, or all
     k:int=10, # items for each user
-    candidates:str|None=None, # file whose first column has the items to choose from; else all of the model
+    candidates:str|None=None, # file whose first column has the items to choose from, or a table with each user's
+    exclude:str|None=None, # file whose first column has the items that nobody gets, or a table with each user's
     on_unknown:str='raise', # a user without a row and without ratings: raise, mean, popular or skip
     allow_seen:bool=False, # recommend what users have rated as well
     titles:str|None=None, # file of two columns, item and title, to add titles from
@@ -516,8 +525,9 @@ def cli_recommend(
     learn = CollabLearner.from_pretrained(model)
     later = tables_of(learn, ratings, reading) if ratings else None
     seen = tables_of(learn, history, reading, with_ratings=False) if history else None
-    users, items = ids_given(learn, 'user', 'users', users), ids_given(learn, 'item', 'candidates', candidates)
-    with progress_to_stderr(learn): res = learn.recommend(users, k, not allow_seen, items, on_unknown, later, seen)
+    users, items = ids_given(learn, 'user', 'users', users), _items(learn, 'candidates', candidates, reading)
+    asked = users, k, not allow_seen, items, on_unknown, later, seen, _items(learn, 'exclude', exclude, reading)
+    with progress_to_stderr(learn): res = learn.recommend(*asked)
     if titles:
         names = _read_titles(titles, learn.side('item').vocab.kind == 'text')
         res.insert(3, 'title', titles_of(names, res['item'].tolist()))

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'settle_posterior',
            'move_solved', 'frozen_rows_of', 'frozen_masks', 'run_rounds', 'is_solved_by_rows', 'positives_of',
-           'known_positives', 'set_factors', 'factors_of', 'read_for', 'of_known', 'new_evidence']
+           'known_positives', 'set_factors', 'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -459,6 +459,22 @@ def _moved_seen(tables, report):
     old = seen_of_tables(tables, len(report.items.old_vocab))
     return old.moved(report)
 
+# %% ../../nbs/52_learner.als.ipynb #2b703597
+def check_scale(
+    learn:CollabLearner, # any learner
+    values:np.ndarray, # (n,) float, ratings
+):
+    "Warn of ratings outside the range of the model's answers; a linear model's may grow by half of what it is."
+    model = get_model(learn.model)
+    y_range = y_range_of(model)
+    low, high = y_range or getattr(model, 'limits', None) or (-np.inf, np.inf)
+    slack = (high - low)/2 if y_range is None else 0
+    n_out = ((values < low - slack) | (values > high + slack)).sum()
+    name = 'y_range=' if y_range else ''
+    if n_out: warnings.warn(
+        f'{n_out} of {len(values)} ratings lie outside {name}{(low, high)}, in which the model answers: they go from '
+        f'{values.min():g} to {values.max():g}; expected the scale of training', CollabWarning, stacklevel=5)
+
 # %% ../../nbs/52_learner.als.ipynb #dbfefe69
 def _kind_of_ids(col, known, own): return VocabError(
     f'column {col!r}: {examples(own)}, and the learner has {examples(known)}; expected ids of one kind, integers or '
@@ -476,6 +492,7 @@ def read_for(
     ids = table.user_ids, table.item_ids
     for (col, known), own in zip(learn.vocab.items(), ids, strict=True):
         if len(known.ids) and known.ids.dtype != own.dtype: raise _kind_of_ids(col, known.ids, own)
+    if not ds.implicit: check_scale(learn, table.values)
     return table, [v.rows(o) for v, o in zip(learn.vocab.values(), ids, strict=True)]
 
 # %% ../../nbs/52_learner.als.ipynb #969230a9

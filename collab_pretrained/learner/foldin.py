@@ -33,6 +33,7 @@ from collab_pretrained.learner.als import (
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
 from ..data.columns import cast_of
 from ..data.seen import Seen
+from ..ids.canonical import canonical_ids
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
 from ..models.embeddings import y_range_of
@@ -64,6 +65,7 @@ def _asked(own:np.ndarray, rows:np.ndarray, ids, cast:Callable|None=None):
         return np.flatnonzero(rows < 0) if ids == 'new' else np.arange(len(own))
     there = set(own.tolist())
     ids = [cast(o) if cast and o not in there else o for o in (ids if hasattr(ids, '__iter__') else [ids])]
+    ids = canonical_ids(ids).tolist()  # a UUID is the id that its text is
     lost = [o for o in ids if o not in there]
     if lost: raise RatingsError(
         f'{examples(lost)}: no rating of {len(lost)} of the ids; expected ids that the table has ratings of')

@@ -25,10 +25,8 @@ from ..data.loaders import with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import fresh_seed, split_random
 from ..ids.matching import MatchReport
-from ..models.embeddings import y_range_of
 from .als import is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
-from .factory import check_y_range
 from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
 
 # %% ../../nbs/58_learner.update.ipynb #75e9d7a2
@@ -190,8 +188,6 @@ def _parts(learn, table, valid_pct, seed):
     """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
     and its validation part."""
     old, (x, y, weight) = own_datasets(learn), of_known(learn, table)
-    if y_range := y_range_of(get_model(learn.model)):
-        check_y_range(y_range, with_datasets(learn.dls, [_dataset_of(old[0], x, y, weight), old[1]]))
     is_known = _is_known(learn, x)
     again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
     n_items = len(learn.side('item').vocab)

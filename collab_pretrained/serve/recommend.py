@@ -24,8 +24,8 @@ from ..data.columns import cast_of, check_choice, encode_ids, read_numbers
 from ..data.loaders import row_counts
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
+from ..learner.als import check_scale
 from ..learner.core import CollabLearner
-from ..models.embeddings import y_range_of
 from ..models.topk import CosineScores, best, scores_of
 from ..weights.roles import find_roles, flat_weights
 from .evaluate import known_pairs, own_columns, pairs_in
@@ -190,54 +190,99 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
     if len(ids) <= 16: scores.size = min(scores.size, 16)  # lines are computed whether or not they are asked for
     return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
-# %% ../../nbs/62_serve.recommend.ipynb #2cd2d799
+# %% ../../nbs/62_serve.recommend.ipynb #8597f0a8
 def _check_values(learn, ratings):
-    "Warn of later ratings outside the range of the model's answers."
-    y_range, name = y_range_of(get_model(learn.model)), getattr(learn.dls.train_ds, 'rating_name', None)
-    if y_range is None or name not in ratings: return
-    values = read_numbers(ratings[name].dropna(), name)
-    n_out = ((values < y_range[0]) | (values > y_range[1])).sum()
-    if n_out: warnings.warn(
-        f'{n_out} of {len(ratings)} ratings lie outside y_range={tuple(y_range)}, in which the model answers: they go '
-        f'from {values.min():g} to {values.max():g}; expected the scale of training', CollabWarning, stacklevel=3)
+    "Warn of later ratings on another scale than the model's answers."
+    name = getattr(learn.dls.train_ds, 'rating_name', None)
+    if name in ratings: check_scale(learn, read_numbers(ratings[name].dropna(), name))
 
-def _candidate_rows(learn, candidates):
-    "The rows of the items to choose from, ascending."
-    if candidates is None: return learn.side('item').vocab.id_rows
-    items, rows = asked_ids(learn, 'item', candidates)
-    check_known(learn, 'item', items, rows, 'leave the others out of `candidates`')
-    return np.unique(rows)
+# %% ../../nbs/62_serve.recommend.ipynb #e8f15d78
+def _known_items(learn, name, ids):
+    "The rows, ascending, of the `ids` of items that have one; warns of the others, and raises where none has."
+    items, rows = asked_ids(learn, 'item', ids)
+    if len(items) and not (rows >= 0).any(): check_known(learn, 'item', items, rows, f'see `{name}`')
+    if (rows < 0).any(): warnings.warn(f'{name}: {(rows < 0).sum()} of {len(items)} items have no row '
+                                       f'({examples(items[rows < 0])}), and are left out', CollabWarning, stacklevel=4)
+    return np.unique(rows[rows >= 0])
 
-# %% ../../nbs/62_serve.recommend.ipynb #a26bd906
+def _own_pairs(learn, table, asked):
+    "Pairs of an asked user and an item with a row, in a table."
+    pairs = pairs_in(learn, table, asked.new_ids)
+    return pairs[(pairs >= 0).all(1)]
+
+# %% ../../nbs/62_serve.recommend.ipynb #970de0fd
+def _choice(learn, asked, candidates, exclude):
+    """The rows of the items to choose from, ascending, and a function from numbers of users, as `_Asked` has them, to
+    the pairs that are not for them; None for no such pairs."""
+    rows, hide = learn.side('item').vocab.id_rows, []
+    if hasattr(candidates, 'columns'):
+        own = _own_pairs(learn, candidates, asked)
+        rows = np.unique(own[:,1])
+        hide.append(lambda users: _not_among(own, users, rows))
+    elif candidates is not None: rows = _known_items(learn, 'candidates', candidates)
+    if hasattr(exclude, 'columns'):
+        pairs = _own_pairs(learn, exclude, asked)
+        hide.append(lambda users: pairs[np.isin(pairs[:,0], users)])
+    elif exclude is not None: rows = np.setdiff1d(rows, _known_items(learn, 'exclude', exclude))
+    return rows, hide
+
+# %% ../../nbs/62_serve.recommend.ipynb #d46830b9
+def _not_among(own, users, item_rows):
+    "The pairs of `users` and `item_rows` that are not in `own`."
+    users, free = np.unique(users), np.ones((len(np.unique(users)), len(item_rows)), dtype=bool)
+    own = own[np.isin(own[:,0], users)]
+    free[np.searchsorted(users, own[:,0]), np.searchsorted(item_rows, own[:,1])] = False
+    who, what = np.nonzero(free)
+    return np.stack([users[who], item_rows[what]], 1)
+
+def _all_of(functions):
+    "A function that gives the pairs of all `functions` that are not None; None where there is none."
+    some = [o for o in functions if o is not None]
+    return (lambda users: np.concatenate([o(users) for o in some])) if some else None
+
+# %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, else all
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
     exclude_seen=True, # leave out what users have seen? A table of ratings means True, and is the same as `seen`
-    candidates=None, # ids of the items to choose from; None for all that have a row
+    candidates=None, # ids of the items to choose from, or a table of users and their items; None for all with a row
     on_unknown:str='raise', # users without a row: 'raise', 'mean' (the average user's), 'popular', or 'skip' them
     ratings=None, # table of later ratings, from which users without a row get one for this answer; None for none
     seen=None, # table of what users rated before, beyond what the learner knows; None for no more
-) -> pd.DataFrame: # user, rank (from 1), item, score: the predicted rating, or for 'popular' how many ratings there are
+    exclude=None, # ids of items that nobody gets, or a table of users and the items they don't get; None for none
+) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     _check_k(k)
-    if ratings is not None:
-        ratings = own_columns(self, ratings)
-        _check_values(self, ratings)
+    if ratings is not None: ratings = own_columns(self, ratings)
     asked = _asked_users(self, users, ratings, on_unknown)
-    item_rows = _candidate_rows(self, candidates)
-    hidden = _seen_by(self, asked, exclude_seen, seen, ratings)
-    show, model = hasattr(self, 'progress'), get_model(self.model)
+    if ratings is not None and not asked.has_ratings.any(): _check_values(self, ratings)  # else `fold_in` does
+    item_rows, not_theirs = _choice(self, asked, candidates, exclude)
+    hidden = _all_of([_seen_by(self, asked, exclude_seen, seen, ratings), *not_theirs])
+    vals, top = _answers(self, asked, item_rows, k, hidden, ratings, on_unknown)
+    res = _table('user', asked.ids, 'item', self.side('item').vocab, vals, top)
+    if on_unknown != 'popular' or not asked.unknown.any(): return res
+    of_popular = res['user'].isin(asked.ids[asked.unknown])
+    popularity = res['score'].where(of_popular).astype('Int64')
+    return res.assign(score=res['score'].mask(of_popular), popularity=popularity)
+
+# %% ../../nbs/62_serve.recommend.ipynb #796aa8ce
+def _answers(learn, asked, item_rows, k, hidden, ratings, on_unknown):
+    "Scores and item rows of each user's list, (n, k)."
+    show, model = hasattr(learn, 'progress'), get_model(learn.model)
     def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
-    def by_ratings(rows): return _best_of_new(self, ratings, asked.ids[asked.has_ratings], rows, item_rows, k, hidden)
+    def by_ratings(rows): return _best_of_new(learn, ratings, asked.ids[asked.has_ratings], rows, item_rows, k, hidden)
     def as_unknown(rows):
-        ranked = (_popular if on_unknown == 'popular' else _as_average)(self, item_rows)
+        ranked = (_popular if on_unknown == 'popular' else _as_average)(learn, item_rows)
         return _first_unseen(*ranked, rows, hidden, k)
-    shape = len(asked.ids), min(k, len(item_rows))
+    shape, limits = (len(asked.ids), min(k, len(item_rows))), getattr(model, 'limits', None)
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
     for some, answer in ((asked.known, by_row), (asked.has_ratings, by_ratings), (asked.unknown, as_unknown)):
-        if some.any(): vals[some], top[some] = answer(asked.rows[some])
-    return _table('user', asked.ids, 'item', self.side('item').vocab, vals, top)
+        if not some.any(): continue
+        vals[some], top[some] = answer(asked.rows[some])
+        is_rating = limits is not None and (on_unknown != 'popular' or answer is not as_unknown)
+        if is_rating: vals[some] = vals[some].clip(*limits)  # as the model predicts them
+    return vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
