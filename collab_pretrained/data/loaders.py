@@ -153,6 +153,18 @@ def check_rows(n, name:str, least:int=1, what:str='rows a batch'):
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(
         f'{name}={n!r}; expected {least} or more {what}')
 
+def batch_rows(bs, val_bs):
+    "How many rows batches have, in training and in validation, where the default is 4096 at least."
+    check_rows(bs, 'bs')
+    if val_bs is None: return bs, max(bs, 4096)
+    check_rows(val_bs, 'val_bs')
+    return bs, val_bs
+
+def check_trains(n_train, n_valid):
+    "Raise where no ratings train."
+    if not n_train: raise RatingsError(
+        f'no ratings to train on, {n_valid} validate; expected at least one: see `splits` and `valid_pct`')
+
 # %% ../../nbs/34_data.loaders.ipynb #3eed0e88
 _block_rows = 2**20  # gathered at a time: 20 MB
 
@@ -352,9 +364,10 @@ def given_classes(vocab, names):
         'columns alike')
     return dict(zip(names, vocabs, strict=True))
 
-def _own_classes(table, names, train, min_count):
-    "The ids of the whole table that have `min_count` rows in `train`, by column."
-    res = {}
+def _classes(table, train, vocab, min_count):
+    "By column, the given vocabulary, or the ids of the whole table that have `min_count` rows in `train`."
+    res, names = {}, table.names[:2]
+    if vocab is not None: return given_classes(vocab, names)
     for name, ids, codes in zip(names, (table.user_ids, table.item_ids), (table.users, table.items), strict=True):
         if min_count: ids = ids[np.bincount(codes[train], minlength=len(ids)) >= min_count]
         res[name] = Vocab(np.append(np.array([NA], dtype=object), ids))
@@ -450,6 +463,15 @@ def _report(table, train, valid, rows, classes):
         n_na = sum(int(has_no_row[part].sum()) for part in (train, valid))
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), n_na)
 
+# %% ../../nbs/34_data.loaders.ipynb #d6c67b56
+def _loaders(datasets, options, shared, dl_kwargs):
+    "A loader for each of two datasets, with its own options and those of the caller; the first has a batch."
+    kws = [{**own, **shared, **more} for own, more in zip(options, dl_kwargs or [{}, {}], strict=True)]
+    res = [CollabDL(ds, **kw) for ds, kw in zip(datasets, kws, strict=True)]
+    if len(res[0]): return res
+    asked = 'bs={bs} with n={n} and drop_last={drop_last}'.format(**options[0])
+    raise RatingsError(f'{len(datasets[0])} training ratings make no batch of {asked}; expected one at least')
+
 # %% ../../nbs/34_data.loaders.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
@@ -489,33 +511,23 @@ class CollabDataLoaders(DataLoaders):
         verbose=False, # see `num_workers`
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
-        for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
+        bs, val_bs = batch_rows(bs, val_bs)
         if n is not None: check_rows(n, 'n', what='ratings to train on')
         check_vocab_or_count(vocab, min_count)
         seed = fresh_seed() if seed is None else seed
+        device = torch.device(default_device() if device is None else device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name,
                              id_cast=id_cast, on_missing=on_missing, implicit=implicit).merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)
-        if not len(train): raise RatingsError(
-            f'no ratings to train on, {len(valid)} of {len(table)} validate; expected at least one: see `splits` and '
-            '`valid_pct`')
-        names = table.names[:2]
-        classes = _own_classes(table, names, train, min_count) if vocab is None else given_classes(vocab, names)
+        check_trains(len(train), len(valid))
+        classes = _classes(table, train, vocab, min_count)
         rows = _rows(table, classes, is_own=vocab is None)
-        report = _report(table, train, valid, rows, classes)
-        dss = [_dataset(table, idx, rows, classes, id_cast, time_name, weight_name) for idx in (train, valid)]
-        device = default_device() if device is None else torch.device(device)
+        datasets = [_dataset(table, idx, rows, classes, id_cast, time_name, weight_name) for idx in (train, valid)]
         shuffle = shuffle if shuffle_train is None else shuffle_train
-        kws: list[dict] = [{'bs': bs, 'shuffle': shuffle, 'drop_last': drop_last, 'n': n},
-               {'bs': max(bs, 4096) if val_bs is None else val_bs, 'shuffle': val_shuffle}]
-        for kw, more in zip(kws, dl_kwargs or [{}, {}], strict=True):
-            kw.update({'seed': seed, 'device': device, 'after_batch': after_batch, **more})
-        dls = [CollabDL(ds, **kw) for ds, kw in zip(dss, kws, strict=True)]
-        if not len(dls[0]): raise RatingsError(
-            f'{len(train)} training ratings make no batch of bs={bs} with n={n} and drop_last={drop_last}; expected '
-            'one at least')
-        res = cls(*dls, path=path, device=device)
-        res.report = report
+        options = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=val_bs, shuffle=val_shuffle)]
+        shared = dict(seed=seed, device=device, after_batch=after_batch)
+        res = cls(*_loaders(datasets, options, shared, dl_kwargs), path=path, device=device)
+        res.report = _report(table, train, valid, rows, classes)
         return res
 
     def new_empty(self): # `CollabDataLoaders`, as fastai exports a learner with

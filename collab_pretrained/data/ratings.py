@@ -106,6 +106,16 @@ def _check_index(table, cols, names):
     if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(
         f'{examples(lost)} in the index of the DataFrame, which is not read; expected columns: give `df.reset_index()`')
 
+def _names_in(table, roles, extra, implicit):
+    "The names of the user, item and rating columns of `table`, which must have the `extra` columns, times and weights."
+    cols = schema_names(table)
+    _check_index(table, cols, roles + extra)
+    names = column_names(cols, *roles, implicit)
+    for name, role in zip(extra, ('time', 'weight'), strict=True):
+        if name is not None: check_column(cols, name, role)
+    return names
+
+# %% ../../nbs/32_data.ratings.ipynb #5b1761fa
 def _columns(frame, names, rows):
     "The columns `names` of the complete `rows`, whose index are lines of a file, or positions in the table."
     index = frame.index if frame.index.name == 'line' else None
@@ -119,9 +129,18 @@ def _check_no_header(series, names):
     at = np.flatnonzero((series[user] == user).to_numpy(bool) & (series[item] == item).to_numpy(bool))
     if len(at): raise RatingsError(
         f'{row_words(series[user].index, at)}: {examples([o for o in names if o is not None])}, the names of the '
-        'columns, among the rows; '
-                                   'expected one header: where files were joined, leave out the headers of all but the '
-                                   'first')
+        'columns, among the rows; expected one header: where files were joined, leave out the headers of all but the '
+        'first')
+
+def _complete_columns(table, names, extra, on_missing):
+    "The columns by name, without incomplete rows; which rows these are, None for all; and how many there were."
+    used = [o for o in dict.fromkeys([*names, *extra]) if o is not None]
+    frame = as_frame(table, used)
+    rows = complete_rows(frame, used, on_missing)
+    series = _columns(frame, used, rows)
+    _check_no_header(series, names)
+    if len(series[names[0]]): return series, rows, len(frame)
+    raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
 
 # %% ../../nbs/32_data.ratings.ipynb #61984b87
 def read_ratings(
@@ -137,27 +156,16 @@ def read_ratings(
     implicit:bool=False, # count every row as a rating of 1 and read no rating column?
 ) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
-    ratings = open_table(ratings)
-    cols = schema_names(ratings)
-    _check_index(ratings, cols, (user_name, item_name, rating_name, time_name, weight_name))
-    names = user_name, _, rating_name = column_names(cols, user_name, item_name, rating_name, implicit)
-    for name, role in ((time_name, 'time'), (weight_name, 'weight')):
-        if name is not None: check_column(cols, name, role)
-    casts = casts_of(id_cast, names[:2])
-    used = [o for o in dict.fromkeys([*names, time_name, weight_name]) if o is not None]
-    frame = as_frame(ratings, used)
-    rows = complete_rows(frame, used, on_missing)
-    series = _columns(frame, used, rows)
-    _check_no_header(series, names)
-    if not len(series[user_name]): raise RatingsError(
-        f'no ratings in a table of {len(frame)} rows; expected at least one')
-    users, user_ids = encode_ids(series[names[0]], names[0], casts[0])
-    items, item_ids = encode_ids(series[names[1]], names[1], casts[1])
-    values = np.ones(len(users), dtype=np.float32)
-    if rating_name is not None: values = read_numbers(series[rating_name], rating_name)
+    table = open_table(ratings)
+    names = _names_in(table, [user_name, item_name, rating_name], [time_name, weight_name], implicit)
+    user_cast, item_cast = casts_of(id_cast, names[:2])
+    series, rows, n_given = _complete_columns(table, names, [time_name, weight_name], on_missing)
+    users, user_ids = encode_ids(series[names[0]], names[0], user_cast)
+    items, item_ids = encode_ids(series[names[1]], names[1], item_cast)
+    values = np.ones(len(users), dtype=np.float32) if names[2] is None else read_numbers(series[names[2]], names[2])
     times = None if time_name is None else sortable_times(series[time_name], f'column {time_name!r}')
     weights = None if weight_name is None else read_numbers(series[weight_name], weight_name, above=0)
-    return Ratings(names, users, items, user_ids, item_ids, values, times, rows, len(frame), weights)
+    return Ratings(names, users, items, user_ids, item_ids, values, times, rows, n_given, weights)
 
 # %% ../../nbs/32_data.ratings.ipynb #06daf8c8
 def _same_kind(name, ids, vocab):
@@ -206,10 +214,28 @@ def _means(
     return {'values': values, 'weights': ratings.weights if ratings.weights is None else means}
 
 # %% ../../nbs/32_data.ratings.ipynb #cbc99ce1
+def _pair_codes(ratings):
+    "One number for each rating, the same for the same user and item."
+    n_items = len(ratings.item_ids)
+    pairs = ratings.users.astype(np.uint32 if len(ratings.user_ids)*n_items < 2**32 else np.int64)
+    pairs *= n_items
+    pairs += ratings.items.astype(pairs.dtype, copy=False)
+    return pairs
+
 def _seen_before(pairs):
     "Those of `pairs` that have been there before, ascending, as often as they have been."
     in_order = np.sort(pairs)
     return in_order[1:][in_order[1:] == in_order[:-1]]
+
+def _tell_repeats(ratings, again, how):
+    "Raise or warn of rows that repeat a pair, whose codes are `again`."
+    user, item = divmod(int(again[0]), len(ratings.item_ids))
+    found = (f'{len(again)} of {len(ratings)} rows are duplicates, of a (user, item) pair that another row has, '
+             f'such as ({examples([ratings.user_ids[user], ratings.item_ids[item]])})')
+    if how == 'raise': raise RatingsError(
+        f"{found}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
+    done = "all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by {how!r}'
+    warn_user(f'{found}: {done}')
 
 # %% ../../nbs/32_data.ratings.ipynb #1ee45417
 @patch
@@ -218,22 +244,10 @@ def merge_repeats(self:Ratings,
 ) -> Ratings: # in the order of the table; itself where nothing repeats or all is kept
     "Count the rows that repeat a (user, item) pair, say so, and make one of them if asked."
     check_choice(how, ('keep', 'last', 'mean', 'raise'), 'duplicates')
-    n_items = len(self.item_ids)
-    pairs = self.users.astype(np.uint32 if len(self.user_ids)*n_items < 2**32 else np.int64)
-    pairs *= n_items
-    pairs += self.items.astype(pairs.dtype, copy=False)
+    pairs = _pair_codes(self)
     again = _seen_before(pairs)
-    if not len(again): return self
-    user, item = divmod(int(again[0]), n_items)
-    pair = examples([self.user_ids[user], self.item_ids[item]])
-    said = (f'{len(again)} of {len(self)} rows are duplicates, of a (user, item) pair that another row has, '
-            f'such as ({pair})')
-    if how == 'raise': raise RatingsError(
-        f"{said}; expected each pair once: `duplicates='last'` or 'mean' makes one of them, 'keep' trains on all")
-    warn_user(
-        f"{said}: " + ("all kept; `duplicates='last'` or 'mean' makes one of them" if how == 'keep' else f'made one by '
-        f'{how!r}'))
-    if how == 'keep': return self
+    if len(again): _tell_repeats(self, again, how)
+    if not len(again) or how == 'keep': return self
     order, is_last = _last_of_pairs(pairs, self.times)
     last, starts = order[is_last], np.append(0, np.flatnonzero(is_last)[:-1] + 1)
     return (replace(self, **_means(self, order, starts, last)) if how == 'mean' else self).take(np.sort(last))

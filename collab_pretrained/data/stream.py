@@ -9,6 +9,7 @@ __all__ = ['StreamDataset', 'StreamDL']
 
 # %% ../../nbs/35_data.stream.ipynb #96102ca6
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,9 +23,11 @@ from collab_pretrained.data.loaders import (
     CollabDataset,
     CollabDL,
     SplitReport,
+    batch_rows,
     batch_sizes,
     batch_slices,
     check_rows,
+    check_trains,
     check_vocab_or_count,
     given_classes,
     rows_or_na,
@@ -320,10 +323,11 @@ def from_stream(cls:CollabDataLoaders,
     after_batch=None, # transforms of a batch, as in fastai; None for none
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
-    for name, o in (('bs', bs), ('val_bs', bs if val_bs is None else val_bs)): check_rows(o, name)
+    bs, val_bs = batch_rows(bs, val_bs)
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
-    seed, device = fresh_seed() if seed is None else seed, default_device() if device is None else torch.device(device)
+    seed = fresh_seed() if seed is None else seed
+    device = torch.device(default_device() if device is None else device)
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
     casts = casts_of(id_cast, names[:2])
@@ -334,11 +338,9 @@ def from_stream(cls:CollabDataLoaders,
     files = [Path(folder.name)/o for o in ('train', 'valid')]
     _write(lf, names, classes, casts, valid_pct, seed, files)
     train, valid = (StreamDataset(o, classes, names[2], id_cast, folder) for o in files)
-    if not len(train): raise RatingsError(
-        f'no ratings to train on, {len(valid)} validate; expected at least one: see `splits` and `valid_pct`')
-    common: dict = {'seed': seed, 'window': window, 'device': device, 'after_batch': after_batch}
-    val_bs = max(bs, 4096) if val_bs is None else val_bs
-    dls = [StreamDL(train, bs=bs, shuffle=True, **common), StreamDL(valid, bs=val_bs, **common)]
+    check_trains(len(train), len(valid))
+    loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)
+    dls = loader(train, bs=bs, shuffle=True), loader(valid, bs=val_bs)
     res = cls(*dls, path=path, device=device)  # ty: ignore[not-callable] a class, by `cls_method`
     res.report = _report(train, valid)
     return res

@@ -1,4 +1,4 @@
-"""Put a trained model on the Hugging Face Hub, with a card that says what it is, what it was trained on, and how to use it.
+"""Put a trained model on the Hugging Face Hub, with a card that says what it is and how to use it.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.hub.html.md"""
 
