@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core import RatingsError, VocabError, examples
+from ..core import CheckpointError, RatingsError, VocabError, examples
 from ..ids.vocab import Vocab
 from .columns import encode_ids
 from .ratings import as_frame, open_table, schema_names
@@ -105,7 +105,7 @@ def _vectors(values, width):
 def _fit_column(values):
     "How a column of the first table is encoded."
     kind, levels = _kind(values), []
-    if kind == 'category': levels = [_level(o) for o in values.cat.remove_unused_categories().cat.categories]
+    if kind == 'category': levels = sorted(map(_level, values.cat.remove_unused_categories().cat.categories), key=str)
     raw = _raw(values, kind, levels, 0)
     has_missing = kind in ('number', 'date') and bool(np.isnan(raw).any()) and not bool(np.isnan(raw).all())
     if has_missing: raw = np.concatenate([raw, np.isnan(raw)], 1)
@@ -145,9 +145,14 @@ class Encoding:
     @classmethod
     def of_tensor(cls,
         saved:Tensor, # as `to_tensor` gives it
+        n:int, # numbers that it makes
     ) -> 'Encoding':
-        "The encoding that was saved."
-        return cls([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])
+        "The encoding that was saved; raises `CheckpointError` for anything else."
+        try:
+            res = cls([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])
+            if len(res.names) == n: return res
+        except (TypeError, ValueError, RecursionError): pass
+        raise CheckpointError(f'features: not an encoding of {n} numbers; expected one as the model was saved with')
 
 # %% ../../nbs/37_data.features.ipynb #ee1f7315
 def fit_encoding(

@@ -246,6 +246,7 @@ def collab_learner(
     seed:int|None=None, # of the start values and the fills; None draws them from torch's own state
     adapt:bool=False, # with `pretrained`: solve the rows from the training part (see `CollabLearner.adapt`)
     sparse:bool|None=None, # step only the rows that a batch touches; None decides by `sparse_rows`
+    features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`; None for nothing
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
@@ -261,10 +262,10 @@ def collab_learner(
     elif not (source or use_nn) and (stats := rating_stats(dls)).n: start_at_mean(model, stats.mean)
     learn = CollabLearner(dls, model, loss_func, **kwargs)
     _set_sparse(learn, sparse, has_opt_func)
-    if not source: return learn
-    learn.start_from(source, how)
+    if source: learn.start_from(source, how)
+    if features: learn.set_features(features)
     if adapt: learn.adapt()
-    return learn.carry_opt(source, how.keys) if how.with_opt else learn
+    return learn.carry_opt(source, how.keys) if source and how.with_opt else learn
 
 # %% ../../nbs/53_learner.factory.ipynb #4d1bafdb
 def _source_of(pretrained, with_opt, adapt, dls, kwargs):

@@ -25,7 +25,7 @@ from ..ids.vocab import Vocab
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, param_names
 from ..weights.roles import find_roles, flat_weights
-from .als import is_solved_by_rows, move_solved, settle_posterior
+from .als import is_solved_by_rows, move_features, move_solved, settle_posterior
 from .core import CollabLearner
 from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
 
@@ -69,6 +69,7 @@ def renumber(
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
     for o in 'seen', 'liked':
         if getattr(learn, o) is not None: setattr(learn, o, getattr(learn, o).moved(report))
+    move_features(learn, report)
     if solved: move_solved(solved, report, learn)
     return report
 

@@ -15,16 +15,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import SIDES, CollabWarning, RatingsError, WeightsError
+from ..core import SIDES, CollabWarning, RatingsError, VocabError, WeightsError, examples
+from ..data.columns import cast_of
+from ..data.features import split_ids
 from ..data.loaders import with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import fresh_seed, split_random
-from ..ids.matching import MatchReport
+from ..ids.matching import MatchReport, match_classes
 from .als import is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
 from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
@@ -76,7 +79,7 @@ def _error(learn, ds):
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
-_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'trained_here'
+_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'features', 'trained_here'
 
 @contextmanager
 def all_or_nothing(
@@ -210,6 +213,7 @@ def update(self:CollabLearner,
     rounds:int=0, # rounds over all ratings that the learner holds, after tonight's were taken in
     valid_pct:float=0., # share of the new ratings to validate on, 0 to below 1
     seed:int|None=None, # of what is drawn; None takes one from torch's global seed
+    features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`; None for nothing new
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
     "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
     seed = fresh_seed() if seed is None else seed
@@ -217,6 +221,7 @@ def update(self:CollabLearner,
     with all_or_nothing(self):
         table, classes = _read(self, ratings)
         report = add_rows(self, classes, seed)
+        if features: self.set_features(features)
         old, n_replaced, new, n_again = _parts(self, table, valid_pct, seed)
         check = some_rows(old[1] if len(old[1]) else old[0], 2000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
@@ -239,3 +244,23 @@ def _check_update(learn, replay, epochs, rounds):
     if not epochs and not is_solved_by_rows(learn): raise RatingsError(
         f'epochs=0, and no row of {name} to solve; expected `epochs=1` or more')
     return epochs
+
+# %% ../../nbs/58_learner.update.ipynb #a01d506f
+@patch
+def add_ids(self:CollabLearner,
+    side:str, # 'user' or 'item'
+    ids, # ids; or a table with a row of features for each: its index, or the column called as in the ratings
+) -> MatchReport: # of the vocabulary before and after
+    "Give ids rows before their first rating."
+    place, cast = self.side(side), own_datasets(self)[0].id_cast
+    is_table, cast = hasattr(ids, 'columns') or hasattr(ids, 'collect_schema'), cast_of(cast, place.column)
+    frame = ids if is_table else pd.DataFrame(index=pd.Index(np.unique(np.asarray(ids))))
+    names, past = split_ids(frame, place.column, cast)[0], self.match_report
+    if len(names) and len(place.vocab.ids) and names.dtype != place.vocab.ids.dtype: raise VocabError(
+        f'{side}s: {examples(names)}, and the learner has {examples(place.vocab.ids)}; expected ids of one kind')
+    grown = place.vocab.grown(names[place.vocab.rows(names) < 0])
+    with all_or_nothing(self):
+        report = add_rows(self, {**self.vocab, place.column: grown})
+        if past: self.match_report = match_classes([past.side(o).old_vocab for o in SIDES], self.vocab)
+        if is_table: self.set_features({side: ids})
+    return report

@@ -1,0 +1,212 @@
+"What ids are, as a part of the prior: encodings, the regression behind it, and features that travel with a model."
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from collab_pretrained.all import (
+    CollabDataLoaders,
+    CollabLearner,
+    RatingsError,
+    VocabError,
+    collab_learner,
+    planted_ratings,
+)
+from collab_pretrained.core import CheckpointError
+from collab_pretrained.data.features import Encoding, fit_encoding
+from collab_pretrained.models.als import fit_rounds
+from collab_pretrained.models.posterior import ridge_effects, start, with_features
+
+pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
+RATINGS = planted_ratings(n_users=80, n_items=60, n_ratings=3000, seed=1)
+EARLY, LATE = (RATINGS[RATINGS.period == o][['user', 'item', 'rating']] for o in ('early', 'late'))
+
+
+def films(ids=range(1, 80), noise=0):
+    "What items are: their mean rating in truth, a category of it, and columns that say nothing."
+    rng = np.random.default_rng(0)
+    mean = RATINGS.groupby('item').truth.mean().reindex(range(1, 80)).fillna(3.)
+    frame = pd.DataFrame({'quality': mean, 'kind': pd.Categorical((mean*2).round().astype(int).astype(str))})
+    for k in range(noise): frame[f'noise{k}'] = rng.normal(size=len(frame))
+    return frame.loc[list(ids)]
+
+
+def solved(df=EARLY, features=None, **kwargs):
+    learn = collab_learner(CollabDataLoaders.from_df(df, seed=1, valid_pct=.01), n_factors=4, seed=0,
+                           features=features and {'item': features()}, **kwargs)
+    with learn.no_bar(), learn.no_logging(): return learn.fit_als(6)
+
+
+def from_folder(folder): return CollabLearner.from_pretrained(folder)
+
+
+def same(a, b):
+    "Whether two learners know the same, to the bit."
+    sides = [(a.posterior.side(o)[0], b.posterior.side(o)[0]) for o in ('user', 'item')]
+    return all(torch.equal(getattr(p, k), getattr(q, k)) for p, q in sides for k in vars(p))
+
+
+def test_regression_is_that_of_a_dense_reference():
+    rng = torch.Generator().manual_seed(0)
+    n, p, k = 60, 5, 3
+    features, rows = torch.randn(n, p, generator=rng), torch.randn(n, k, generator=rng) + 2
+    weight, spread, relevance = torch.rand(n, generator=rng), torch.tensor([.5, 1., 2.]), torch.full((p,), .3)
+    before = torch.randn(p, k, generator=rng)
+    left = weight[:,None]*(rows - features @ before)
+    effects, new_relevance, shift = ridge_effects(features, left, weight, before, relevance, spread)
+    design = torch.cat([features, torch.ones(n, 1)], 1).double()
+    penalty = torch.diag(torch.tensor([1/.3**2]*p + [0.]).double())
+    gram = design.T @ (weight[:,None]*design)
+    exact = torch.linalg.solve(gram + penalty, design.T @ (weight[:,None]*rows).double())
+    torch.testing.assert_close(effects.double(), exact[:-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(shift.double(), exact[-1], atol=1e-5, rtol=1e-4)  # not penalised
+    covariance = torch.linalg.inv(gram + penalty)[:p,:p]
+    determined = 1 - covariance.diagonal()/.3**2
+    expected = (((exact[:-1]/spread)**2).sum(1)/(k*determined + 1)).sqrt()
+    torch.testing.assert_close(new_relevance.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prior_mean_is_base_and_effects_and_history():
+    learn = solved(features=films)
+    own = learn.posterior.items
+    prior = own.base + own.features @ own.effects + own.history
+    torch.testing.assert_close(own.prior(), prior)
+    new = own.counts == 0
+    torch.testing.assert_close(own.mean[new], (own.first_base + own.features @ own.effects)[new])
+    torch.testing.assert_close(own.variance[new], (own.first_spread**2).expand(int(new.sum()), -1))
+    assert torch.equal(own.mean[0], own.first_base)  # '#na#' has no features
+
+
+def test_without_features_nothing_changes():
+    x = torch.tensor(EARLY[['user', 'item']].to_numpy())
+    y = torch.tensor(EARLY.rating.to_numpy(), dtype=torch.float32)
+    p = start(y, 100, 80, 3)
+    p, q = (list(fit_rounds(o, x, y, n_rounds=3))[-1] for o in (p, start(y, 100, 80, 3)))
+    assert torch.equal(p.items.mean, q.items.mean) and not p.items.has_features
+    learn = solved()
+    assert 'features' not in learn.saved_tables() and not any('effects' in k for k in learn.saved_tables()['posterior'])
+
+
+def test_order_of_rows_and_columns_never_matters():
+    def turned(): return films().sample(frac=1, random_state=0).iloc[:,::-1]
+    assert same(solved(features=films), solved(features=turned))
+
+
+def test_kinds_of_tables_are_alike():
+    def arrow(): return pa.Table.from_pandas(films().rename_axis('item').reset_index(), preserve_index=False)
+    def polars(): return pl.from_arrow(arrow())
+    def column(): return films().rename_axis('item').reset_index()
+    learn = solved(features=films)
+    for o in (arrow, polars, column): assert same(learn, solved(features=o)), o
+
+
+def test_folders_pairs_and_nights_keep_features(tmp_path):
+    learn = solved(features=films, path=tmp_path)
+    again = from_folder(learn.save_pretrained('folder'))
+    assert same(learn, again) and again.features['item'].encoding == learn.features['item'].encoding
+    learn.save('pair')
+    other = collab_learner(learn.dls, n_factors=4, pretrained='pair', path=tmp_path)
+    assert same(learn, other) and torch.equal(other.features['item'].values, learn.features['item'].values)
+    for o in (learn, again): o.update(LATE, seed=0, features={'item': films()})
+    rows = again.vocab['item'].rows(LATE.item.unique())
+    assert (rows > 0).all() and again.features['item'].values[rows].abs().sum(1).gt(0).all()
+    assert torch.equal(again.features['item'].values, again.posterior.items.features)
+    assert same(from_folder(again.save_pretrained(tmp_path/'night')), again)
+
+
+def test_new_items_are_predicted_better():
+    new = EARLY.item % 4 == 0
+    def error(features):
+        learn = solved(EARLY[~new], features)
+        ids = np.setdiff1d(EARLY[new].item.unique(), learn.vocab['item'].ids)
+        learn.add_ids('item', features().loc[ids] if features else ids)
+        x = np.stack([v.rows(EARLY[new][c]) for c, v in learn.vocab.items()], 1)
+        some = (x > 0).all(1)
+        with torch.no_grad(): preds = learn.model(torch.from_numpy(x[some])).flatten().numpy()
+        return ((preds - EARLY[new].rating[some])**2).mean()**.5
+    plain, informed = error(None), error(films)
+    assert informed < plain - .05
+    assert error(lambda: films(noise=30)) < plain - .03
+
+
+def test_noise_has_no_effects():
+    def noise(): return films(noise=30).filter(like='noise')
+    own = solved(features=noise).posterior.items
+    assert (own.features @ own.effects).std(0)[-1] < .25*own.spread[-1]
+
+
+def test_ids_without_features_have_the_base():
+    learn = solved(features=lambda: films(range(1, 60)))
+    learn.add_ids('item', [900])
+    row = learn.vocab['item'].rows([900])[0]
+    assert torch.equal(learn.posterior.items.mean[row], learn.posterior.items.first_base)
+    assert not learn.features['item'].values[row].any()
+
+
+def test_dropped_ids_are_gone(tmp_path):
+    learn = solved(features=films, path=tmp_path)
+    gone, kept = learn.vocab['item'].ids[:2].tolist(), learn.vocab['item'].ids[2:]
+    before = learn.features['item'].values[learn.vocab['item'].rows(kept)]
+    learn.drop_ids(items=gone)
+    for o in (learn, from_folder(learn.save_pretrained('less'))):
+        assert torch.equal(o.features['item'].values[o.vocab['item'].rows(kept)], before)
+        assert torch.equal(o.features['item'].values, o.posterior.items.features)
+
+
+def test_an_update_that_fails_leaves_features_as_they_were():
+    learn = solved(features=films)
+    values = learn.features['item'].values
+    with pytest.raises(RatingsError, match='no column'): learn.update(LATE, features={'item': films()[['kind']]})
+    assert learn.features['item'].values is values
+    assert learn.posterior.items.features.shape == values.shape
+
+
+def test_a_learner_that_knows_nothing_of_its_ids_can_be_told():
+    learn = solved()
+    ids = np.setdiff1d(range(1, 80), learn.vocab['item'].ids)
+    known = learn.posterior.items.mean.clone()
+    learn.set_features({'item': films()})
+    assert torch.equal(learn.posterior.items.mean[1:], known[1:])  # rows with ratings are as they were
+    learn.add_ids('item', films(ids))
+    quality = films().quality[ids].to_numpy()
+    bias = learn.posterior.items.mean[learn.vocab['item'].rows(ids), -1].numpy()
+    assert np.corrcoef(quality, bias)[0,1] > .8
+
+
+@pytest.mark.parametrize('frame, message', [
+    (lambda: films().assign(title='text'), 'holds text'),
+    (lambda: films().assign(what=[{}]*79), 'objects'),
+    (lambda: pd.concat([films(), films()]), 'more than once'),
+    (lambda: films().set_axis([f'film {o}' for o in range(79)]), 'none of 79 ids'),
+    (lambda: films().assign(quality=np.inf), 'infinite'),
+    (lambda: films().assign(v=[[1., 2.]] + [[1.]]*78), 'one length'),
+    (lambda: films()[[]], 'one or more'),
+])
+def test_mistakes(frame, message):
+    with pytest.raises((RatingsError, VocabError), match=message): solved(features=frame)
+
+
+def test_models_trained_by_descent_refuse_features():
+    dls = CollabDataLoaders.from_df(EARLY, seed=1)
+    for kwargs in ({'use_nn': True, 'layers': [4]}, {'n_factors': 4, 'loss': 'bpr'}):
+        with pytest.raises(RatingsError, match='trained by descent'):
+            collab_learner(dls, features={'item': films()}, **kwargs)
+
+
+def test_an_encoding_is_what_it_was_saved_as():
+    frame = films().assign(when=pd.date_range('2020-01-01', periods=79), v=[[1., 2.]]*79, gap=[np.nan, 1.]*39 + [2.])
+    encoding = fit_encoding(frame)
+    n = len(encoding.names)
+    assert Encoding.of_tensor(encoding.to_tensor(), n) == encoding
+    for bad in (torch.zeros(3, dtype=torch.uint8), encoding.to_tensor()[:-1]):
+        with pytest.raises(CheckpointError, match='not an encoding'): Encoding.of_tensor(bad, n)
+    with pytest.raises(CheckpointError, match='not an encoding'): Encoding.of_tensor(encoding.to_tensor(), n+1)
+
+
+def test_features_of_a_side_can_be_replaced():
+    p = start(torch.tensor([1., 2., 3.]), 3, 4, 2)
+    side = with_features(p.items, torch.ones(4, 3))
+    assert side.effects.shape == (3, 3) and torch.equal(side.prior(), p.items.prior())
+    assert with_features(side, torch.zeros(4, 3)).effects is side.effects
