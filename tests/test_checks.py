@@ -80,7 +80,7 @@ def other_catalogue(df):
 
 
 FAULTS = {
-    'items shifted': (lambda d, _: shift(d, item=2), 'item fit', 'still mean what they meant'),  # by a place
+    'items shifted': (lambda d, _: shift(d, item=2), 'item fit', 'still mean'),  # by a place
     'users shifted': (lambda d, _: shift(d, user=1), 'ids', 'the user ids are one too high'),
     'yesterday': (lambda d, old: old, 'new ratings', 'was taken in before'),
     'flipped': (lambda d, _: d.assign(rating=5.5 - d.rating), 'ids', 'the ratings are upside down'),
@@ -93,8 +93,8 @@ FAULTS = {
     'ten points': (lambda d, _: d.assign(rating=2*d.rating), 'range', 'from 1 to 10'),
     'shares': (lambda d, _: d.assign(rating=d.rating/5), 'range', 'bring them to the scale of training'),
     'all equal': (lambda d, _: d.assign(rating=5.), 'one rating', '100.0% of the ratings are the same'),
-    'anonymous': (lambda d, _: anonymous(d), 'user fit', 'still mean what they meant'),
-    'other catalogue': (lambda d, _: other_catalogue(d), 'item fit', 'still mean what they meant'),
+    'anonymous': (lambda d, _: anonymous(d), 'user fit', 'still mean'),
+    'other catalogue': (lambda d, _: other_catalogue(d), 'item fit', 'still mean'),
     'conflicts': (lambda d, _: pd.concat([d, d.assign(rating=5.5 - d.rating)]), 'conflicts', 'differently'),
     'a tenth': (lambda d, _: d[:SIZE//10], 'amount', 'a part may be missing'),
 }
@@ -107,7 +107,7 @@ def test_fault_is_refused_by_name(chain, fault):
     found = refused(chain, damage(tonight, df.loc[tonight.index - SIZE]))
     assert name in found, found
     assert words.lower() in ' '.join(found.values()).lower(), found
-    assert 'expected' in found[name] and '=`' in found[name]  # what to do, and the limit to set if it is right
+    assert 'expected' in found[name] and 'set the limit' in found[name]
 
 
 def test_swapped_columns_of_two_kinds(chain):

@@ -64,11 +64,11 @@ def _taken(learn, rows):
     if evidence is not None: known[known] = evidence.has(rows[known])
     return known & (evidence is not None)
 
-# %% ../../nbs/65_serve.checks.ipynb #ac48e1fd
+# %% ../../nbs/65_serve.checks.ipynb #3bbb228d
 _source = 'compare the file with its source'
 _of_rows = [
-    Rule('new ratings', 'n_new', '{n_new:,} of {n_ratings:,} ratings are new', 'is this a file that was taken in '
-         'before? Give the one of tonight', low='min_new', scale='count', fixed=1, of='n_ratings'),
+    Rule('new ratings', 'n_new', '{n_new:,} of {n_ratings:,} ratings are new', 'was this file taken in before? '
+         'Give that of tonight', low='min_new', scale='count', fixed=1, of='n_ratings'),
     Rule('known pairs', 'taken', '{taken:.1%} of the pairs were taken in before', 'only the others are taken in',
          high='max_taken', fixed=1., of='n_ratings'),
     Rule('equal rows', 'doubled', '{doubled:.1%} of the rows repeat another row', 'each is taken in once',
@@ -103,8 +103,8 @@ def _values(learn, new):
     if limits: res['outside'] = ((y < limits[0] - 1e-6) | (y > limits[1] + 1e-6)).mean()
     return {k: float(o) for k, o in res.items()} | {'quantiles': np.quantile(y, [.05, .25, .5, .75, .95]).tolist()}
 
-# %% ../../nbs/65_serve.checks.ipynb #237e9a50
-_ids = 'see whether ids still mean what they meant, in both columns'
+# %% ../../nbs/65_serve.checks.ipynb #491701ec
+_ids = 'see whether ids in both columns still mean what they meant'
 _of_ids = [
     Rule('known users', 'known_users', '{known_users:.1%} of the new ratings are of known users', _ids,
          low='min_known_users'),
@@ -346,7 +346,7 @@ def _usual(rule, profile, earlier):
     reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre)))
     return [_off_scale(rule, o) for o in (centre, min([centre - reach, *past]), max([centre + reach, *past]))]
 
-# %% ../../nbs/65_serve.checks.ipynb #05be4e40
+# %% ../../nbs/65_serve.checks.ipynb #859a797b
 @dataclass(frozen=True, repr=False)
 class Check:
     "One thing that was looked at in tonight's table."
@@ -354,20 +354,13 @@ class Check:
     ok: bool # whether it is as expected
     seen: str # what was seen
     expected: str # and what was expected
-    remedy: str # what to do if it isn't as expected
-    limits: tuple = () # names of the limits that decide; `check_table` takes others
+    remedy: str # what to do if it isn't as expected, and which limits decide
 
     def __repr__(self):
         res = f'{self.name}: {self.seen}; expected {self.expected}'
-        return res if self.ok else f'{res}. {self.advice}'
+        return res if self.ok else f'{res}: {self.remedy}'
 
-    @property
-    def advice(self) -> str:
-        "What to do, and the limit to set if all is well."
-        limits = ' or '.join(f'`{o}=`' for o in self.limits)
-        return f'{self.remedy[0].upper()}{self.remedy[1:]}; if it is right as it is, set {limits}'
-
-# %% ../../nbs/65_serve.checks.ipynb #9dff58d8
+# %% ../../nbs/65_serve.checks.ipynb #073c061e
 LIMITS = {o: rule for rule in RULES for o in (rule.low, rule.high) if o}  # name of each limit -> what it is a limit of
 
 def _bounds(rule, profile, earlier, limits):
@@ -388,8 +381,9 @@ def _check(rule, profile, earlier, limits):
     ok = (low is None or value >= low) and (high is None or value <= high)
     n = sum(p.get(rule.key) is not None for p in earlier[-30:])
     seen = rule.fine if ok and rule.fine else rule.seen.format(**profile)
-    return Check(rule.name, bool(ok), seen, _expected(rule, low, high, usual, n), rule.remedy,
-                 tuple(o for o in (rule.low, rule.high) if o))
+    names = ' or '.join(f'`{o}`' for o in (rule.low, rule.high) if o)
+    return Check(rule.name, bool(ok), seen, _expected(rule, low, high, usual, n),
+                 f'{rule.remedy}; if all is well, set the limit {names}')
 
 # %% ../../nbs/65_serve.checks.ipynb #d00c6f7a
 def check_table(
