@@ -69,9 +69,22 @@ def test_shell_lines_of_the_nightly_job_run(tmp_path):
     (tmp_path/'night.sh').write_text(night)
     done = subprocess.run(['sh', '-e', '-c', first], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path/'lists.parquet').is_file(), done.stderr
-    (tmp_path/'lists.parquet').unlink()
-    done = subprocess.run(['sh', 'night.sh', 'first.txt'], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and not (tmp_path/'lists.parquet').exists()
+    lists = (tmp_path/'lists.parquet').read_bytes()
+    for name, status in ('tonight.csv', 1), ('missing.csv', 2):
+        done = subprocess.run(['sh', 'night.sh', name], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status and (tmp_path/'lists.parquet').read_bytes() == lists, done.stderr
+
+
+def test_commands_of_readme_run(tmp_path, monkeypatch):
+    from collab_pretrained.cli import main
+    from collab_pretrained.core import planted_ratings
+    monkeypatch.chdir(tmp_path)
+    ratings = planted_ratings()
+    for name, period in {'monday': 'early', 'tuesday': 'late'}.items():
+        ratings.loc[ratings.period == period, ['user', 'item', 'rating']].to_csv(f'{name}.csv', index=False)
+    lines = re.findall(r'^collab-pretrained .*$', (ROOT/'README.md').read_text(), flags=re.MULTILINE)
+    assert len(lines) >= 3 and [main(o.split()[1:]) for o in lines] == [0]*len(lines)
+    assert (tmp_path/'lists.csv').is_file()
 
 
 def test_units_and_workflow_of_the_nightly_job_can_be_read():
