@@ -82,7 +82,7 @@ def other_catalogue(df):
 FAULTS = {
     'items shifted': (lambda d, _: shift(d, item=2), 'item fit', 'still mean'),  # by a place
     'users shifted': (lambda d, _: shift(d, user=1), 'ids', 'the user ids are one too high'),
-    'yesterday': (lambda d, old: old, 'new ratings', 'was taken in before'),
+    'yesterday': (lambda d, old: old, 'new ratings', 'taken in before'),
     'flipped': (lambda d, _: d.assign(rating=5.5 - d.rating), 'ids', 'the ratings are upside down'),
     'zeros lost': (lambda d, _: d.assign(item=d['item'].str.lstrip('0')), 'ids', 'the item ids lost their leading zeros'),
     'decimal ids': (lambda d, _: d.assign(item=d['item'] + '.0'), 'ids', 'the item ids became decimal numbers'),
