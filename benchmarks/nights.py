@@ -1,7 +1,7 @@
 """Does a model that takes in each night's ratings alone stay as good as one that is trained anew each night?
 
 Usage: python benchmarks/nights.py [--data ml-100k ...] [--nights 20] [--seeds 3] [--ranking [--softmax]]
-[--out FILE.csv]   (ten minutes; one thread)
+[--half-life] [--out FILE.csv]   (ten minutes; one thread)
 
 Half of the ratings, in order of time, train the first model; the rest comes in equal nights, each of which is predicted
 before it is taken in. MovieLens 100K, latest-small and MovieTweetings (the last two from ../shared/data, where it is
@@ -18,7 +18,14 @@ unless --sgd-seeds says more). `share` is the seconds over those of `fit_als`.
 --ranking: recall@10 and NDCG@10 of each night's liked items (4 of 5 stars and more, 8 of 10 for MovieTweetings) among
 all items that the user had not rated before, for users who had liked one before; 50 factors, `loss='ials'`: kept,
 trained anew each night, and `update`d from its folder (as `update` finds the pairs there). `--softmax`: a softmax
-trained anew each night, too, which takes minutes."""
+trained anew each night, too, which takes minutes.
+
+--half-life: ratings with their times, and three more ways (two for ratings):
+  fit_als, half-life   (ials, half-life) with `half_life='auto'`, solved anew each night
+  update, half-life    the first model of these, read from its folder, takes in each night's ratings
+  recent               for rankings: items by their recent popularity alone, with the half-life that ranks the newest
+                       tenth of the ratings so far best
+`half_life` is what the first model chose, in days."""
 
 import argparse
 import os
@@ -35,7 +42,8 @@ import torch  # noqa: E402
 from fastai.data.external import URLs, untar_data  # noqa: E402
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, Softmax, collab_learner  # noqa: E402
-from collab_pretrained.models.ials import IALS  # noqa: E402
+from collab_pretrained.data.age import ages_from, days_of  # noqa: E402
+from collab_pretrained.models.ials import IALS, popularity_half_life, recent_counts  # noqa: E402
 from collab_pretrained.serve.evaluate import rank_scores  # noqa: E402
 
 LIKED = {'ml-100k': 4, 'ml-latest-small': 4, 'movietweetings': 8}
@@ -52,7 +60,7 @@ def planted(n=100_000, n_users=1000, n_items=1000):
     return df.assign(rating=3.5 + sum(biases) + rng.normal(0, .9, n)).drop_duplicates(['user', 'item'])
 
 def read(name):
-    "Ratings in order of time: user, item, rating; None where they are not there."
+    "Ratings in order of time: user, item, rating, time; None where they are not there."
     columns = ['user', 'item', 'rating', 'time']
     if name == 'planted': return planted()
     if name == 'ml-100k': df = pd.read_csv(untar_data(URLs.ML_100k)/'u.data', sep='\t', names=columns)
@@ -62,14 +70,17 @@ def read(name):
         if name == 'movietweetings': df = pd.read_csv(folder/'ratings.dat', sep='::', engine='python', names=columns)
         else: df = pd.read_csv(folder/'ratings.csv').set_axis(columns, axis=1)
     df['time'] = pd.to_numeric(df.time, errors='coerce')  # one damaged line makes text of the whole column
-    return df.dropna(subset='time').sort_values('time', kind='stable')[columns[:3]].reset_index(drop=True)
+    return df.dropna(subset='time').sort_values('time', kind='stable')[columns].reset_index(drop=True)
 
 def quiet(learn, method, *args):
     with learn.no_bar(), learn.no_logging(): getattr(learn, method)(*args)
     return learn
 
-def loaders(df, seed, bs=1024): return CollabDataLoaders.from_df(df, valid_pct=0., seed=seed, bs=bs)
+def loaders(df, seed, bs=1024, **kwargs):
+    return CollabDataLoaders.from_df(df, valid_pct=0., seed=seed, bs=bs, **kwargs)
 def solved(df, seed, **kwargs): return quiet(collab_learner(loaders(df, seed), **kwargs), 'fit_als', 10)
+def aged(df, seed, **kwargs):
+    return quiet(collab_learner(loaders(df, seed, time_name='time'), **kwargs), 'fit_als', 10, None, 'auto')
 
 def descended(df, seed, y_range):
     torch.manual_seed(seed)
@@ -98,6 +109,19 @@ class Biases:
 
     def rows(self, df): return [o.get_indexer(df[c]) for o, c in zip(self.codes, ('user', 'item'), strict=True)]
     def scores(self, x): return self.mean + sum(b[rows] for b, rows in zip(self.biases, x, strict=True))
+
+def by_recency(df, seed, liked):
+    "A learner that ranks by items' recent popularity alone."
+    learn = collab_learner(loaders(df, seed, time_name='time'), n_factors=1)
+    ds, sizes = learn.dls.train_ds, [len(o) for o in learn.vocab.values()]
+    of = ds.tensors[1][:,0] >= liked
+    x, days = ds.tensors[0][of], days_of(ds.times[of])
+    half_life = popularity_half_life(x[:,1], x[:,0], days, *sizes)
+    with torch.no_grad():
+        for o in learn.model.parameters(): o.zero_()
+        learn.model.i_bias.weight[:,0] = recent_counts(x[:,1], days, sizes[1], half_life)
+    learn.ages = ages_from(x.numpy(), days, sizes, half_life)
+    return learn
 
 def rows_of(learn, df): return np.stack([v.rows(df[c]) for c, v in learn.vocab.items()], 1).clip(0)
 
@@ -132,6 +156,10 @@ def rating_ways(df, seed, args, y_range):
         return learn
     ways = {'kept': (first, None), 'fit_als': (first, lambda m, a, b: solved(df[:b], seed, n_factors=20)),
             'update': (from_folder(first), update)}
+    if args.half_life:
+        first = aged(df[:args.half], seed, n_factors=20)
+        ways |= {'fit_als, half-life': (first, lambda m, a, b: aged(df[:b], seed, n_factors=20)),
+                 'update, half-life': (from_folder(first), update)}
     if not seed: ways['biases'] = Biases(df[:args.half]), lambda m, a, b: Biases(df[:b])
     if seed < args.sgd_seeds: ways['SGD'] = (
         descended(df[:args.half], seed, y_range), lambda m, a, b: descended(df[:b], seed, y_range))
@@ -147,6 +175,13 @@ def ranking_ways(df, seed, args, liked):
         return quiet(collab_learner(loaders(df[:b], seed, 4500), loss=Softmax(liked)), 'fit_one_cycle', 7)
     def again(m, a, b): return solved(df[:b], seed, n_factors=50, loss=IALS(liked))
     ways = {'kept': (first, None), 'ials': (first, again), 'update': (from_folder(first), update)}
+    if args.half_life:
+        kwargs = dict(n_factors=50, loss=IALS(liked))
+        first = aged(df[:args.half], seed, **kwargs)
+        ways |= {'ials, half-life': (first, lambda m, a, b: aged(df[:b], seed, **kwargs)),
+                 'update, half-life': (from_folder(first), update)}
+        if not seed: ways['recent'] = (by_recency(df[:args.half], seed, liked),
+                                       lambda m, a, b: by_recency(df[:b], seed, liked))
     if args.softmax and not seed: ways['softmax'] = softmax(args.half), lambda m, a, b: softmax(b)
     return ways
 
@@ -166,7 +201,7 @@ def squared(model, old, new):
 def summary(found, ranking):
     "Figures over all nights, and over the first and the last third."
     third = len(found)//3
-    parts = {'': found, ' first third': found[:third], ' last third': found[-third:]}
+    parts = {'': found, ' first third': found[:third], ' middle': found[third:-third], ' last third': found[-third:]}
     if not ranking: return {f'RMSE{k}': np.concatenate(o).mean()**.5 for k, o in parts.items()}
     means = {k: np.concatenate(o, 1).mean(1) for k, o in parts.items()}
     return {f'{what}{k}': m[i] for k, m in means.items() for i, what in enumerate(('recall', 'NDCG'))}
@@ -182,7 +217,8 @@ def measure(name, df, args):
         def look(m, old, new): return ranks(m, old, new, liked) if args.ranking else squared(m, old, new)
         for way, (first, step) in ways.items():
             found, seconds = chain(df, cuts, first, step, look)
-            runs.append({'data': name, 'way': way, **summary(found, args.ranking), 'cpu_s': seconds})
+            runs.append({'data': name, 'way': way, **summary(found, args.ranking), 'cpu_s': seconds,
+                         'half_life': getattr(getattr(first, 'ages', None), 'half_life', None)})
     res = pd.DataFrame(runs).groupby(['data', 'way'], sort=False).mean().reset_index()
     full = res.cpu_s[res.way == ('ials' if args.ranking else 'fit_als')].item()
     return res.assign(share=res.cpu_s/full)
@@ -195,6 +231,7 @@ def main():
     p.add_argument('--sgd-seeds', type=int, default=1, help='of the SGD retrain, the slowest')
     p.add_argument('--ranking', action='store_true')
     p.add_argument('--softmax', action='store_true')
+    p.add_argument('--half-life', action='store_true')
     p.add_argument('--out', type=Path, help='CSV file for the table')
     args, tables = p.parse_args(), []
     torch.set_num_threads(1)

@@ -6,9 +6,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'moved_rows',
-           'move_features', 'settle_posterior', 'move_solved', 'frozen_rows_of', 'frozen_masks', 'run_rounds',
-           'is_solved_by_rows', 'positives_of', 'known_positives', 'set_factors', 'factors_of', 'check_scale',
-           'read_for', 'of_known', 'new_evidence']
+           'move_features', 'settle_posterior', 'move_solved', 'frozen_rows_of', 'frozen_masks', 'days_in', 'ages_of',
+           'n_rows_of', 'run_rounds', 'is_solved_by_rows', 'positives_of', 'known_positives', 'set_factors',
+           'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -33,9 +33,18 @@ from collab_pretrained.core import (
     examples,
     side_index,
 )
+from collab_pretrained.models.als import (
+    choose_half_life,
+    estimate_posterior,
+    fit_rounds,
+    informed_side,
+    night,
+    posterior_from_counts,
+)
 from collab_pretrained.models.ials import (
     IALS,
     ImplicitFactors,
+    choose_recency,
     ials_night,
     ials_night_from_vectors,
     ials_rounds,
@@ -44,6 +53,7 @@ from collab_pretrained.models.ials import (
 )
 from collab_pretrained.models.posterior import (
     Posterior,
+    faded,
     match_posterior,
     posterior_tables,
     read_posterior,
@@ -51,13 +61,13 @@ from collab_pretrained.models.posterior import (
     with_expected,
 )
 
+from ..data.age import Ages, age_weights, ages_from, ages_of_tables, check_half_life, days_of
 from ..data.columns import cast_of
 from ..data.features import Encoding, Features, read_features
 from ..data.loaders import CollabDataset, rating_blocks
 from ..data.ratings import Ratings, read_ratings, schema_names
 from ..data.seen import Seen, seen_in, seen_of_tables
 from ..ids.matching import MatchReport
-from ..models.als import estimate_posterior, fit_rounds, informed_side, night, posterior_from_counts
 from ..models.embeddings import EmbeddingDotBias, y_range_of
 from ..models.ranking import Ranking, is_positive
 from ..weights.roles import as_tensor
@@ -257,7 +267,8 @@ def move_solved(
     "Give a learner whose vocabulary has changed what was known of its rows."
     if isinstance(solved, Posterior): return learn.set_posterior(match_posterior(solved, report))
     rows = [report.side(o).rows for o in SIDES]
-    set_factors(learn, ImplicitFactors(*(moved_rows(o, rows[k % 2]) for k, o in enumerate(solved))))
+    factors = ImplicitFactors(*(moved_rows(o, rows[k % 2]) for k, o in enumerate(solved)))
+    set_factors(learn, factors, held=torch.from_numpy(rows[1] >= 0))
 
 # %% ../../nbs/52_learner.als.ipynb #b2b2281e
 def frozen_rows_of(
@@ -276,6 +287,69 @@ def frozen_masks(
         none = torch.zeros(len(learn.side(side).vocab), dtype=torch.bool)
         return none.index_fill(0, frozen_rows_of(learn, side), True).to(_device(learn))
     return [mask(o) for o in SIDES]
+
+# %% ../../nbs/52_learner.als.ipynb #c84e05a2
+def days_in(
+    learn:CollabLearner, # over our own loaders
+    times:Tensor|None, # (n,), of ratings, as a `CollabDataset` has them
+    is_needed:bool=False, # whether to raise `RatingsError` where they are not known
+) -> np.ndarray|None: # float64 (n,), days since 1970; None where they are not known
+    "Times of ratings as days."
+    name = own_dataset(learn).time_name
+    if times is None and is_needed: raise RatingsError(
+        'a half-life, and when ratings were given is not known; expected '
+        + ('loaders with the name of a time column, `time_name=`' if name is None else f'a column {name!r} of times'))
+    if times is None: return None
+    try: return days_of(times.cpu().numpy(), f'column {name!r}')
+    except RatingsError:
+        if is_needed: raise
+    return None
+
+# %% ../../nbs/52_learner.als.ipynb #16b75ccc
+def ages_of(
+    learn:CollabLearner, # over our own loaders
+) -> Ages|None: # None where no times are known
+    "When each row last had a rating, those that it was trained on here among them."
+    if not learn.trained_here: return learn.ages
+    days = days_in(learn, own_dataset(learn).times)
+    if days is None or not len(days): return learn.ages
+    pairs = train_ratings(learn)[0].cpu().numpy()
+    if learn.ages is None: return ages_from(pairs, days, n_rows_of(learn))
+    return learn.ages.with_ratings(pairs, days, np.zeros(len(days)))
+
+def n_rows_of(
+    learn:CollabLearner, # any learner
+) -> tuple: # of users and of items, '#na#' included
+    "How many rows a learner has."
+    users, items = map(len, learn.vocab.values())
+    return users, items
+
+# %% ../../nbs/52_learner.als.ipynb #b695cf42
+def _half_life_and_days(learn, half_life):
+    "The half-life that is asked for, else the learner's own; and the days of the training part."
+    half_life = check_half_life(half_life)
+    if half_life is None and learn.ages is not None: half_life = learn.ages.half_life
+    return half_life, days_in(learn, own_dataset(learn).times, half_life is not None)
+
+def _aged(learn, x, days, half_life, weight=None, counts=None):
+    "`Ages` with the training part, in which ratings that a pretrained model has learned from don't count again."
+    known, pairs = learn.ages, x.cpu().numpy()
+    if days is None: return known
+    if known is None or learn.seen is None: return ages_from(pairs, days, n_rows_of(learn), half_life, weight, counts)
+    counts = np.ones(len(pairs)) if counts is None else counts
+    if weight is not None and known.recent is not None and known.half_life == half_life:
+        counts, recent = counts*~learn.seen.has(pairs), known.recent
+    else: recent = None if weight is None else np.zeros(len(known.items), dtype=np.float32)
+    return replace(known, half_life=half_life, recent=recent, weight=weight or 0.).with_ratings(pairs, days, counts)
+
+def _set_half_life(learn, x, y, weight, y_range, half_life, days):
+    "Choose a half-life if asked to, and keep it; returns the weights of ratings by their age."
+    if half_life == 'auto':
+        half_life = choose_half_life(x, y, days, _start(learn, x, y, weight, y_range), weight, y_range)
+    learn.ages = _aged(learn, x, days, half_life)
+    if half_life is None: return weight
+    by_age = torch.from_numpy(age_weights(days, half_life, learn.ages.now)).to(y)
+    return by_age if weight is None else by_age*weight
 
 # %% ../../nbs/52_learner.als.ipynb #290b836f
 def _round(learn, step):
@@ -337,12 +411,15 @@ def _widen_limits(model, y):
 def fit_als(self:CollabLearner,
     n_rounds:int=10, # times that all users and then all items are solved, 1 or more
     cbs=None, # callbacks for this training: `SaveModelCallback`, `EarlyStoppingCallback` and other callbacks of epochs
+    half_life:float|str|None=None, # of ratings, or of a ranking's popularity, in days; 'auto' chooses; None as before
 ) -> CollabLearner: # itself; the optimizer starts anew
     "Train by solving rows in closed form, from scratch or on from the rows that are there."
     model, (x, y, weight) = dot_product(self), train_ratings(self)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to learn from')
-    if self.ranking is not None: return _fit_ranking(self, x, y, weight, n_rounds, cbs)
+    half_life, days = _half_life_and_days(self, half_life)
+    if self.ranking is not None: return _fit_ranking(self, x, y, weight, n_rounds, cbs, half_life, days)
     y_range = y_range_of(model)
+    weight = _set_half_life(self, x, y, weight, y_range, half_life, days)
     first = _start(self, x, y, weight, y_range)
     rounds = fit_rounds(first, x, y, weight, y_range, n_rounds, _rows_to_keep(self, first, x))
     def step():
@@ -368,9 +445,12 @@ def positives_of(
     weight:Tensor|None=None, # (n,) float32
 ) -> tuple: # pairs and weights of the positives
     "The ratings that count as liked."
-    assert isinstance(learn.ranking, Ranking)
-    liked = is_positive(y[:,None], learn.ranking.threshold(y, weight))
+    liked = _is_liked(learn, y, weight)
     return x[liked], None if weight is None else weight[liked]
+
+def _is_liked(learn, y, weight=None):
+    assert isinstance(learn.ranking, Ranking)
+    return is_positive(y[:,None], learn.ranking.threshold(y, weight))
 
 def _distinct(pairs):
     "Each pair once, in order; `unique(dim=0)` takes ten times as long."
@@ -394,12 +474,21 @@ def _tables_of(seen): return seen.tables()
 def set_factors(
     learn:CollabLearner, # a ranking; changed in place
     factors:ImplicitFactors, # over its vocabulary
+    held:Tensor|None=None, # bool (n_items,): items whose biases stay; None for those that are frozen
 ) -> None:
-    "Take vectors, and how much evidence each rests on; biases are 0."
+    "Take vectors, and how much evidence each rests on; biases are 0, or what items' recent popularity is worth."
     model = dot_product(learn)
-    for o, vectors in zip(SIDES, with_fallback(factors)[:2], strict=True):
-        set_side_table(model, o, torch.cat([vectors, torch.zeros_like(vectors[:,:1])], 1))
+    biases = torch.zeros_like(model.u_bias.weight), _recent_biases(learn, model.i_bias.weight.detach(), held)
+    for o, vectors, bias in zip(SIDES, with_fallback(factors), biases, strict=False):
+        set_side_table(model, o, torch.cat([vectors, bias.to(vectors)], 1))
     learn.solved = _stamp(model), factors
+
+def _recent_biases(learn, now, held):
+    "The biases of items, (n_items, 1), that are `now` these."
+    bonus = None if learn.ages is None else learn.ages.bonus()
+    if bonus is None: return torch.zeros_like(now)
+    held = frozen_masks(learn)[1] if held is None else held
+    return torch.where(held[:,None], now, torch.from_numpy(bonus).to(now)[:,None])
 
 def factors_of(
     learn:CollabLearner, # a ranking
@@ -413,11 +502,12 @@ def factors_of(
     return ImplicitFactors(users, items, *counts)
 
 # %% ../../nbs/52_learner.als.ipynb #524c3ac5
-def _fit_ranking(learn, x, y, weight, n_rounds, cbs):
+def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
     "Implicit ALS over the positives of the training part."
     if not isinstance(learn.ranking, IALS): raise RatingsError(
         f"a ranking by {type(learn.ranking).__name__} is trained by descent; expected `loss='ials'` for `fit_als`, "
         'or `fit_one_cycle`')
+    _set_recency(learn, x, _is_liked(learn, y, weight), half_life, days)
     pairs, weight = positives_of(learn, x, y, weight)
     rounds = ials_rounds(_first_factors(learn), pairs, weight, n_rounds)
     def step():
@@ -433,6 +523,24 @@ def _first_factors(learn):
     if learn.solved: return factors_of(learn)
     users, items = side_tables_of(learn)
     return init_factors(len(users), len(items), users.shape[1]-1, learn.dls.train.seed % 2**31, users.device)
+
+# %% ../../nbs/52_learner.als.ipynb #e7cab691
+def _counts_recently(learn, x, liked):
+    "Which ratings count for their item's recent popularity, bool (n,): positives of items with a row of their own."
+    na_row = learn.side('item').vocab.na_row
+    return (liked & (x[:,1] != (-1 if na_row is None else na_row))).cpu().numpy()
+
+def _set_recency(learn, x, liked, half_life, days):
+    "Keep items' recent popularity, with the half-life and the weight that are chosen, or that the learner has."
+    known, weight, counts = learn.ages, None, _counts_recently(learn, x, liked)
+    if half_life is not None and known is not None and known.half_life == half_life and known.recent is not None:
+        weight = known.weight
+    elif half_life is not None:
+        k, given = dot_product(learn).u_weight.weight.shape[1], None if half_life == 'auto' else half_life
+        pairs = x[torch.from_numpy(counts).to(x.device)]
+        half_life, weight = choose_recency(pairs, days[counts], *n_rows_of(learn), k, given)
+        if half_life is None: weight = None
+    learn.ages = _aged(learn, x, days, half_life, weight, counts)
 
 # %% ../../nbs/52_learner.als.ipynb #6ea84cc5
 @patch
@@ -472,8 +580,9 @@ def saved_tables(self:CollabLearner,
     if not isinstance(get_model(self.model), EmbeddingDotBias): pass
     elif self.ranking is not None: res = _ranking_tables(self)
     elif self.solved is not None or look and self.trained_here and len(self.dls.train_ds): res = _posterior_tables(self)
-    seen = own if evidence is None else evidence.with_pairs(_pairs_of(own).numpy())
+    seen, ages = own if evidence is None else evidence.with_pairs(_pairs_of(own).numpy()), ages_of(self)
     known = {k: v for o, f in (self.features or {}).items() for k, v in f.tables(o).items()}
+    if ages is not None: res['ages'] = _tables_of(ages)
     return {**res, **({'features': known} if known else {}), 'seen': _tables_of(seen)}
 
 # %% ../../nbs/52_learner.als.ipynb #768dc989
@@ -508,7 +617,8 @@ def restore_tables(self:CollabLearner,
     report:MatchReport, # which row of that model each row here came from
 ) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
-    self.solved, self.seen, self.liked, self.trained_here = None, None, None, False
+    self.solved, self.seen, self.liked, self.ages, self.trained_here = None, None, None, None, False
+    if 'ages' in tables: self.ages = ages_of_tables(tables['ages']).moved(report)
     self.features = {o: Features(Encoding.of_tensor(tables['features'][f'{o}_encoding'], len(values.T)), values)
                      for o, values in _old_values(tables).items()}
     move_features(self, report)
@@ -516,9 +626,7 @@ def restore_tables(self:CollabLearner,
     if self.ranking is None and 'posterior' in tables: _restore_posterior(self, tables, report)
     if self.ranking is not None and {'ranking', 'positives'} <= set(tables): _restore_ranking(self, tables, report)
 
-def _moved_seen(tables, report):
-    old = seen_of_tables(tables, len(report.items.old_vocab))
-    return old.moved(report)
+def _moved_seen(tables, report): return seen_of_tables(tables, len(report.items.old_vocab)).moved(report)
 
 # %% ../../nbs/52_learner.als.ipynb #2b703597
 def check_scale(
@@ -596,11 +704,23 @@ def _with_frozen(learn, old, new):
     kept = [torch.where(m[:,None], a, b) for m, a, b in zip(frozen_masks(learn), old[:2], new[:2], strict=True)]
     return ImplicitFactors(*kept, *new[2:])
 
-def _take_in_ratings(learn, x, y, weight):
-    "A night of ratings: the posterior is the prior."
+def _take_in_ratings(learn, x, y, weight, kept):
+    "A night of ratings: the posterior, of which `kept` is left after the time since last night, is the prior."
     model, frozen = dot_product(learn), frozen_masks(learn) if learn.frozen_rows else None
-    learn.set_posterior(night(learn.posterior, x, y, weight, y_range_of(model), frozen=frozen))
+    learn.set_posterior(night(faded(learn.posterior, kept), x, y, weight, y_range_of(model), frozen=frozen))
     if model.limits is not None: _widen_limits(model, y)
+
+# %% ../../nbs/52_learner.als.ipynb #c1a8e491
+def _later(learn, x, y, times):
+    "`Ages` once ratings are taken in, and how much is left until then of what earlier ratings say."
+    known = ages_of(learn)
+    days = days_in(learn, times, known is not None and known.half_life is not None)
+    if not len(x): return known, 1.
+    if days is None: return None, 1.
+    pairs = x.cpu().numpy()
+    if known is None: return ages_from(pairs, days, n_rows_of(learn)), 1.
+    counts = None if learn.ranking is None else _counts_recently(learn, x, _is_liked(learn, y))
+    return known.with_ratings(pairs, days, counts), known.fading(days.max())
 
 # %% ../../nbs/52_learner.als.ipynb #1b011d1a
 @patch
@@ -608,11 +728,13 @@ def take_in(self:CollabLearner,
     x:Tensor, # (n, 2) int64: rows of pairs that the rows have not learned from
     y:Tensor, # (n,) float32: their ratings
     weight:Tensor|None=None, # (n,) float32
+    times:Tensor|None=None, # (n,), when they were given, as a `CollabDataset` has them
 ) -> None:
-    "Add evidence to the rows that it concerns; nothing else changes."
+    "Add evidence to the rows that it concerns; nothing else changes, but what half-lives let fade."
+    self.ages, kept = _later(self, x, y, times)
     seen, sizes, pairs = self.evidence(), [*map(len, self.vocab.values())], x.cpu().numpy()
     if self.ranking is not None: _take_in_positives(self, positives_of(self, x, y)[0], sizes)
-    else: _take_in_ratings(self, x, y, weight)
+    else: _take_in_ratings(self, x, y, weight, kept)
     self.seen = Seen.of_pairs(pairs, *sizes) if seen is None else seen.with_pairs(pairs, *sizes)
     self.trained_here = False
 
@@ -633,7 +755,8 @@ def adapt(self:CollabLearner,
     lr:float=1e-3, # their learning rate
 ) -> CollabLearner: # itself; the optimizer starts anew
     "Take ratings into the rows of users and items; those that they have learned from before are left out."
-    x, y, weight = train_ratings(self) if ratings is None else of_known(self, read_for(self, ratings)[0])
+    table = None if ratings is None else read_for(self, ratings)[0]
+    x, y, weight = train_ratings(self) if table is None else of_known(self, table)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of '
                                       'them, or make the learner over one')
     dot_product(self)
@@ -641,7 +764,8 @@ def adapt(self:CollabLearner,
     new = new_evidence(self, x)
     if not new.all(): warnings.warn(f'{int((~new).sum())} of {len(new)} ratings were taken in before, and are left out',
                                     CollabWarning, stacklevel=3)
-    self.take_in(x[new], y[new], None if weight is None else weight[new])
+    times = own_dataset(self).times if table is None else None if table.times is None else torch.tensor(table.times)
+    self.take_in(x[new], y[new], *(None if o is None else o[new.to(o.device)] for o in (weight, times)))
     self.opt = None
     if epochs: self.fit_one_cycle(epochs, lr)
     return self

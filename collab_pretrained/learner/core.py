@@ -43,6 +43,7 @@ from collab_pretrained.core import (
     side_index,
 )
 
+from ..data.age import Ages
 from ..data.loaders import holds_ratings, row_counts, table_facts
 from ..data.seen import Seen
 from ..data.splits import fresh_seed
@@ -158,6 +159,7 @@ class CollabLearner(LeanLearner):
     seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
     liked:Seen|None = None  # of a ranking: the positives among `seen`
     features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None where nothing is known of them
+    ages:Ages|None = None  # when rows last had a rating, and recent popularity; None where no times are known
     trained_here:bool = False  # whether the rows have learned from all of the training part
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
@@ -259,7 +261,8 @@ def restore_tables(self:CollabLearner,
     report:MatchReport, # which row of that model each row here came from
 ) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
-    self.solved, self.seen, self.liked, self.features, self.trained_here = None, None, None, None, False
+    for o in ('solved', 'seen', 'liked', 'features', 'ages'): setattr(self, o, None)
+    self.trained_here = False
 
 def loss_facts(
     learn:Learner, # any learner
@@ -477,7 +480,7 @@ def export(self:CollabLearner,
 ):
     "fastai's `export`: the learner without its ratings, as a pickle; what it has learned from them it keeps."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
-    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'liked', 'features', 'trained_here')}
+    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'liked', 'features', 'ages', 'trained_here')}
     if has_vocab(self.dls): self.restore_tables(self.saved_tables(look=True), match_classes(self.vocab, self.vocab))
     try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute]
     finally:

@@ -67,7 +67,7 @@ def renumber(
         carry_moments(opt, model, state, names, report)
     if hasattr(model, 'classes'): model.classes = classes
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
-    for o in 'seen', 'liked':
+    for o in 'seen', 'liked', 'ages':
         if getattr(learn, o) is not None: setattr(learn, o, getattr(learn, o).moved(report))
     move_features(learn, report)
     if solved: move_solved(solved, report, learn)
@@ -120,9 +120,11 @@ def joined_datasets(
     a:CollabDataset, # comes first
     b:CollabDataset, # over the same vocabulary
 ) -> CollabDataset: # on the device of `a`
-    "Two datasets as one; times are kept where both have them."
+    "Two datasets as one; times are kept where all ratings have them."
     def joined(o, p): return torch.cat([o, p.to(o.device)])
-    times = None if a.times is None or b.times is None else joined(a.times, b.times)
+    parts = [o.times for o in (a, b) if len(o)]
+    known = [o.to(a.tensors[0].device) for o in parts if o is not None]
+    times = torch.cat(known) if known and len(known) == len(parts) else None
     weights = None if a.weights is None and b.weights is None else joined(_weights_of(a), _weights_of(b))
     return a.new(tuple(joined(o, p) for o, p in zip(a.tensors, b.tensors, strict=True)), times, weights)
 

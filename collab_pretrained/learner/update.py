@@ -79,7 +79,7 @@ def _error(learn, ds):
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
-_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'features', 'trained_here'
+_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'features', 'ages', 'trained_here'
 
 @contextmanager
 def all_or_nothing(
@@ -191,16 +191,18 @@ def _parts(learn, table, valid_pct, seed):
     """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
     and its validation part."""
     old, (x, y, weight) = own_datasets(learn), of_known(learn, table)
+    times = None if table.times is None else torch.tensor(table.times)
+    tonight = _dataset_of(old[0], x, y, weight, times)
     is_known = _is_known(learn, x)
     again, come = torch.nonzero(is_known)[:,0], torch.nonzero(~is_known)[:,0]
     n_items = len(learn.side('item').vocab)
     old, n_replaced = zip(*[_replace(o, x[again], y[again], n_items) for o in old], strict=True)
     _warn_of_repeats(learn, x[again], sum(n_replaced), len(x))
     parts = [come[o] for o in split_random(len(come), valid_pct, seed)]
-    new = [_dataset_of(old[0], x[o], y[o], None if weight is None else weight[o]) for o in parts]
+    new = [tonight.take(o) for o in parts]
     return old, sum(n_replaced), new, len(again)
 
-def _dataset_of(like, x, y, weight): return like.new((x, y[:,None]), weights=weight)
+def _dataset_of(like, x, y, weight, times): return like.new((x, y[:,None]), times, weight)
 
 # %% ../../nbs/58_learner.update.ipynb #c48095d8
 @patch
@@ -226,7 +228,7 @@ def update(self:CollabLearner,
         check = some_rows(old[1] if len(old[1]) else old[0], 2000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
         x, y = new[0].tensors
-        if is_solved_by_rows(self) and len(x): self.take_in(x, y[:,0], new[0].weights)
+        if is_solved_by_rows(self) and len(x): self.take_in(x, y[:,0], new[0].weights, new[0].times)
         set_datasets(self, [joined_datasets(*o) for o in zip(old, new, strict=True)])
         self.match_report = report
         _train_on(self, old[0], new[0], n_replaced, rounds, epochs, lr, replay, seed)

@@ -7,7 +7,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.posterior.htm
 # %% auto #0
 __all__ = ['ROW_FIELDS', 'NO_FEATURES', 'SideTables', 'SidePosterior', 'Posterior', 'expected_row', 'with_expected',
            'with_features', 'ridge_effects', 'mean_and_scale', 'linear_scale', 'units', 'start_side', 'start',
-           'posterior_tables', 'read_posterior', 'match_side', 'match_posterior']
+           'posterior_tables', 'read_posterior', 'faded', 'match_side', 'match_posterior']
 
 # %% ../../nbs/44_models.posterior.ipynb #9d482953
 import math
@@ -264,6 +264,19 @@ def _read_side(tables, name, mean, features):
         if o not in _SIGNED and (t < 0).any(): raise CheckpointError(
             f'posterior: {o} of {name}s has numbers below 0; expected none')
     return SidePosterior(mean, **{o: t.to(mean) for o, t in own.items()})
+
+# %% ../../nbs/44_models.posterior.ipynb #bf1cdbc4
+def faded(
+    posterior:Posterior, # not changed
+    kept:float, # share of what ratings say that is left, above 0 to 1
+) -> Posterior: # itself where all is left
+    "A posterior after some time: means stay, variances grow towards the prior's, and ratings count less."
+    if kept == 1: return posterior
+    def side(own):
+        of_ratings = (1/own.variance - 1/own.spread**2).clamp(min=0)*kept
+        return replace(own, variance=1/(1/own.spread**2 + of_ratings), counts=own.counts*kept,
+                       history=own.history*kept**.5)
+    return replace(posterior, users=side(posterior.users), items=side(posterior.items))
 
 # %% ../../nbs/44_models.posterior.ipynb #be8145db
 def match_side(

@@ -1,0 +1,133 @@
+"Half-lives of ratings and of popularity, and forgetting who is gone."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastcore.test import test_close as close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collab_pretrained.all import CollabDataLoaders, CollabLearner, CollabWarning, RatingsError, collab_learner
+from collab_pretrained.data.age import age_weights, days_of
+from collab_pretrained.models.posterior import faded, start
+
+DAY = 86400
+
+def waves(n=6000, n_users=80, n_items=120, n_days=120, seed=0):
+    "Clicks on items that are popular for some days each, whoever the user is."
+    rng = np.random.default_rng(seed)
+    day = np.sort(rng.uniform(0, n_days, n))
+    item = ((day/n_days*n_items).astype(int) + rng.integers(0, 12, n)) % n_items
+    df = pd.DataFrame({'user': rng.integers(0, n_users, n), 'item': item, 'time': 1.6e9 + day*DAY})
+    return df.drop_duplicates(['user', 'item'])
+
+def clicks(df, seed=1, **kwargs):
+    dls = CollabDataLoaders.from_df(df, 0, time_name='time', implicit=True, seed=seed)
+    return collab_learner(dls, n_factors=4, loss='ials', **kwargs)
+
+def ratings(n=3000, seed=0):
+    rng = np.random.default_rng(seed)
+    df = pd.DataFrame({'user': rng.integers(0, 60, n), 'item': rng.integers(0, 40, n)})
+    df['rating'] = (3 + rng.normal(0, .5, 60)[df.user] + rng.normal(0, .5, 40)[df['item']] + rng.normal(0, .5, n))
+    return df.assign(time=(1.6e9 + np.sort(rng.uniform(0, 500, n))*DAY).astype(int)).drop_duplicates(['user', 'item'])
+
+def rated(df, **kwargs):
+    learn = collab_learner(CollabDataLoaders.from_df(df, 0, seed=1, **{'time_name': 'time', **kwargs}), n_factors=3)
+    return learn
+
+def fitted(learn, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): return learn.fit_als(*args, **kwargs)
+
+def tables(learn): return [o.detach().clone() for o in learn.model.parameters()]
+def same(a, b): return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_a_ranking_finds_out_that_popularity_ages():
+    df = waves()
+    learn = fitted(clicks(df), 4, half_life='auto')
+    assert learn.ages.half_life in (1., 3., 7.) and learn.ages.weight > 0
+    top = learn.recommend(3, k=5, exclude_seen=False)['item'].tolist()
+    assert set(top) <= set(df['item'][df.time > df.time.max() - 15*DAY])
+
+def test_no_half_life_where_none_helps():
+    df = waves()
+    df['time'] = np.random.default_rng(1).permutation(df.time)
+    learn = fitted(clicks(df), 4, half_life='auto')
+    assert learn.ages.half_life is None and not learn.model.i_bias.weight.any()
+    assert fitted(rated(ratings()), 4, half_life='auto').ages.half_life is None
+
+def test_times_alone_change_no_number():
+    df = ratings()
+    assert same(tables(fitted(rated(df), 3)), tables(fitted(rated(df[['user', 'item', 'rating']], time_name=None), 3)))
+    df = waves(2000)
+    plain = collab_learner(CollabDataLoaders.from_df(df, 0, implicit=True, seed=1), n_factors=4, loss='ials')
+    assert same(tables(fitted(clicks(df), 3)), tables(fitted(plain, 3)))
+
+def test_a_night_decays_and_adds(tmp_path):
+    df = waves(3000)
+    df = df.assign(user='u' + df.user.astype(str))
+    early, late = df[:2000], df[2000:]
+    first = fitted(clicks(early, path=tmp_path), 3, half_life=7)
+    learn = CollabLearner.from_pretrained(first.save_pretrained('first'))
+    assert learn.ages.weight == first.ages.weight and same(tables(learn), tables(first))
+    learn.update(late)
+    rows = learn.side('item').vocab.rows(df['item'].to_numpy())
+    age = (df.time.max() - df.time.to_numpy())/DAY
+    close(learn.ages.recent, np.bincount(rows, .5**(age/7), len(learn.ages.items)), 1e-4)
+    close(learn.model.i_bias.weight[:,0].detach(), learn.ages.bonus(), 1e-6)
+    recent = learn.ages.recent[rows[-1]]
+    learn.drop_ids(items=[df['item'].iloc[0]])
+    assert learn.ages.recent[learn.side('item').vocab.rows(df['item'].to_numpy()[-1:])[0]] == recent
+
+def test_frozen_items_keep_their_recency():
+    df = waves(2000)
+    learn = fitted(clicks(df[:1500]), 3, half_life=7)
+    held = df['item'].iloc[1400]
+    row = learn.side('item').vocab.rows(np.array([held]))
+    learn.freeze_rows([held], 'item')
+    before = learn.model.i_bias.weight[row].clone()
+    learn.update(df[1500:])
+    row = learn.side('item').vocab.rows(np.array([held]))
+    assert torch.equal(learn.model.i_bias.weight[row], before)
+
+def test_a_half_life_is_weights_by_age():
+    df = ratings()
+    df['weight'] = age_weights(days_of(df.time.to_numpy()), 90.)
+    close(tables(fitted(rated(df), 4, half_life=90))[2], tables(fitted(rated(df, weight_name='weight'), 4))[2], 1e-5)
+
+def test_half_lives_need_times():
+    df = ratings()
+    with pytest.raises(RatingsError, match='expected loaders with the name of a time column'):
+        rated(df, time_name=None).fit_als(half_life=30)
+    learn = fitted(rated(df[:1000]), 3, half_life=90)
+    with pytest.raises(RatingsError, match="expected a column 'time' of times"):
+        learn.update(df[1000:].drop(columns='time'))
+    with pytest.raises(RatingsError, match="half_life='month'; expected a number of days above 0"):
+        learn.fit_als(half_life='month')
+    with pytest.raises(RatingsError, match='whose unit is not known'):
+        rated(df.assign(time=range(len(df)))).fit_als(half_life='auto')
+
+def test_what_is_known_fades_in_a_night_and_stays_without_news(tmp_path):
+    df = ratings()
+    early, late = df[:1000], df[1000:1040]
+    learn = CollabLearner.from_pretrained(fitted(rated(early), 4, half_life=90).save_pretrained(tmp_path/'m'))
+    before, variance, now = tables(learn), learn.posterior.users.variance, learn.ages.now
+    with pytest.warns(CollabWarning): learn.update(early[-50:])
+    assert same(before, tables(learn)) and torch.equal(learn.posterior.users.variance, variance)
+    learn.update(late)
+    assert learn.ages.now > now
+    absent = torch.from_numpy(learn.side('user').vocab.rows(np.setdiff1d(early.user, late.user)))
+    old = torch.from_numpy(np.searchsorted(np.unique(early.user), np.setdiff1d(early.user, late.user)) + 1)
+    assert len(absent) and (learn.posterior.users.variance[absent,-1] > variance[old,-1]).all()
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(1e-30, 1))
+def test_variances_never_exceed_the_prior(seed, kept):
+    rng = torch.Generator().manual_seed(seed)
+    known = start(torch.rand(50, generator=rng)*4 + 1, 7, 5, 3, seed)
+    for side in (known.users, known.items):
+        side.variance *= 4*torch.rand(side.variance.shape, generator=rng) + 1e-6
+        side.counts += torch.rand(len(side.counts), generator=rng)
+    for side, was in zip((faded(known, kept).users, faded(known, kept).items), (known.users, known.items), strict=True):
+        assert (side.variance <= side.spread**2*(1 + 1e-5)).all() and torch.equal(side.mean, was.mean)
+        assert (side.variance >= was.variance.minimum(was.spread**2)*(1 - 1e-5)).all()
