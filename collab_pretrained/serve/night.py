@@ -9,7 +9,7 @@ __all__ = ['Compared', 'NightReport', 'Tonight', 'read_night', 'hold_out', 'list
            'is_worse', 'list_change', 'NightSettings', 'learn_and_compare', 'learn_tonight', 'check_night', 'night',
            'Forgotten', 'forget']
 
-# %% ../../nbs/67_serve.night.ipynb #35e79cde
+# %% ../../nbs/67_serve.night.ipynb #158128d7
 import json
 import re
 import sys
@@ -30,9 +30,9 @@ from collab_pretrained.serve.versions import (
     add_version,
     clean_up,
     lineage_of,
-    now,
     read_facts,
     served_version,
+    utc,
     versions_of,
     write_report,
 )
@@ -45,6 +45,7 @@ from ..ids.canonical import canonical_ids
 from ..learner.als import positives_of, read_for
 from ..learner.core import CollabLearner
 from ..models.embeddings import EmbeddingDotBias
+from .checks import Check, check_table, table_profile
 from .evaluate import predictions_for, rank_scores, rated_pairs
 
 # %% ../../nbs/67_serve.night.ipynb #a509afe1
@@ -67,7 +68,7 @@ class Compared:
         change = f'{self.after - self.before:+.4f}{bounds}'
         return f'{name}: {self.before:.4f} before, {self.after:.4f} after ({change}){floor}'
 
-# %% ../../nbs/67_serve.night.ipynb #f5dee8f3
+# %% ../../nbs/67_serve.night.ipynb #a070d9d1
 @dataclass
 class NightReport:
     "What a night did, and why."
@@ -81,7 +82,7 @@ class NightReport:
     n_new: int # the others, each pair once
     n_new_users: int # ids among these that the model didn't know
     n_new_items: int # likewise
-    checks: list # a `Check` of the table each
+    checks: list[Check] # of the table
     seconds: float # from the start to the report
     peak_mb: float # the most memory that the process has used so far, in MB
     compared: list[Compared] = field(default_factory=list) # both models; [] where it didn't come to that
@@ -95,14 +96,14 @@ class NightReport:
         names = 'metric', 'before', 'after', 'low', 'high'
         return {**facts, **({k: facts['compared'][0][k] for k in names} if self.compared else {})}
 
-# %% ../../nbs/67_serve.night.ipynb #03bf2fd3
+# %% ../../nbs/67_serve.night.ipynb #5d7fbccc
 def _taken_lines(report):
     n_new, left_out = f'{report.n_new} new ratings', f'{report.n_repeated} were taken in before and are left out'
     return [f'{n_new} of {report.n_ratings}, {report.n_new_users} new users, {report.n_new_items} new items'
             + (f'; {left_out}' if report.n_repeated else '')]
 
 def _check_lines(checks):
-    failed = [f'{o.name}: {o.seen}; expected {o.expected}: {o.remedy}' for o in checks if not o.ok]
+    failed = [str(o) for o in checks if not o.ok]
     return [*failed, f'{len(checks) - len(failed)} of {len(checks)} checks passed'] if checks else []
 
 def _list_lines(lists):
@@ -330,7 +331,7 @@ def learn_and_compare(
     return compare(who, known, before, measures(learn, held_out, rest, k),
                    measures(floor, held_out, rest, k) if floor else {})
 
-# %% ../../nbs/67_serve.night.ipynb #b5ad8579
+# %% ../../nbs/67_serve.night.ipynb #87ca58f4
 def _sample(learn, new, seed, n=200):
     "Known users whose lists are compared; and ten known and five new ones of tonight, to be shown."
     known, mine = learn.side('user').vocab, new[learn.side('user').column].drop_duplicates()
@@ -355,18 +356,18 @@ def learn_tonight(
     users = pd.unique(np.concatenate(list(sample.values())))
     before = lists_for(learn, users, how.k)
     compared = learn_and_compare(learn, rest, held_out, how.k)
-    if is_worse(compared, how.max_loss): return {'reason': _worse(compared[0]), 'compared': compared}
+    if is_worse(compared, how.max_loss): return {'reason': _worse(compared[0], how.max_loss), 'compared': compared}
     if len(held_out): _take_in(learn, held_out)
     after = lists_for(learn, users, how.k)
     known = [o[o['user'].isin(sample['some'])] for o in (before, after)]
     return {'reason': '', 'compared': compared, 'lists': list_change(*known, how.k),
             'examples': _shown(before, after, sample)}
 
-def _worse(o):
-    return (f'tonight\'s model is worse than last night\'s on the same ratings: {o.metric} {o.after:.4f} after '
-            f'{o.before:.4f}; expected no more than --max-loss beyond chance')
+def _worse(o, max_loss):
+    return (f"tonight's model is worse than last night's on the same ratings, beyond chance and by more than "
+            f'{max_loss:.1%}: {o.metric} {o.after:.4f} after {o.before:.4f}')
 
-# %% ../../nbs/67_serve.night.ipynb #24f6e65b
+# %% ../../nbs/67_serve.night.ipynb #ec81487b
 def _peak_mb():
     "The most memory that the process has used so far, in MB; NaN on Windows."
     try:
@@ -379,14 +380,16 @@ def check_night(
     tonight:Tonight, # its table
     past:list[dict], # the lineage of the model
     limits:dict|None=None, # name of a limit -> a number in the place of what earlier nights say (see `check_table`)
-) -> tuple[dict, list]: # the profile of the table, for the nights to come; the checks
-    "Check tonight's table."
-    return {}, []
+) -> tuple[dict, list[Check]]: # the profile of the table, for the checks of the nights to come; and tonight's checks
+    "Compare tonight's table with those of earlier nights."
+    earlier = [o['profile'] for o in past if o.get('profile')]
+    profile = table_profile(learn, tonight.read, earlier)
+    return profile, check_table(profile, earlier, limits)
 
 def _why_not(tonight, checks):
     "Why a table can't be taken in; '' where it can."
-    failed = [f'{o.name}: {o.seen}; expected {o.expected}' for o in checks if not o.ok]
-    if not len(tonight.new): failed = [f'all {len(tonight.table)} ratings were taken in before', *failed]
+    failed = [f'{o.name}: {o.seen}, expected {o.expected}' for o in checks if not o.ok]
+    if not len(tonight.new): failed = failed or ['all ratings were taken in before']
     return '; '.join(failed)
 
 # %% ../../nbs/67_serve.night.ipynb #e02918f6
@@ -406,19 +409,19 @@ def _promote(folder, learn, report, profile, how, outputs):
     entry = {k: facts[k] for k in names if k in facts} | {'time': how.time, 'profile': profile, 'outputs': outputs}
     report.version = add_version(folder, learn.save_pretrained, entry, how.keep)
 
-# %% ../../nbs/67_serve.night.ipynb #3c619592
+# %% ../../nbs/67_serve.night.ipynb #b20ed9ec
 def _report(tonight, checks, done, version, files, started):
     "What a night has come to, before it is saved."
     names = 'compared', 'lists', 'examples'
     return NightReport(
-        verdict='refused' if done['reason'] else 'promoted', reason=done['reason'], version=version, when=now(),
+        verdict='refused' if done['reason'] else 'promoted', reason=done['reason'], version=version, when=utc(),
         files=[str(o) for o in files], n_ratings=len(tonight.table), n_repeated=tonight.n_repeated,
         n_new=len(tonight.new), n_new_users=tonight.n_new_ids[0], n_new_items=tonight.n_new_ids[1], checks=checks,
         seconds=clock.perf_counter() - started, peak_mb=_peak_mb(), **{k: done[k] for k in names if k in done})
 
 def _last_time(past): return next((o['time'] for o in reversed(past) if o.get('time')), None)
 
-# %% ../../nbs/67_serve.night.ipynb #be8575c9
+# %% ../../nbs/67_serve.night.ipynb #a4d0b0e5
 @delegates(NightSettings)  # ty: ignore[invalid-argument-type]  it takes classes as well
 def night(
     model:str|Path, # folder of a saved model
@@ -447,7 +450,8 @@ def night(
         report = _report(tonight, checks, done, served_version(folder), files, started)
         if report.verdict == 'promoted':
             say('saving')
-            _promote(folder, learn, report, profile, how, {'recommend': recommend, 'export': export})
+            outputs = {k: str(Path(o).resolve()) for k, o in (('recommend', recommend), ('export', export)) if o}
+            _promote(folder, learn, report, profile, how, outputs)
             _write_outputs(learn, recommend, export, how.k)
         report.seconds = clock.perf_counter() - started
         _keep_report(folder, report)

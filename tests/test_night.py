@@ -1,0 +1,251 @@
+"What a nightly job is promised: nothing is made worse, nothing is half done, and what is forgotten is in no file."
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_checkpoint_files import Folder, child, model, status, tables
+
+from collab_pretrained.cli import main
+from collab_pretrained.core import CheckpointError, SaveError, one_writer, planted_ratings
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.core import CollabLearner
+from collab_pretrained.learner.factory import collab_learner
+from collab_pretrained.serve import night as module
+from collab_pretrained.serve.night import forget, is_worse, night
+from collab_pretrained.serve.versions import (
+    add_version,
+    clean_up,
+    history,
+    lineage_of,
+    read_facts,
+    rollback,
+    served_version,
+    versions_of,
+)
+from collab_pretrained.weights.folders import save_folder
+
+DF = planted_ratings(n_users=80, n_items=60, n_ratings=3000)[['user', 'item', 'rating', 'time']]
+DF['user'] = DF.user.map('user-{:05d}'.format)
+FIRST, NIGHTS = DF[:2000], [DF[o:o + 250] for o in range(2000, 3000, 250)]
+
+
+def trained(folder, df=FIRST, **kwargs):
+    learn = collab_learner(CollabDataLoaders.from_df(df, valid_pct=0., seed=1), n_factors=4, **kwargs)
+    with learn.no_bar(), learn.no_logging(): learn.fit_als(3)
+    return learn.save_pretrained(folder)
+
+
+@pytest.fixture(scope='module')
+def week(tmp_path_factory): return trained(tmp_path_factory.mktemp('week')/'model')
+
+
+@pytest.fixture
+def served(week, tmp_path): return Path(shutil.copytree(week, tmp_path/'model'))
+
+
+def content(folder): return {o.relative_to(folder): o.read_bytes() for o in sorted(folder.rglob('*')) if o.is_file()}
+def served_files(folder): return {k: v for k, v in content(folder).items() if k.parts[0] != 'reports'}
+
+
+def test_a_good_night_is_promoted(served):
+    report = night(served, NIGHTS[0], time='time')
+    assert (report.verdict, report.reason, report.version, report.n_new) == ('promoted', '', 2, 250)
+    learn = CollabLearner.from_pretrained(served)
+    pairs = np.stack([v.rows(NIGHTS[0][c]) for c, v in learn.vocab.items()], 1)
+    assert (pairs >= 0).all() and learn.evidence().has(pairs).all()  # those that were held out, too
+    entry = lineage_of(read_facts(served))[-1]
+    assert entry['parent'] == read_facts(served/'versions/00001')['checksum'] and entry['profile']
+    assert not (served/'model.safetensors').exists() and versions_of(served) == [1, 2]
+    assert json.loads(next((served/'reports').glob('*.json')).read_bytes())['verdict'] == 'promoted'
+
+
+def test_what_was_taken_in_is_not_taken_in_again(served):
+    night(served, NIGHTS[0])
+    before = served_files(served)
+    again = night(served, NIGHTS[0])
+    assert (again.verdict, again.n_new, again.n_repeated, again.version) == ('refused', 0, 250, 2)
+    assert served_files(served) == before and list(history(served).verdict) == ['saved', 'promoted', 'refused']
+    whole = night(served, DF[:2500])
+    assert (whole.verdict, whole.n_new, whole.n_repeated) == ('promoted', 250, 2250)
+    learn, part = CollabLearner.from_pretrained(served), CollabLearner.from_pretrained(served/'versions/00002')
+    for rows in module.hold_out(NIGHTS[1], list(part.vocab), None): part.update(rows, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(learn.model.parameters(), part.model.parameters(), strict=True))
+
+
+def test_a_model_that_got_worse_is_refused(served, monkeypatch):
+    take_in, before = module._take_in, served_files(served)
+    def spoiled(learn, ratings):
+        take_in(learn, ratings)
+        with torch.no_grad(): learn.model.i_bias.weight.add_(2)
+    monkeypatch.setattr(module, '_take_in', spoiled)
+    report = night(served, NIGHTS[0])
+    assert report.verdict == 'refused' and 'worse' in report.reason and is_worse(report.compared)
+    assert served_files(served) == before
+
+
+@pytest.mark.parametrize('kind', ['network', 'ranking', 'clicks'])
+def test_other_models_have_nights(tmp_path, kind):
+    df = FIRST if kind != 'clicks' else FIRST[['user', 'item']]
+    dls = CollabDataLoaders.from_df(df, valid_pct=0., seed=1, implicit=kind == 'clicks')
+    learn = collab_learner(dls, n_factors=4, use_nn=kind == 'network', loss=None if kind == 'network' else 'ials')
+    with learn.no_bar(), learn.no_logging():
+        if kind == 'network': learn.fit_one_cycle(1)
+        else: learn.fit_als(2)
+    report = night(learn.save_pretrained(tmp_path/'model'), NIGHTS[0], time='time')
+    assert report.verdict == 'promoted', report.reason
+    assert {o.metric for o in report.compared} == ({'rmse'} if kind == 'network' else {'ndcg@10', 'recall@10'})
+    assert np.isfinite(report.compared[0].floor) == (kind != 'network')
+
+
+def test_a_save_over_versions_is_served_and_becomes_one(served):
+    night(served, NIGHTS[0])
+    learn = CollabLearner.from_pretrained(served)
+    learn.update(NIGHTS[1])
+    learn.save_pretrained(served)
+    assert served_version(served) is None and len(CollabLearner.from_pretrained(served).seen) == 2500
+    assert night(served, NIGHTS[2]).version == 4 and versions_of(served) == [1, 2, 3, 4]
+    assert [o['version'] for o in lineage_of(read_facts(served))] == [1, 2, 3, 4]
+    assert rollback(served) == 3 and len(CollabLearner.from_pretrained(served).seen) == 2500
+
+
+def test_rollback_and_the_night_after(served):
+    for o in NIGHTS[:3]: night(served, o, keep=3)
+    assert versions_of(served) == [2, 3, 4] and rollback(served, to=2) == 2
+    assert len(CollabLearner.from_pretrained(served).seen) == 2250
+    assert night(served, NIGHTS[3]).version == 5  # a number is given once
+    assert [o['version'] for o in lineage_of(read_facts(served))] == [1, 2, 5]
+    with pytest.raises(CheckpointError, match=r'no version 1; expected one of \[2, 3, 4, 5\]'): rollback(served, to=1)
+
+
+def test_who_is_forgotten_is_in_no_file(served, tmp_path):
+    users = ['user-00003', FIRST.user.iloc[0], NIGHTS[0].user.iloc[0]]
+    lists, vectors = tmp_path/'lists.csv', tmp_path/'vectors'
+    for o in NIGHTS[:2]: night(served, o, recommend=lists, export=vectors)
+    write = served/'reports/0.json'  # of a check that names somebody
+    write.write_text(json.dumps({'when': '0', 'verdict': 'refused', 'reason': f'one user: {users[1]} has 99%'}))
+    assert any(users[1].encode() in o for o in content(tmp_path).values())
+    done = forget(served, users, items=[int(FIRST['item'].iloc[0])])
+    assert (done.n_items, done.removed, versions_of(served)) == (1, [1, 2, 3], [4])
+    left = content(tmp_path)
+    assert not [k for k, raw in left.items() for u in users if u.encode() in raw]
+    assert len(pd.read_parquet(vectors/'users.parquet')) == len(CollabLearner.from_pretrained(served).side('user').vocab.ids)
+    assert not (pd.read_csv(lists)['item'] == FIRST['item'].iloc[0]).any()
+    assert night(served, NIGHTS[2]).version == 5
+
+
+# Versions of which every row tells which one it is
+def save_as(k):
+    def save(folder, lineage): save_folder(folder, *model(k), {'k': k, 'lineage': lineage, 'counts': {
+        'users': list(range(len(model(k)[1]['user']) - 1))}}, tables(k))
+    return save
+
+
+def test_a_reader_gets_one_version(tmp_path):
+    def nights():
+        for k in range(2, 100):
+            with one_writer(tmp_path): add_version(tmp_path, save_as(k), {}, keep=1)
+            if k % 3 == 0 and len(versions_of(tmp_path)) > 1: rollback(tmp_path)
+    Folder.save(tmp_path, 1)
+    seen = []
+    with child(nights) as pid:
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and len(set(seen)) < 25: seen.append(Folder.which(tmp_path))
+        os.kill(pid, signal.SIGKILL)
+    assert len(set(seen)) > 5 and seen == sorted(seen)
+
+
+def test_a_kill_leaves_the_version_before_or_the_new_one(tmp_path, times):
+    def nights():
+        for k in range(Folder.which(tmp_path) + 1, 10**6): add_version(tmp_path, save_as(k % 1000), {}, keep=2)
+    Folder.save(tmp_path, 1)
+    start = time.time()
+    add_version(tmp_path, save_as(2), {})
+    seconds = time.time() - start
+    for seed in range(times(100)):
+        before = Folder.which(tmp_path)
+        with child(nights) as pid:
+            time.sleep(random.Random(seed).uniform(0, (2 + seed/10)*seconds))
+            os.kill(pid, signal.SIGKILL)
+            status(pid)
+        assert Folder.which(tmp_path) >= before
+        clean_up(tmp_path, 2)
+        assert {o.name for o in tmp_path.iterdir()} <= {'config.json', 'versions', *Folder.files}
+        assert all('config.json' in os.listdir(o) for o in (tmp_path/'versions').glob('*'))
+    assert Folder.which(tmp_path) > 2
+
+
+def test_a_killed_night_leaves_what_was_served(served, times):
+    before = {o.name: o.read_bytes() for o in served.iterdir()}
+    for seed in range(times(20)):
+        with child(lambda: night(served, NIGHTS[0])) as pid:
+            time.sleep(random.Random(seed).uniform(.01, .5))
+            os.kill(pid, signal.SIGKILL)
+            status(pid)
+        n = len(CollabLearner.from_pretrained(served).seen)
+        assert n == {None: 2000, 2: 2250}[served_version(served)]
+        shutil.rmtree(served)
+        served.mkdir()
+        for name, raw in before.items(): (served/name).write_bytes(raw)
+    assert night(served, NIGHTS[0]).version == 2
+
+
+def test_a_full_disk_leaves_what_was_served(served, tmp_path):
+    night(served, NIGHTS[0])
+    before = served_files(served)
+    def on_full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        try: night(served, NIGHTS[1])
+        except SaveError: os._exit(5)
+    with child(on_full_disk) as pid: assert status(pid) == 5
+    assert served_files(served) == before
+    assert night(served, NIGHTS[1]).version == 3
+
+
+def test_two_nights_take_turns(served):
+    with child(lambda: night(served, NIGHTS[0])) as pid:
+        while not (served/'versions').exists(): time.sleep(.001)
+        with pytest.raises(SaveError, match='another program is writing'): night(served, NIGHTS[1], wait=0)
+        assert night(served, NIGHTS[1]).version == 3
+        assert status(pid) == 0
+    assert len(CollabLearner.from_pretrained(served).seen) == 2500
+
+
+def command(*argv):
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err): code = main([str(o) for o in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_the_command(served, tmp_path):
+    for k, o in enumerate(NIGHTS): o.to_csv(tmp_path/f'{k}.csv', index=False)
+    lists = tmp_path/'lists.parquet'
+    code, out, err = command('night', served, tmp_path/'0.csv', '--time', 'time', '--recommend', lists, '--k', 3, '--json')
+    assert (code, json.loads(out)['verdict'], err) == (0, 'promoted', '')
+    df = pd.read_parquet(lists)
+    assert not len(df.merge(DF[:2250], on=['user', 'item'])) and df.groupby('user').size().max() == 3
+    code, out, err = command('night', served, tmp_path/'0.csv')
+    assert (code, err.count('\n')) == (1, 1) and out.startswith('refused: ') and 'version 2 is served' in out
+    (tmp_path/'odd.csv').write_text('who,what\n1,2\n')
+    code, out, err = command('night', served, tmp_path/'odd.csv')
+    assert (code, out) == (2, '') and "no columns ['user', 'item']" in err
+    assert command('night', served, tmp_path/'1.csv', '--limits', 'max_errors=3')[0] == 2
+    assert command('rollback', served)[:2] == (0, 'version 1 is served\n')
+    assert command('history', served)[1].count('\n') == 4
+    assert command('forget', served)[0] == 2 and command('forget', served, '--users', 'user-00003')[0] == 0
+
+
+def test_lists_that_cannot_be_written_are_told_of_and_the_night_stands(served, tmp_path):
+    (tmp_path/'lists.csv').mkdir()
+    with pytest.raises(OSError): night(served, NIGHTS[0], recommend=tmp_path/'lists.csv')
+    assert served_version(served) == 2
