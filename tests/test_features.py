@@ -210,3 +210,17 @@ def test_features_of_a_side_can_be_replaced():
     side = with_features(p.items, torch.ones(4, 3))
     assert side.effects.shape == (3, 3) and torch.equal(side.prior(), p.items.prior())
     assert with_features(side, torch.zeros(4, 3)).effects is side.effects
+
+
+def test_rankings_have_rows_for_items_without_positives(tmp_path):
+    def ranked(features): return solved(features=features, loss='ials', path=tmp_path)
+    learn, plain = ranked(films), ranked(None)
+    ids = np.setdiff1d(range(1, 80), learn.vocab['item'].ids)
+    known = learn.vocab['item'].ids[plain.posterior.item_counts[plain.vocab['item'].id_rows].numpy() > 0]
+    assert torch.equal(learn.model.weight(known), plain.model.weight(known))
+    learn.add_ids('item', films(ids))
+    assert learn.model.weight(ids).abs().sum(1).gt(0).all()
+    again = from_folder(learn.save_pretrained('ranked'))
+    assert torch.equal(again.model.weight(ids), learn.model.weight(ids))
+    for o in (learn, again): o.update(LATE, seed=0, features={'item': films()})
+    torch.testing.assert_close(again.model.weight(known), learn.model.weight(known))

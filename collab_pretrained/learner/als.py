@@ -6,9 +6,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'moved_rows',
-           'move_features', 'settle_posterior', 'move_solved', 'frozen_rows_of', 'frozen_masks', 'days_in', 'ages_of',
-           'n_rows_of', 'run_rounds', 'is_solved_by_rows', 'positives_of', 'known_positives', 'set_factors',
-           'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
+           'move_features', 'feature_values', 'settle_posterior', 'move_solved', 'frozen_rows_of', 'frozen_masks',
+           'days_in', 'ages_of', 'n_rows_of', 'run_rounds', 'is_solved_by_rows', 'positives_of', 'known_positives',
+           'set_factors', 'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -183,10 +183,15 @@ def move_features(
     known = learn.features or {}
     learn.features = {o: replace(f, values=moved_rows(f.values, report.side(o).rows)) for o, f in known.items()} or None
 
+def feature_values(
+    learn:CollabLearner, # any learner
+) -> dict: # 'user', 'item' -> (rows, p) float32, on the model's device; {} where nothing is known
+    "The features of its ids."
+    return {o: f.values.to(_device(learn)) for o, f in (learn.features or {}).items()}
+
 def _informed(learn, posterior):
     "A posterior with what the learner knows of its ids."
-    sides = {f'{o}s': informed_side(posterior.side(o)[0], f.values.to(_device(learn)))
-             for o, f in (learn.features or {}).items()}
+    sides = {f'{o}s': informed_side(posterior.side(o)[0], values) for o, values in feature_values(learn).items()}
     return replace(posterior, **sides)
 
 # %% ../../nbs/52_learner.als.ipynb #9c5225ae
@@ -204,7 +209,9 @@ def set_features(self:CollabLearner,
         own = read_features(table, place.vocab, place.column, known.get(side), cast_of(cast, place.column))
         known = {**known, side: own}
     self.features = known
-    if self.ranking is None and self.solved: self.set_posterior(_expecting(_informed(self, self.posterior)))
+    if not self.solved: return
+    if self.ranking is not None: set_factors(self, factors_of(self))
+    else: self.set_posterior(_expecting(_informed(self, self.posterior)))
 
 def _expecting(posterior):
     users, items = (with_expected(*posterior.side(o)) for o in SIDES)
@@ -479,7 +486,7 @@ def set_factors(
     "Take vectors, and how much evidence each rests on; biases are 0, or what items' recent popularity is worth."
     model = dot_product(learn)
     biases = torch.zeros_like(model.u_bias.weight), _recent_biases(learn, model.i_bias.weight.detach(), held)
-    for o, vectors, bias in zip(SIDES, with_fallback(factors), biases, strict=False):
+    for o, vectors, bias in zip(SIDES, with_fallback(factors, feature_values(learn)), biases, strict=False):
         set_side_table(model, o, torch.cat([vectors, bias.to(vectors)], 1))
     learn.solved = _stamp(model), factors
 
@@ -592,6 +599,8 @@ def _restore_ranking(learn, tables, report):
     counts = []
     for o in SIDES:
         counts.append(moved_rows(tables['ranking'][f'{o}.counts'], report.side(o).rows).to(users))
+    if 'user' in (learn.features or {}): users = users*(counts[0] > 0)[:,None] # the table has what features say
+    if 'item' in (learn.features or {}): items = items*(counts[1] > 0)[:,None]
     learn.solved = _stamp(dot_product(learn)), ImplicitFactors(users, items, *counts)
     learn.liked = _moved_seen(tables['positives'], report)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from collab_pretrained.learner.als import (
     dot_product,
     factors_of,
+    feature_values,
     frozen_rows_of,
     known_positives,
     positives_of,
@@ -173,7 +174,7 @@ def _fold_ials(learn, side, known, pairs):
     every = torch.cat([pairs, torch.stack([place[mine[:,k]], mine[:,1-k]], 1)]).unique(dim=0)
     vectors = ials_fold_in(factors, side, every, len(known))
     lost = (torch.bincount(every[:,0], minlength=len(known)) == 0)[:,None]
-    rest = with_fallback(factors)[k]
+    rest = with_fallback(factors, feature_values(learn))[k]
     vectors = torch.where(lost, rest[known.clamp(min=0)] if k else rest[0], vectors)
     return torch.cat([vectors, torch.zeros_like(vectors[:,:1])], 1)
 
