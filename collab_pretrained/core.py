@@ -1,4 +1,4 @@
-"""One kind of error for each kind of mistake, and a ratings table whose truth is known.
+"""One class for each kind of error, and a ratings table whose true values are known.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 

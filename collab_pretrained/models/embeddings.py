@@ -1,4 +1,4 @@
-"""fastai's two collaborative models, made to answer by id without being moved, and how wide their embeddings are.
+"""fastai's two collaborative models, with rows that can be read by id.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.embeddings.html.md"""
 

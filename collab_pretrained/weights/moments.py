@@ -1,4 +1,4 @@
-"""What an optimizer remembers of each weight, carried to the row that the weight has moved to.
+"""The optimizer's running means, carried to the new rows of their ids.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.moments.html.md"""
 

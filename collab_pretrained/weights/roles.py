@@ -1,4 +1,4 @@
-"""Four roles, the names that carry them in the models we know, and how to name them in a model that we don't.
+"""The four roles of tables, their names in known models, and how to name them in others.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.roles.html.md"""
 
