@@ -131,3 +131,31 @@ def test_variances_never_exceed_the_prior(seed, kept):
     for side, was in zip((faded(known, kept).users, faded(known, kept).items), (known.users, known.items), strict=True):
         assert (side.variance <= side.spread**2*(1 + 1e-5)).all() and torch.equal(side.mean, was.mean)
         assert (side.variance >= was.variance.minimum(was.spread**2)*(1 - 1e-5)).all()
+
+def test_who_is_gone_is_forgotten_and_comes_back_as_new(tmp_path):
+    df = ratings()
+    df.loc[df.user == 7, 'time'] = df.time.min()
+    df.loc[df['item'] == 9, 'time'] = df.time.min()
+    df = df.sort_values('time', kind='stable')
+    early, late = df[:900], df[900:]
+    learn = CollabLearner.from_pretrained(fitted(rated(early), 4).save_pretrained(tmp_path/'m'))
+    report = learn.update(late, forget_after='200d')
+    assert report.forgotten[:2] == (1, 1) and 0 < report.forgotten.of_users < .1 and '1 users' in repr(report)
+    assert 7 not in learn.side('user').vocab.ids and 9 not in learn.side('item').vocab.ids
+    again = CollabLearner.from_pretrained(learn.save_pretrained(tmp_path/'n'))
+    assert len(again.ages.users) == len(again.side('user').vocab) == len(np.unique(df.user))
+    back = pd.DataFrame({'user': [7], 'item': [1], 'rating': [3.], 'time': [df.time.max() + DAY]})
+    other = back.assign(user=7_000)
+    for learn, table in ((again, back), (CollabLearner.from_pretrained(tmp_path/'n'), other)): learn.update(table)
+    rows = [o.posterior.users.mean[o.side('user').vocab.rows(np.array([u]))] for o, u in ((again, 7), (learn, 7_000))]
+    assert torch.equal(*rows)
+
+def test_forgetting_needs_times(tmp_path):
+    df = ratings()
+    learn = fitted(rated(df[:1000], time_name=None), 3)
+    before = tables(learn)
+    with pytest.raises(RatingsError, match='when ids had their last rating is not known'):
+        learn.update(df[1000:], forget_after=30)
+    assert same(before, tables(learn))
+    with pytest.raises(RatingsError, match='forget_after=-1; expected a number of days'):
+        fitted(rated(df[:1000]), 3).update(df[1000:], forget_after=-1)
