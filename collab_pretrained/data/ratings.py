@@ -80,10 +80,13 @@ def schema_names(table) -> list:
     return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)
 
 def _without_runs(table):
-    "A pyarrow table whose run-end encoded columns are plain, since pandas knows none of them."
-    for k, field in enumerate(table.schema):
-        if pa.types.is_run_end_encoded(field.type):
-            table = table.set_column(k, field.name, pc.call_function('run_end_decode', [table.column(k)]))
+    "A pyarrow table without run-end encoded columns, which pandas doesn't know, or unsigned codes (pyarrow before 24)."
+    for k, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
+        t = field.type
+        if pa.types.is_run_end_encoded(t):
+            table = table.set_column(k, field.name, pc.call_function('run_end_decode', [column]))
+        elif pa.types.is_dictionary(t) and pa.types.is_unsigned_integer(t.index_type):
+            table = table.set_column(k, field.name, column.cast(pa.dictionary(pa.int32(), t.value_type)))
     return table
 
 # %% ../../nbs/32_data.ratings.ipynb #ba705eaf
