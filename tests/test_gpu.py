@@ -223,4 +223,4 @@ def test_command(ratings, tmp_path):
     run('train', 'monday.csv', 'model', '--epochs', '1')
     run('update', 'model', 'tuesday.csv', '--out', 'next')
     assert len(run('recommend', 'next', '--k', '3').splitlines()) > 300
-    assert 'user' in run('demo', '--ratings', 'monday.csv', '--epochs', '1')
+    assert 'user' in run('demo', '--ratings', 'monday.csv', '--nights', '2')

@@ -18,7 +18,7 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'inspect': 'Tell what a saved model is, and whether it is whole.',
     'forget': 'Remove users or items from a model, its earlier versions, and the lists and vectors that nights have written.',
     'export': 'Write the vectors of users and items for a search index.',
-    'demo': 'Start a model from an earlier one, train the same from scratch beside it, and show what came of it.',
+    'demo': 'Train a model, update it on some nights and refuse a bad one, by command, and show what came of it.',
 }
 
 USAGE = '''usage: collab-pretrained COMMAND ...
@@ -55,7 +55,7 @@ def main(
             from .versions import run
             return run(name, args)
         if name in DESCRIPTIONS:
-            from . import night  # noqa: F401  which adds its commands
+            from . import demo, night  # noqa: F401  which add their commands
             from .commands import run
             return run(name, args)
         message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2

@@ -63,7 +63,6 @@ from ..models.embeddings import table_widths
 from ..models.ials import IALS
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
-from .demo import demo
 from .training import Unbreakable, progress_to_stderr, train_with_log
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57
@@ -579,4 +578,4 @@ def cli_export(
     _check_folder(out)
     for o in CollabLearner.from_pretrained(model).export_vectors(out): print(o)
 
-commands.update(export=cli_export, demo=demo)
+commands['export'] = cli_export
