@@ -48,7 +48,8 @@ def examples(
 ) -> str: # separated by commas, and how many more there are
     "The first `n` of `values`, for a message."
     more = f' and {len(values)-n} more' if len(values) > n else ''
-    return ', '.join(repr(o.item() if hasattr(o, 'item') else o) for o in values[:n]) + more
+    shown = (repr(o.item() if hasattr(o, 'item') else o) for o in values[:n])
+    return ', '.join(o if len(o) <= 100 else f'{o[:80]}...{o[-10:]}' for o in shown) + more
 
 # %% ../nbs/00_core.ipynb #7e8f7246
 SIDES = 'user', 'item'  # the two sides of a ratings table, in the order of its columns and of every vocabulary

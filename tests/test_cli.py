@@ -300,3 +300,30 @@ def test_items_to_choose_from_and_to_leave_out(night):
     assert 'no row' in refused(*ask, '--candidates', 'none.csv')
     Path('holes.csv').write_text('user,item\n1,\n')
     assert 'missing' in refused(*ask, '--candidates', 'holes.csv')
+
+
+def test_no_file_ends_in_a_traceback(night):
+    head = 'user,item,rating\n'
+    files = {'zeros.csv': (head + '007,2,3\n').encode(), 'digits.csv': (head + '9'*5000 + ',2,3\n').encode(),
+             'bare16.csv': (head + '1,2,3\n').encode('utf-16-le'), 'cat.csv': (head + '1,2,3\n' + head).encode(),
+             'long.csv': (head + '1,2,3,4\n').encode(), 'null.jsonl': b'{"user": 1, "item": 2, "rating": 3}\nnull\n',
+             'nested.jsonl': b'{"user": {"a": 1}, "item": [2], "rating": 3}\n', 'empty.json': b'[]',
+             'number.json': b'3', 'no.csv.zst': b'no', 'no.parquet': b'PAR1'}
+    for name, raw in files.items(): Path(name).write_bytes(raw)
+    os.mkfifo('pipe.csv')
+    for path in [*files, 'pipe.csv', 'model']:
+        for argv in (['train', path, 'new', '--rounds', 1], ['update', 'model', path], ['match', 'model', path],
+                     ['evaluate', 'model', path], ['recommend', 'model', '--ratings', path],
+                     ['recommend', 'model', '--history', path], ['recommend', 'model', '--users', path],
+                     ['recommend', 'model', '--candidates', path], ['recommend', 'model', '--exclude', path],
+                     ['recommend', 'model', '--titles', path]):
+            status, _, err = run(*argv)
+            said = [o for o in err.splitlines() if ' warning: ' not in o and not o.startswith('epoch')]
+            assert status == 2 and len(said) == 1 or status == 0 and not said, (argv, status, err)
+            assert len(err) < 2000, argv  # an id of 5,000 digits is not repeated
+    assert '--encoding utf-16-le' in refused('update', 'model', 'bare16.csv')
+    assert 'among the ids' in refused('recommend', 'model', '--users', 'cat.csv')
+    assert 'device' in refused('update', 'model', 'pipe.csv')
+    assert '--text-ids' in run('update', 'model', 'zeros.csv')[2]
+    status, out, err = run('recommend', 'model', '--users', '777', '--on-unknown', 'skip')
+    assert status == 0 and 'no lists' in err

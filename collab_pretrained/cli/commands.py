@@ -39,6 +39,16 @@ from collab_pretrained.cli.options import (
     tables_for,
     with_facts,
 )
+from collab_pretrained.core import (
+    SIDES,
+    CollabError,
+    CollabWarning,
+    RatingsError,
+    SaveError,
+    VocabError,
+    examples,
+    one_writer,
+)
 from collab_pretrained.serve.evaluate import (
     PopularityScores,
     RankMetric,
@@ -52,7 +62,6 @@ from collab_pretrained.serve.evaluate import (
     top_lists,
 )
 
-from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, one_writer
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, titles_of
 from ..data.ratings import read_ratings
@@ -500,10 +509,15 @@ def _items(learn, option, given, reading):
     is_table = columns and set(learn.vocab) <= set(columns)
     return tables_for(learn.vocab, given, reading) if is_table else ids_given(learn, 'item', option, given)
 
-def _read_titles(path, is_text):
-    "Item -> title, by the first two columns of the file `path`."
+def _add_titles(lists, path, is_text):
+    "Put titles beside the items of `lists`, by the first two columns of the file `path`."
     df = read_table(path, text=[0]*is_text)
-    return dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True))
+    if df.shape[1] < 2: raise RatingsError(f'{path}: {df.shape[1]} columns; expected two, of items and of titles')
+    try: titles = titles_of(dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True)), lists['item'].tolist())
+    except (VocabError, TypeError): raise RatingsError(
+        f'{path}: no title of any item in the lists, but of {examples(df.iloc[:,0].tolist())}; expected items in the '
+        'first column, titles in the second') from None
+    lists.insert(3, 'title', titles)
 
 # %% ../../nbs/83_cli.commands.ipynb #b9db71b8
 def cli_recommend(
@@ -527,9 +541,7 @@ def cli_recommend(
     users, items = ids_given(learn, 'user', 'users', users), _items(learn, 'candidates', candidates, reading)
     asked = users, k, not allow_seen, items, on_unknown, later, seen, _items(learn, 'exclude', exclude, reading)
     with progress_to_stderr(learn): res = learn.recommend(*asked)
-    if titles:
-        names = _read_titles(titles, learn.side('item').vocab.kind == 'text')
-        res.insert(3, 'title', titles_of(names, res['item'].tolist()))
+    if titles: _add_titles(res, titles, learn.side('item').vocab.kind == 'text')
     if out: _write(res, out)
     else: res.to_csv(sys.stdout, index=False)
 

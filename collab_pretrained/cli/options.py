@@ -211,7 +211,9 @@ def in_options(
         name = _SAME.get(name, name)
         if name not in options: return m[0]
         return f'--{name.replace("_", "-")}' + (f' {value}' if value and value not in ('True', 'None') else '')
-    message = re.sub(_GONE if 'id_cast' in options else _GONE + r"| \(`id_cast='\w+'`\)", '', message)
+    gone = _GONE if 'id_cast' in options else _GONE + r"| \(`id_cast='\w+'`\)|, e\.g\. `id_cast=str`"
+    message = re.sub(gone, '', message)
+    if 'text_ids' in options: message = re.sub(r'`dtype=\{[^`]*: str\}`', '`--text-ids`', message)
     message = message.replace('train with `id_cast=`', 'train with `--id-cast`')
     message = re.sub(r"(?<=`)(?P<name>\w+)=?(?P<value>)(?=`)", option, message)
     message = re.sub(r"""\b(?P<name>\w+)=(?P<value>'[^'\n]*'|"[^"\n]*"|[\w.+-]*)""", option, message)

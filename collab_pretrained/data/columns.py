@@ -208,7 +208,8 @@ def _bad_number(
     elif above > -np.inf: hint = f'expected finite numbers above {above}: correct them, or drop those rows'
     else: hint = 'expected numbers: replace them, or drop those rows'
     kind = f'finite number above {above}' if above > -np.inf else 'finite number'
-    return f'{said} is not a {kind} (nor are {len(bad)-1} more); {hint}'
+    more = f' (nor are {len(bad)-1} more)' if len(bad) > 1 else ''
+    return f'{said} is not a {kind}{more}; {hint}'
 
 # %% ../../nbs/31_data.columns.ipynb #213021e9
 def read_numbers(

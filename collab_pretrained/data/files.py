@@ -82,6 +82,7 @@ def _call(read, path, said, **kwargs):
     except pd.errors.ParserError as e: raise RatingsError(
         f'{said}{str(e).strip()}; expected as many values in every line, one line for each rating: see `sep=`, '
         '`quoting=` and `encoding=`') from None
+    except ImportError as e: raise RatingsError(f'{said}not read: {e}') from None  # of zstandard
     except Exception as e:  # of gzip, bz2, lzma, zipfile and zstandard, which have no base in common
         if not _is_packed(path) or isinstance(e, _not_damaged): raise
         raise RatingsError(
@@ -129,6 +130,19 @@ def _number_lines(df, path, said, kwargs):
         f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if '
         'these marks are parts of names, `quoting=3`')
 
+# %% ../../nbs/33_data.files.ipynb #9491784c
+def _warn_of_zeros(df, path, said, options):
+    "Say that numbers have lost zeros in front, as far as the first thousand lines tell."
+    if {'nrows', 'converters', 'usecols'} & set(options): return
+    whole = [k for k, o in enumerate(df.dtypes) if o.kind in 'iu']
+    if not whole: return
+    head = _call(pd.read_csv, path, said, **{**options, 'nrows': 1000, 'dtype': str})
+    for k in whole:
+        lost = head.iloc[:,k].dropna().loc[lambda o: o.str.fullmatch(r'0\d+')]
+        if len(lost): warn_user(f'{said}column {df.columns[k]!r} has values such as {lost.iloc[0]}, read as the number '
+                                f'{int(lost.iloc[0])}; where they are ids, read them as text: '
+                                f'`dtype={{{df.columns[k]!r}: str}}`')
+
 # %% ../../nbs/33_data.files.ipynb #d03dc077
 def _csv_options(kwargs):
     "pandas' options: no index, and the type of a column by all its lines, of which the last may be the first text."
@@ -159,6 +173,8 @@ def read_csv(
             'commas, which need another separator or quotes? '
             '`index_col=False` leaves out what is too many at the end')
         warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
+    if is_tabs: options['quoting'] = QUOTE_NONE
+    if isinstance(csv, (str, Path)) and Path(csv).is_file(): _warn_of_zeros(df, csv, said, options)
     _number_lines(df, csv, said, kwargs)
     return df
 
@@ -237,11 +253,12 @@ def _read_json(path, said):
     "A table of JSON objects, on a line each or in a list, whose values stay as they are."
     is_lines = not _first_line(path).lstrip().startswith('[')
     try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
-    except ValueError as e:
-        if isinstance(e, RatingsError): raise
+    except RatingsError: raise
+    except (ValueError, AttributeError, TypeError) as e:  # the last two of lines that are no objects
+        why = e if isinstance(e, ValueError) else 'lines that are no objects'
         raise RatingsError(
-            f'{said}{e}; expected a JSON object {"on each line" if is_lines else "for each rating, in a list"}: a cut '
-            'file is fetched or written again') from None
+            f'{said}{why}; expected a JSON object {"on each line" if is_lines else "for each rating, in a list"}: a '
+            'cut file is fetched or written again') from None
 
 def _read_parquet(path):
     try: return as_frame(table := open_parquet(path), schema_names(table))
@@ -249,6 +266,18 @@ def _read_parquet(path):
     except Exception as e: raise RatingsError(
         f'{path}: damaged or cut short ({type(e).__name__}); expected '
         'Parquet') from None  # Arrow's errors have many bases
+
+# %% ../../nbs/33_data.files.ipynb #d63196f0
+def _check_file(path, encoding=None):
+    "Raise for what isn't a file or a folder, and for a text file that `encoding` doesn't read."
+    if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
+    if not (path.is_file() or path.is_dir()): raise RatingsError(
+        f'{path}: a pipe or a device; expected a file, which can be read more than once')
+    is_text = path.is_file() and not says_itself(path) and path.suffix.lower() not in ('.zip', '.zst')
+    first = _first_line(path, encoding) if is_text else ''
+    if '\0' in first: raise RatingsError(
+        f"{path}: NUL characters in the first line; expected text in its encoding, e.g. `encoding='utf-16-le'`")
+    _check_libsvm(first, f'{path}: ')
 
 # %% ../../nbs/33_data.files.ipynb #e48e90b1
 def read_table(
@@ -258,14 +287,18 @@ def read_table(
 ) -> pd.DataFrame: # of a text file, with the numbers of its lines as index
     "The table in a file."
     path = Path(path)
-    if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
-    if path.is_file(): _check_libsvm(_first_line(path, kwargs.get('encoding')), f'{path}: ')
+    _check_file(path, kwargs.get('encoding'))
     kind = _kind_of(path, sep=kwargs.get('sep'))
     if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
     if kwargs: raise RatingsError(
         f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text '
         'files')
     return _read_json(path, f'{path}: ') if kind in _json else _read_parquet(path)
+
+# %% ../../nbs/33_data.files.ipynb #5d29d65c
+def _first_column(df, path):
+    if df.shape[1]: return df.iloc[:,0]
+    raise RatingsError(f'{path}: nothing in it; expected a column of ids')
 
 # %% ../../nbs/33_data.files.ipynb #4a92b17c
 def read_ids(
@@ -275,11 +308,15 @@ def read_ids(
     **kwargs, # options of pandas' `read_csv` for a text file: `header=None` where the first line is an id
 ) -> pd.Series: # the first column, under its name
     "The ids in the first column of a file."
-    if not Path(path).exists() or _kinds[_kind_of(path)] == '': return read_table(path).iloc[:,0]
-    options = {'sep': _kinds[_kind_of(path)] or ',', 'low_memory': False, **kwargs}
+    _check_file(Path(path), kwargs.get('encoding'))
+    if says_itself(path): return _first_column(read_table(path), path)
+    options = {'sep': _kinds[_kind_of(path)] or ',', 'low_memory': False, 'index_col': False, **kwargs}
     try: ids = _call(pd.read_csv, path, f'{path}: ', usecols=[0], dtype=str if text else None, **options).iloc[:,0]
+    except RatingsError: raise
     except ValueError as e: raise RatingsError(
         f'{path}: {str(e).strip()}; expected a column of ids under its name') from None
+    if (ids == ids.name).any(): raise RatingsError(
+        f'{path}: {ids.name!r}, the name of the column, among the ids; expected one header: leave out the others')
     if 'header' in kwargs or looks_like_header(str(ids.name), column): return ids
     raise RatingsError(
         f'{path}: the first line is {ids.name!r}, like an id; expected the name of the column there, such as '

@@ -9,6 +9,7 @@ __all__ = ['id_casts', 'VocabMatch', 'match_vocab', 'MatchReport', 'two_vocabs',
 
 # %% ../../nbs/13_ids.matching.ipynb #1ee3bb7c
 import html
+import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
@@ -109,7 +110,7 @@ def match_vocab(
 # %% ../../nbs/13_ids.matching.ipynb #995f560d
 def _to_int(o):
     text = o[:-2] if isinstance(o, str) and o.endswith('.0') else o
-    return int(text) if isinstance(text, str) and text.isascii() and text.removeprefix('-').isdigit() else o
+    return int(text) if isinstance(text, str) and re.fullmatch('-?[0-9]{1,20}', text) else o
 
 id_casts = {  # ways to bring one id, an int or a str, closer to others; what a cast can't improve it returns as it is
     'int': _to_int,

@@ -96,6 +96,8 @@ def _asked_users(learn, users, ratings, on_unknown):
     ids, rows = asked_ids(learn, 'user', rated if users is None and ratings is not None else users)
     has_ratings = (rows < 0) & pd.Index(ids).isin(rated)
     unknown = (rows < 0) & ~has_ratings
+    if on_unknown == 'skip' and len(ids) and unknown.all(): warnings.warn(
+        f'none of the {len(ids)} users has a row ({examples(ids)}): no lists', CollabWarning, stacklevel=4)
     if on_unknown == 'skip': ids, rows, has_ratings = (o[~unknown] for o in (ids, rows, has_ratings))
     if on_unknown == 'raise': check_known(learn, 'user', ids, np.where(has_ratings, 0, rows), 'leave them out, or say '
                                           "what they get with `on_unknown='popular'`, 'mean' or 'skip'")
