@@ -60,9 +60,9 @@ def cli_night(
 ):
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
     def table(learn): return tables_of(learn, ratings, reading)
-    settings = dict(time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed)
-    report = night(model, table, limits=_limits(limits), files=[ratings], recommend=recommend, export=export, wait=wait,
-                   say=_say, **settings)
+    report = night(
+        model, table, limits=_limits(limits), files=[ratings], recommend=recommend, export=export, wait=wait, say=_say,
+        time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed)
     if delta and report.verdict == 'promoted': _save_delta(model, delta)
     print(dumps(report.to_dict(), default=str) if json else report)
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')

@@ -138,6 +138,7 @@ def folder_parts(
     tables = checked_tables(folder, tables or {}, vocabs)
     return {**res, **{f'{name}.safetensors': _tensor_bytes(o) for name, o in tables.items()}}
 
+# %% ../../nbs/27_weights.folders.ipynb #98cfa3db
 def _own_facts(vocabs, columns, parts):
     "What a save adds to the configuration."
     return {'schema': _SCHEMA if len(parts) > len(_PARTS) else 1, 'columns': columns, 'vocab': fingerprint_of(vocabs),
