@@ -92,3 +92,14 @@ def test_import_needs_no_development_tool():
 for o in ('nbdev', 'nbconvert', 'pytest', 'hypothesis', 'polars', 'execnb', 'ghapi'): sys.modules[o] = None
 import collab_pretrained.all'''
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_page_names_the_bounds_that_were_run():
+    page = (ROOT/'nbs'/'compatibility.ipynb').read_text()
+    lines = (ROOT/'constraints.txt').read_text().split('\n')
+    pinned = dict(o.split(';')[0].strip().split('==') for o in lines if '==' in o)
+    bounds = dict(o.strip().split('>=') for o in SETTINGS['package']['requirements'].strip().split('\n') if '>=' in o)
+    names = {'torch': 'PyTorch', 'numpy': 'NumPy'}
+    for name in ('torch', 'fastai', 'pandas', 'numpy', 'pyarrow', 'safetensors'):
+        oldest, newest = re.search(rf'\| {names.get(name, name)} \| ([\d.]+) \| ([\d.]+) \|', page).groups()
+        assert oldest.startswith(bounds[name]) and newest == pinned[name].split('+')[0], name

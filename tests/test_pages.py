@@ -18,7 +18,7 @@ from pages import script_of, undefined  # noqa: E402
 
 NBS = ROOT/'nbs'
 READ_FIRST = [NBS/'index.ipynb', *sorted((NBS/'tutorials').glob('*.ipynb'))]
-HOWTO = [*sorted((NBS/'howto').glob('*.ipynb')), NBS/'glossary.ipynb']
+HOWTO = [*sorted((NBS/'howto').glob('*.ipynb')), NBS/'glossary.ipynb', NBS/'compatibility.ipynb']
 REFERENCE = sorted(NBS.glob('[0-9]*.ipynb'))
 
 
