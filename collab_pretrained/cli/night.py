@@ -10,9 +10,8 @@ __all__ = ['cli_night', 'cli_apply', 'cli_forget']
 # %% ../../nbs/84_cli.night.ipynb #dc7239ce
 import re
 import sys
-from json import dumps
 
-from ..core import RatingsError, SaveError
+from ..core import RatingsError, SaveError, config_bytes
 from ..learner.core import CollabLearner
 from ..serve.delta import apply_delta, write_delta
 from ..serve.night import forget, night
@@ -64,7 +63,7 @@ def cli_night(
         model, table, limits=_limits(limits), files=[ratings], recommend=recommend, export=export, wait=wait, say=_say,
         time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed)
     if delta and report.verdict == 'promoted': _save_delta(model, delta)
-    print(dumps(report.to_dict(), default=str) if json else report)
+    print(config_bytes(report.to_dict()).decode() if json else report)
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')
 
 commands['night'] = cli_night
