@@ -209,6 +209,7 @@ def test_search_finds_a_name(search):
 
 QUESTIONS = {
     'new users tonight': 'new_and_gone', 'new items': 'new_and_gone', 'delete a user': 'new_and_gone',
+    'an item without ratings from its features': 'new_and_gone',
     'clicks instead of ratings': 'data', 'my own vectors': 'data', "continue with the optimizer's state": 'data',
     'Hugging Face Hub': 'data', 'evaluate honestly': 'evaluate_and_tune', 'tune hyperparameters': 'evaluate_and_tune',
     'top 10 per user every night': 'serve', 'business rules (allow and exclude lists)': 'serve',
