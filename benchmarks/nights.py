@@ -116,7 +116,7 @@ def by_recency(df, seed, liked):
     ds, sizes = learn.dls.train_ds, [len(o) for o in learn.vocab.values()]
     of = ds.tensors[1][:,0] >= liked
     x, days = ds.tensors[0][of], days_of(ds.times[of])
-    half_life = popularity_half_life(x[:,1], x[:,0], days, *sizes)
+    half_life = popularity_half_life(x, days, *sizes)
     with torch.no_grad():
         for o in learn.model.parameters(): o.zero_()
         learn.model.i_bias.weight[:,0] = recent_counts(x[:,1], days, sizes[1], half_life)

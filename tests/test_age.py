@@ -7,7 +7,14 @@ from fastcore.test import test_close as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collab_pretrained.all import CollabDataLoaders, CollabLearner, CollabWarning, RatingsError, collab_learner
+from collab_pretrained.all import (
+    CollabDataLoaders,
+    CollabLearner,
+    CollabWarning,
+    RatingsError,
+    benchmark,
+    collab_learner,
+)
 from collab_pretrained.data.age import age_weights, days_of
 from collab_pretrained.models.posterior import faded, start
 
@@ -159,3 +166,15 @@ def test_forgetting_needs_times(tmp_path):
     assert same(before, tables(learn))
     with pytest.raises(RatingsError, match='forget_after=-1; expected a number of days'):
         fitted(rated(df[:1000]), 3).update(df[1000:], forget_after=-1)
+
+def test_recent_popularity_is_a_floor():
+    df = waves()
+    dls = CollabDataLoaders.from_df(df, .1, time_name='time', splits='time', implicit=True, seed=1)
+    learn = fitted(collab_learner(dls, n_factors=4, loss='ials'), 2)
+    with pytest.warns(CollabWarning, match='and recent popularity alone'): found = learn.evaluate().loc['all']
+    assert found['ndcg@10 of recent'] > 2*found['ndcg@10 of popular']
+    aged = fitted(collab_learner(dls, n_factors=4, loss='ials'), 2, half_life='auto').evaluate().loc['all']
+    assert aged['ndcg@10'] > found['ndcg@10 of recent'] - .01
+    table = df.assign(rating=1.)[['user', 'item', 'rating', 'time']]
+    tried = benchmark(table, time_name='time', loss='ials', epochs=1, n_factors=4)
+    assert tried.floor == 'recent popularity' and tried.errors.loc['all', tried.floor] < tried.errors.popularity['all']

@@ -50,11 +50,12 @@ from collab_pretrained.core import (
     one_writer,
 )
 from collab_pretrained.serve.evaluate import (
-    PopularityScores,
     RankMetric,
+    best_floor,
     bias_model,
     check_floor,
     error_measures,
+    list_floors,
     mean_measures,
     predictions_for,
     rated_pairs,
@@ -235,9 +236,10 @@ def _held_out(learn):
         errors = [error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x))]
         return 'RMSE', errors[0], 'user and item biases', errors[1]
     relevant = relevant_pairs(learn, x, y, _liked_from(learn))
-    lists = [top_lists(learn, x, relevant, 10, scores=o) for o in (None, PopularityScores(learn))]
-    model, popular = (mean_measures(*o, relevant, 10)['recall@10'] for o in lists)
-    return 'recall@10', model, 'popularity', popular
+    scores = {None: None, **list_floors(learn)}
+    found = {k: mean_measures(*top_lists(learn, x, relevant, 10, scores=o), relevant, 10)['recall@10']
+             for k, o in scores.items()}
+    return 'recall@10', found.pop(None), *best_floor(found)
 
 # %% ../../nbs/83_cli.commands.ipynb #5b0ee5f1
 def _print_held_out(learn, what, before=None):

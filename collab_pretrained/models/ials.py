@@ -231,13 +231,13 @@ def rehearsed_gains(
     order = np.argsort(days, kind='stable')
     pairs, days, rng = pairs[torch.from_numpy(order).to(pairs.device)], days[order], torch.Generator().manual_seed(0)
     cuts = np.linspace(.9*len(pairs), len(pairs), n_nights + 1).astype(int)
-    factors = init_factors(n_users, n_items, k, device=pairs.device)
-    *_, factors = ials_rounds(factors, pairs[:cuts[0]], n_rounds=8 if k else 1)
-    gains = []
+    factors, gains = init_factors(n_users, n_items, k, device=pairs.device), []
+    if k: *_, factors = ials_rounds(factors, pairs[:cuts[0]], n_rounds=8)
+    else: factors = factors._replace(user_counts=torch.bincount(pairs[:cuts[0],0], minlength=n_users))
     for a, b in zip(cuts, cuts[1:], strict=False):
         popular = {h: recent_counts(pairs[:a,1], days[:a], n_items, h) for h in {h for h, _ in candidates}}
         gains.append(_night_gains(factors, pairs[:a], pairs[a:b], [w*popular[h] for h, w in candidates], rng))
-        factors = ials_night(factors, pairs[a:b], pairs[:a])
+        if k: factors = ials_night(factors, pairs[a:b], pairs[:a])
     return torch.cat(gains)
 
 # %% ../../nbs/48_models.ials.ipynb #43ce2222
@@ -260,15 +260,14 @@ def choose_recency(
 
 # %% ../../nbs/48_models.ials.ipynb #d62cf448
 def popularity_half_life(
-    items:Tensor, # (n,) int64: the item's row of each positive
-    users:Tensor, # (n,) int64: the user's
+    pairs:Tensor, # (n, 2) int64: rows of users and items of all positives
     days:np.ndarray, # (n,): when
     n_users:int, # rows
     n_items:int, # rows
 ) -> float|None: # in days; None where items' popularity has no age
     "The half-life with which popularity alone ranks the newest positives best."
     candidates = [(h, 1.) for h in (None, *HALF_LIVES)]
-    gains = rehearsed_gains(torch.stack([users, items], 1), days, n_users, n_items, 0, candidates)
+    gains = rehearsed_gains(pairs, days, n_users, n_items, 0, candidates)
     return candidates[int(gains.mean(0).argmax())][0] if len(gains) else None
 
 # %% ../../nbs/48_models.ials.ipynb #c23267a5
