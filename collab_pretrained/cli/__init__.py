@@ -12,6 +12,7 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'night': 'Take tonight\'s ratings into a model, and serve the result if nothing speaks against it.',
     'history': 'Tell what each night did to a model.',
     'rollback': 'Have an earlier version of a model served again.',
+    'apply': 'Bring a copy of a model up to date, by what a night changed.',
     'update': 'Take new ratings into a saved model, known and new users and items alike, and save it.',
     'evaluate': 'Measure a saved model on ratings: how far predictions are off, and how good the lists are.',
     'recommend': 'Name the items that each user would rate highest.',
