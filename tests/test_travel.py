@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner
-from collab_pretrained.core import CollabWarning
+from collab_pretrained.core import CollabError, CollabWarning
 
 KINDS = {'dot': {}, 'net': dict(use_nn=True, layers=[8]), 'ranking net': dict(use_nn=True, layers=[8], loss='bpr'),
          'ials': dict(loss='ials'), 'softmax': dict(loss='softmax')}
@@ -75,3 +75,26 @@ def test_ratings_on_another_scale_are_said():
     lists = linear.recommend(k=3, exclude_seen=False)
     said = linear.get_preds(dl=linear.dls.test_dl(lists[['user', 'item']]))[0]
     np.testing.assert_allclose(lists.score, said, rtol=1e-5)  # clipped to the range of ratings as predictions are
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(n_factors='5'), dict(n_factors=0), dict(n_factors=-1), dict(n_factors=1.5), dict(seed='x'), dict(seed=1.5),
+    dict(y_range=('a', 'b')), dict(y_range=(0, float('inf'))), dict(use_nn=True, layers='x'),
+    dict(use_nn=True, layers=[0]), dict(use_nn=True, layers=5), dict(na_dropout='x')])
+def test_arguments_that_mean_nothing(kwargs):
+    dls = CollabDataLoaders.from_df(ratings(), seed=1)
+    with pytest.raises(CollabError, match='expected'): collab_learner(dls, **kwargs)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(lr='x'), dict(lr=-1.), dict(lr=float('nan')), dict(epochs='x'), dict(epochs=-1), dict(epochs=1.5),
+    dict(rounds='x'), dict(rounds=-1), dict(replay='x'), dict(replay=2), dict(seed='x'), dict(valid_pct='x')])
+def test_updates_that_mean_nothing_leave_the_model_as_it_was(kwargs):
+    learn = collab_learner(CollabDataLoaders.from_df(ratings(), seed=1), 4)
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with pytest.raises(CollabError, match='expected'):
+        learn.update(ratings()[:5].assign(user='new'), **{'epochs': 1, **kwargs})
+    for table in (None, [1, 2], {'user': [1]}, 'night.csv'):
+        for call in (learn.update, learn.fold_in, learn.dls.test_dl):
+            with pytest.raises(CollabError, match='expected a table'): call(table)
+    assert all(v.equal(before[k]) for k, v in learn.model.state_dict().items())

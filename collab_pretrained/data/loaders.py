@@ -29,8 +29,8 @@ from ..ids.matching import id_casts, match_vocab, two_vocabs
 from ..ids.vocab import Vocab
 from .columns import one_of_each, warn_user
 from .files import open_parquet, read_csv
-from .ratings import read_ratings, schema_names
-from .splits import fresh_seed, split_ratings
+from .ratings import open_table, read_ratings, schema_names
+from .splits import seed_or_fresh, split_ratings
 
 # %% ../../nbs/34_data.loaders.ipynb #5c8365c3
 @dataclass(eq=False, repr=False)
@@ -194,7 +194,7 @@ class CollabDL(TfmdDL):
         state = random.getstate()
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=0, **kwargs)
         random.setstate(state)  # fastai's loader draws from it
-        self.seed, self.epoch = fresh_seed() if seed is None else seed, 0
+        self.seed, self.epoch = seed_or_fresh(seed), 0
 
     def __len__(self): return len(batch_sizes(self.n, self.bs, self.drop_last))
     def randomize(self): self.epoch += 1
@@ -514,7 +514,7 @@ class CollabDataLoaders(DataLoaders):
         bs, val_bs = batch_rows(bs, val_bs)
         if n is not None: check_rows(n, 'n', what='ratings to train on')
         check_vocab_or_count(vocab, min_count)
-        seed = fresh_seed() if seed is None else seed
+        seed = seed_or_fresh(seed)
         device = torch.device(default_device() if device is None else device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name,
                              id_cast=id_cast, on_missing=on_missing, implicit=implicit).merge_repeats(duplicates)
@@ -569,6 +569,7 @@ def test_dl(self:CollabDataLoaders,
     "A loader of rows to score."
     ds = self.valid_ds
     if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
+    test_items = open_table(test_items)
     if with_labels is None: with_labels = ds.rating_name in schema_names(test_items)
     implicit = not with_labels or ds.rating_name is None
     rating_name = None if implicit else ds.rating_name

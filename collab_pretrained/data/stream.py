@@ -39,7 +39,7 @@ from ..ids.vocab import Vocab
 from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
 from .files import hive_texts
 from .ratings import as_frame
-from .splits import check_valid_pct, fresh_seed
+from .splits import check_valid_pct, seed_or_fresh
 
 # %% ../../nbs/35_data.stream.ipynb #d2cf65a8
 def _tensors(raw):
@@ -326,7 +326,7 @@ def from_stream(cls:CollabDataLoaders,
     bs, val_bs = batch_rows(bs, val_bs)
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
-    seed = fresh_seed() if seed is None else seed
+    seed = seed_or_fresh(seed)
     device = torch.device(default_device() if device is None else device)
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)

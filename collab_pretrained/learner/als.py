@@ -64,8 +64,8 @@ from collab_pretrained.models.posterior import (
 from ..data.age import Ages, age_weights, ages_from, ages_of_tables, check_half_life, days_of
 from ..data.columns import cast_of
 from ..data.features import Encoding, Features, read_features
-from ..data.loaders import CollabDataset, rating_blocks
-from ..data.ratings import Ratings, read_ratings, schema_names
+from ..data.loaders import CollabDataset, check_rows, rating_blocks
+from ..data.ratings import Ratings, open_table, read_ratings, schema_names
 from ..data.seen import Seen, seen_in, seen_of_tables
 from ..ids.matching import MatchReport
 from ..models.embeddings import EmbeddingDotBias, y_range_of
@@ -421,6 +421,7 @@ def fit_als(self:CollabLearner,
     half_life:float|str|None=None, # of ratings, or of a ranking's popularity, in days; 'auto' chooses; None as before
 ) -> CollabLearner: # itself; the optimizer starts anew
     "Train by solving rows in closed form, from scratch or on from the rows that are there."
+    check_rows(n_rounds, 'n_rounds', what='rounds')
     model, (x, y, weight) = dot_product(self), train_ratings(self)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to learn from')
     half_life, days = _half_life_and_days(self, half_life)
@@ -664,7 +665,7 @@ def read_for(
 ) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 where there is none
     "Read a table as the learner's own was read; raises `VocabError` for ids of another kind."
     ds, (user, item) = own_dataset(learn), learn.vocab
-    there = schema_names(ratings)
+    there = schema_names(ratings := open_table(ratings))
     names = {k: name for k in ('time_name', 'weight_name') if (name := getattr(ds, k)) in there}
     table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.implicit, **names)
     ids = table.user_ids, table.item_ids

@@ -120,7 +120,7 @@ class NaDropout(Callback):
     def __init__(self,
         p:float=.01, # share of the users, and of the items, above 0 and below 1
     ):
-        if not 0 < p < 1: raise RatingsError(
+        if not isinstance(p, (int, float)) or not 0 < p < 1: raise RatingsError(
             f'na_dropout={p!r}; expected a share of the ids, above 0 and below 1, such as 0.01')
         self.p = p
 

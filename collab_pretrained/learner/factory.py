@@ -32,6 +32,7 @@ from collab_pretrained.data.loaders import (
     CollabDataLoaders,
     CollabDataset,
     CollabDL,
+    check_rows,
     holds_ratings,
     rating_blocks,
     with_table_facts,
@@ -46,6 +47,7 @@ from collab_pretrained.models.embeddings import (
 )
 
 from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError
+from ..data.splits import seed_or_fresh
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
 from ..models.ranking import Ranking, as_ranking
@@ -142,7 +144,9 @@ def check_y_range(
 ):
     "Raise unless `y_range` is a range; warn where training ratings lie outside."
     if y_range is None: return
-    if not hasattr(y_range, '__len__') or len(y_range) != 2 or not y_range[0] < y_range[1]: raise RatingsError(
+    is_pair = hasattr(y_range, '__len__') and len(y_range) == 2
+    are_numbers = is_pair and all(isinstance(o, (int, float, np.number)) and np.isfinite(o) for o in y_range)
+    if not are_numbers or not y_range[0] < y_range[1]: raise RatingsError(
         f'y_range={y_range!r}; expected (low, high) with low < high, a little wider than the ratings, '
         'e.g. (0, 5.5) for one to five stars')
     stats = rating_stats(dls, y_range)
@@ -195,6 +199,15 @@ def _set_sparse(learn, sparse, has_opt_func):
     for o in learn.model.modules():
         if isinstance(o, nn.Embedding): o.sparse = bool(sparse)
     if sparse: learn.add_cb(CatchUp())
+
+# %% ../../nbs/53_learner.factory.ipynb #db1300e9
+def _check_sizes(n_factors, layers, seed):
+    "Raise for widths that are no whole numbers from 1, and for a seed that is no integer."
+    check_rows(n_factors, 'n_factors', what='numbers in a vector')
+    if layers is not None and not isinstance(layers, (list, tuple)): raise RatingsError(
+        f'layers={layers!r}; expected a list of widths, such as [100, 50]')
+    for o in layers or (): check_rows(o, 'layers', what='numbers in a layer')
+    seed_or_fresh(seed)
 
 # %% ../../nbs/53_learner.factory.ipynb #1657a02a
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed):
@@ -250,6 +263,7 @@ def collab_learner(
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
+    _check_sizes(n_factors, layers, seed)
     how, kwargs = _split_options(start, {'seed': seed, **kwargs} if seed is not None else kwargs)
     check_y_range(y_range, dls)
     source = _source_of(pretrained, how.with_opt, adapt, dls, kwargs)

@@ -180,7 +180,7 @@ def drop_ids(self:CollabLearner,
 ) -> Dropped: # how many rows and ratings went
     "Remove ids and all that belongs to them from model, vocabulary, optimizer and ratings."
     asked = ('users', users), ('items', items)
-    gone = [known_ids(self, side, [] if ids is None else ids).tolist() for side, ids in asked]
+    gone = [pd.unique(known_ids(self, side, [] if ids is None else ids)).tolist() for side, ids in asked]
     if not any(gone): raise VocabError('no ids to drop; expected some in `users` or in `items`')
     self.outdated = getattr(getattr(self, 'recorder', None), 'values', None)  # metrics of rows that are gone
     datasets, past, counts = own_datasets(self), self.match_report, self.dls.past

@@ -27,9 +27,9 @@ from ..core import SIDES, CollabWarning, RatingsError, VocabError, WeightsError,
 from ..data.age import as_days
 from ..data.columns import cast_of
 from ..data.features import split_ids
-from ..data.loaders import row_counts, with_datasets
+from ..data.loaders import check_rows, row_counts, with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
-from ..data.splits import fresh_seed, split_random
+from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes
 from .als import ages_of, is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
@@ -248,8 +248,8 @@ def update(self:CollabLearner,
     forget_after:float|str|timedelta|None=None, # days, or '365d': drop ids without a rating for longer; None for none
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
     "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
-    seed = fresh_seed() if seed is None else seed
-    epochs = _check_update(self, replay, epochs, rounds)
+    seed = seed_or_fresh(seed)
+    epochs = _check_update(self, replay, epochs, rounds, lr)
     with all_or_nothing(self):
         table, classes = _read(self, ratings)
         report = add_rows(self, classes, seed)
@@ -267,9 +267,15 @@ def update(self:CollabLearner,
                             old_after, 'RMSE' if _is_squared(self) else 'loss', gone)
 
 # %% ../../nbs/58_learner.update.ipynb #b4ffc9f9
-def _check_update(learn, replay, epochs, rounds):
+def _check_update(learn, replay, epochs, rounds, lr):
     "The number of epochs; raises where an update with these settings could learn nothing."
-    if not 0 <= replay <= 1: raise RatingsError(f'replay={replay}; expected a share of the old ratings, 0 to 1')
+    is_share = isinstance(replay, (int, float)) and 0 <= replay <= 1
+    if not is_share: raise RatingsError(f'replay={replay!r}; expected a share of the old ratings, 0 to 1')
+    check_rows(rounds, 'rounds', 0, 'rounds')
+    check_rows(epochs or 0, 'epochs', 0, 'epochs')
+    for o in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
+        is_rate = o is None or isinstance(o, (int, float)) and 0 < o < np.inf
+        if not is_rate: raise RatingsError(f'lr={lr!r}; expected a learning rate above 0, or a slice of them')
     name = type(get_model(learn.model)).__name__
     if rounds and not is_solved_by_rows(learn): raise WeightsError(
         f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')

@@ -194,7 +194,7 @@ _facts = {  # what may be said of a model: key -> a test of its value, and what 
     **dict.fromkeys(['rating_name', 'time_name', 'weight_name'], (lambda x: type(x) in (str, int), 'a column')),
     'id_cast': (lambda x: all(o is True or o is None or isinstance(o, str) for o in (x if _is_pair(x) else [x])),
                 'the name of a cast, or two'),
-    'facts': (lambda x: isinstance(x, Mapping), 'a record'),
+    'facts': (lambda x: isinstance(x, Mapping) and isinstance(x.get('reading', {}), Mapping), 'a record of records'),
     'opt_names': (lambda x: _is_list(x, lambda o: isinstance(o, str)), 'names of weights'),
 }
 # what a model is made again by
