@@ -129,7 +129,7 @@ def train_ratings(
     ds, device = own_dataset(learn), _device(learn)
     blocks = [[o.to(device) for o in block] for block in rating_blocks(ds) or ()]
     if not blocks: return torch.empty(0, 2, dtype=torch.int64, device=device), torch.empty(0, device=device), None
-    x, y = (torch.cat(o) for o in zip(*blocks, strict=True))
+    x, y = blocks[0] if len(blocks) == 1 else (torch.cat(o) for o in zip(*blocks, strict=True))
     return x, y.flatten(), None if ds.weights is None else ds.weights.to(device)
 
 def _device(learn): return next(learn.model.parameters()).device
@@ -399,12 +399,22 @@ def _start(learn, x, y, weight, y_range):
     return _informed(learn, first)
 
 def _rows_to_keep(learn, posterior, x):
-    "Which rows stay as they are, by side: frozen ones, and those of a pretrained model that have no ratings here."
+    """Which rows stay as they are, by side: frozen ones, and those of a pretrained model without ratings here. None for
+    none."""
+    is_first = learn.match_report is None and learn.seen is None
+    if is_first and not learn.frozen_rows: return None
     keep = frozen_masks(learn)
-    if learn.match_report is None and learn.seen is None: return keep
+    if is_first: return keep
     counts = [torch.bincount(x[:,k], minlength=len(o)) for k, o in enumerate(keep)]
     known = [posterior.side(o)[0].counts > 0 for o in SIDES]
     return [a | b & (n == 0) for a, b, n in zip(keep, known, counts, strict=True)]
+
+# %% ../../nbs/52_learner.als.ipynb #dffb587a
+def _rating_rounds(learn, x, y, weight, n_rounds):
+    "The rounds, which begin at `_start`."
+    y_range = y_range_of(get_model(learn.model))
+    first = _start(learn, x, y, weight, y_range)
+    return fit_rounds(first, x, y, weight, y_range, n_rounds, _rows_to_keep(learn, first, x))
 
 def _widen_limits(model, y):
     "Keep answers within the range of the ratings so far, where no `y_range` does."
@@ -426,10 +436,8 @@ def fit_als(self:CollabLearner,
     if not len(x): raise RatingsError('no ratings in the training part; expected some to learn from')
     half_life, days = _half_life_and_days(self, half_life)
     if self.ranking is not None: return _fit_ranking(self, x, y, weight, n_rounds, cbs, half_life, days)
-    y_range = y_range_of(model)
-    weight = _set_half_life(self, x, y, weight, y_range, half_life, days)
-    first = _start(self, x, y, weight, y_range)
-    rounds = fit_rounds(first, x, y, weight, y_range, n_rounds, _rows_to_keep(self, first, x))
+    weight = _set_half_life(self, x, y, weight, y_range_of(model), half_life, days)
+    rounds = _rating_rounds(self, x, y, weight, n_rounds)
     def step():
         posterior = next(rounds)
         self.set_posterior(posterior)
@@ -460,6 +468,7 @@ def _is_liked(learn, y, weight=None):
     assert isinstance(learn.ranking, Ranking)
     return is_positive(y[:,None], learn.ranking.threshold(y, weight))
 
+# %% ../../nbs/52_learner.als.ipynb #34c88a07
 def _distinct(pairs):
     "Each pair once, in order; `unique(dim=0)` takes ten times as long."
     n = int(pairs[:,1].max()) + 1 if len(pairs) else 1

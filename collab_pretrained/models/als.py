@@ -185,21 +185,19 @@ def fit_rounds(
 ) -> Iterator[Posterior]: # one after each round
     """Solve all users, then all items, `n_rounds` times. `x` is all ratings there are: a row without any is the
     expected row."""
-    users, items, noise = posterior.users, posterior.items, posterior.noise
-    (n_users, width), n_items, (keep_users, keep_items) = users.mean.shape, len(items.mean), keep or (None, None)
-    of_users, of_items = sort_both(x, y, n_users, n_items, width, weight)
+    sides, noise, keep = [posterior.users, posterior.items], posterior.noise, keep or [None, None]
+    n_users, width = posterior.users.mean.shape
+    both = sort_both(x, y, n_users, len(posterior.items.mean), width, weight)
     least_noise, least = _least(y, weight, width-1, y_range)
-    users = first_users = _kept(_with_ratings(users, items, of_users), users, keep_users, True)
-    items = first_items = _kept(_with_ratings(items, posterior.users, of_items), items, keep_items, True)
-    n = of_users.counts.sum()
+    sides = [_kept(_with_ratings(sides[k], sides[1-k], both[k]), sides[k], keep[k], True) for k in (0, 1)]
+    n, first = both[0].counts.sum(), [None if rows is None else o for rows, o in zip(keep, sides, strict=True)]
+    del posterior, x, y, weight # which would take memory until the end
     for _ in range(n_rounds):
-        users, items, _ = _half_round(users, items, of_users, of_items, noise, least, y_range)
-        users = _kept(users, first_users, keep_users)
-        items, users, error = _half_round(items, users, of_items, of_users, noise, least, y_range)
-        users, items = _kept(users, first_users, keep_users), _kept(items, first_items, keep_items)
+        for k in (0, 1):
+            own, sides[1-k], error = _half_round(sides[k], sides[1-k], both[k], both[1-k], noise, least, y_range)
+            sides[k] = _kept(own, first[k], keep[k])
         if n > 0: noise = _noise(error, n, least_noise)
-        yield Posterior(_kept(with_expected(users, items), first_users, keep_users),
-                        _kept(with_expected(items, users), first_items, keep_items), noise)
+        yield Posterior(*[_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)], noise)
 
 # %% ../../nbs/49_models.als.ipynb #f579e67d
 def _given_side(table, unit, counts):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .posterior import ridge_effects
 from .ranking import Softmax, rankings
-from .solve import solve_means, sort_ratings
+from .solve import solve_means, sort_both, sort_ratings
 
 # %% ../../nbs/48_models.ials.ipynb #7c4ae826
 ALPHA0 = .2  # weight of a pair that was not observed, beside 1 of a positive
@@ -61,9 +61,6 @@ def init_factors(
     return ImplicitFactors(*vectors, *[o.new_zeros(len(o)) for o in vectors])
 
 # %% ../../nbs/48_models.ials.ipynb #9efd88f5
-def _sorted(pairs, n_rows, n_others, k, weight=None):
-    return sort_ratings(pairs, torch.ones(len(pairs), device=pairs.device), n_rows, n_others, k, weight)
-
 def _solve_side(own, others, pairs, penalty, pull=0.):
     """Rows of one side that have pairs, from the other side's; the rest as they are. `pull` (n_rows, k) is added to the
     right-hand side."""
@@ -87,7 +84,7 @@ def ials_rounds(
     "Train by solving rows in closed form; yields the factors after each round."
     users, items, *before = start
     (n_users, k), n_items = users.shape, len(items)
-    by_user, by_item = _sorted(pairs, n_users, n_items, k, weight), _sorted(pairs.flip(1), n_items, n_users, k, weight)
+    by_user, by_item = sort_both(pairs, users.new_ones(len(pairs)), n_users, n_items, k, weight)
     counts, had = (by_user.counts, by_item.counts), [o > 0 for o in before]
     users, items = (o*(c > 0)[:,None] for o, c in zip((users, items), counts, strict=True))
     penalties = [ridge(counts[k], int((counts[1-k] > 0).sum())) for k in (0, 1)]
@@ -114,8 +111,7 @@ def ials_night_from_vectors(
     the unobserved pairs and the regularization of last night, so that no earlier pair is counted again."""
     if not len(tonight): return start
     tables, old, k = list(start[:2]), start[2:], start.users.shape[1]
-    sizes = len(tables[0]), len(tables[1])
-    pairs = _sorted(tonight, *sizes, k), _sorted(tonight.flip(1), *sizes[::-1], k)
+    pairs = sort_both(tonight, tables[0].new_ones(len(tonight)), len(tables[0]), len(tables[1]), k)
     counts = [o + p.counts for o, p in zip(old, pairs, strict=True)]
     for side in (0, 1):
         own, others = tables[side], tables[1-side]
@@ -133,7 +129,8 @@ def ials_fold_in(
 ) -> Tensor: # (n_ids, k); zeros without positives
     "Rows of ids from their positives: the same ridge regression as in training."
     others, counts = (factors.items, factors.item_counts) if side == 'user' else (factors.users, factors.user_counts)
-    mine, k = _sorted(pairs, n_ids, len(others), others.shape[1]), others.shape[1]
+    k = others.shape[1]
+    mine = sort_ratings(pairs, others.new_ones(len(pairs)), n_ids, len(others), k)
     return _solve_side(others.new_zeros(n_ids, k), others, mine, ridge(mine.counts, int((counts > 0).sum())))
 
 # %% ../../nbs/48_models.ials.ipynb #bb3dc6ee

@@ -32,20 +32,22 @@ class Chunk:
     weight: Tensor|None # (rows, n) float32
 
 # %% ../../nbs/41_models.solve.ipynb #0031ec93
+def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
 @dataclass
 class SortedRatings:
     "The ratings of one side, sorted by its rows: sorted and cut into chunks once, used in every round."
-    others: Tensor # (n,) int32: rows of the other side, in the order of this side's rows
-    offsets: Tensor # (n_rows,) int32: where each row begins
-    weight: Tensor|None # (n,) float32
     counts: Tensor # (n_rows,) float32: ratings of each row, or the sum of their weights
-    chunks: list # of `Chunk`
+    chunks: list # of `Chunk`: all rows with ratings
 
     def sums(self,
         table:Tensor, # (n_others, width) float32
     ) -> Tensor: # (n_rows, width)
         "For each row, the sum over its ratings of the other side's rows, times the ratings' weights."
-        return embedding_bag(self.others, table, self.offsets, mode='sum', per_sample_weights=self.weight)
+        res, table = table.new_zeros(len(self.counts), table.shape[1]), _with_zeros(table)
+        for o in self.chunks:
+            res.index_copy_(0, o.rows, embedding_bag(o.others, table, mode='sum', per_sample_weights=o.weight))
+        return res
 
     def history(self,
         implicit:Tensor, # (n_others, width) float32: the implicit factors of the other side
@@ -78,6 +80,21 @@ def _padded(rows, n, starts, lengths, n_others, others, y, weight):
     return Chunk(rows, pad(others, n_others), pad(y, 0.), None if weight is None else pad(weight, 0.))
 
 # %% ../../nbs/41_models.solve.ipynb #b1c56364
+def _sorted(own, other, y, n_rows, n_others, width, weight):
+    order = own.int().argsort(stable=True)
+    lengths = torch.bincount(own, minlength=n_rows)
+    starts = lengths.cumsum(0) - lengths
+    others, y = other.int()[order], y.float()[order]
+    weight = None if weight is None else weight.float()[order]
+    counts = lengths.float()
+    if weight is not None: counts = torch.zeros_like(counts).index_add_(0, own[order], weight)
+    del order
+    by_length = lengths.argsort(descending=True, stable=True)
+    bounds = _chunk_bounds(lengths[by_length].cpu().numpy(), width + 1)
+    chunks = [_padded(by_length[a:b], n, starts, lengths, n_others, others, y, weight) for a, b, n in bounds]
+    return SortedRatings(counts, chunks)
+
+# %% ../../nbs/41_models.solve.ipynb #4ce957d3
 def sort_ratings(
     x:Tensor, # (n, 2) int64: the row of this side and of the other side of each rating
     y:Tensor, # (n,) float32: ratings
@@ -87,17 +104,7 @@ def sort_ratings(
     weight:Tensor|None=None, # (n,) float32: 2 counts as the rating twice; None is 1 for all
 ) -> SortedRatings: # of all rows, with those of the other side that each has ratings of
     "Sort ratings by their row and cut them into chunks."
-    order = x[:,0].int().argsort(stable=True)
-    lengths = torch.bincount(x[:,0], minlength=n_rows)
-    starts = lengths.cumsum(0) - lengths
-    others, y = x[:,1].int()[order], y.float()[order]
-    weight = None if weight is None else weight.float()[order]
-    counts = lengths.float()
-    if weight is not None: counts = torch.zeros_like(counts).index_add_(0, x[order,0], weight)
-    by_length = lengths.argsort(descending=True, stable=True)
-    bounds = _chunk_bounds(lengths[by_length].cpu().numpy(), width + 1)
-    chunks = [_padded(by_length[a:b], n, starts, lengths, n_others, others, y, weight) for a, b, n in bounds]
-    return SortedRatings(others, starts.int(), weight, counts, chunks)
+    return _sorted(x[:,0], x[:,1], y, n_rows, n_others, width, weight)
 
 # %% ../../nbs/41_models.solve.ipynb #52375adc
 def sort_both(
@@ -109,23 +116,21 @@ def sort_both(
     weight:Tensor|None=None, # (n,) float32
 ) -> list[SortedRatings]: # users', items'
     "The same ratings sorted for either side."
-    return [sort_ratings(x, y, n_users, n_items, width, weight),
-            sort_ratings(x.flip(1), y, n_items, n_users, width, weight)]
+    users, items = x.T
+    return [_sorted(users, items, y, n_users, n_items, width, weight),
+            _sorted(items, users, y, n_items, n_users, width, weight)]
 
 def single_row(
     y:Tensor, # (n,) float32: the ratings of one row
     weight:Tensor|None=None, # (n,) float32
 ) -> SortedRatings: # the other side's rows are 0 to n-1
     "The ratings of a single row, without sorting; those of the other side must be in the order of the ratings."
-    n = len(y)
-    others, first = (torch.arange(o, dtype=torch.int32, device=y.device) for o in (n, 1))
-    counts = torch.full((1,), float(n), device=y.device) if weight is None else weight.sum()[None]
-    chunks = [Chunk(first.long(), others[None], y[None], None if weight is None else weight[None])] if n else []
-    return SortedRatings(others, first, weight, counts, chunks)
+    n, chunks = len(y), []
+    first, others = (torch.arange(o, device=y.device) for o in (1, n))
+    if n: chunks = [Chunk(first, others.int()[None], y[None], None if weight is None else weight[None])]
+    return SortedRatings(y.new_full((1,), n) if weight is None else weight.sum()[None], chunks)
 
 # %% ../../nbs/41_models.solve.ipynb #a4205b2a
-def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
-
 def _designs(mean):
     "What a rating looks up of the other side: vector, a one for the own bias, bias. A row of zeros for the padding."
     return _with_zeros(torch.cat([mean[:,:-1], torch.ones_like(mean[:,:1]), mean[:,-1:]], 1))
@@ -241,9 +246,9 @@ def solve_rows(
 ) -> tuple[Tensor, Tensor, Tensor]: # mean, variance (n_rows, k+1); expected squared error of each row (n_rows,)
     """Posterior of each row, the other side being uncertain (mean field over rows: Lim and Teh 2007). Rows without
     ratings keep their prior. All three results come from one factorisation."""
-    mean, variance = prior.clone(), prior_variance.expand_as(prior).clone()
+    mean, variance, error = prior.clone(), prior_variance.expand_as(prior).clone(), torch.zeros_like(prior[:,0])
     all_held, around = 1/variance, torch.cat([prior[:,:-1], torch.zeros_like(prior[:,-1:])], 1)
-    error, designs, doubts = torch.zeros_like(mean[:,0]), _designs(others), _with_zeros(others_variance)
+    designs, doubts = _designs(others), _with_zeros(others_variance)
     @torch.no_grad() # a thread has a mode of its own
     def solve(chunk):
         rows, at = chunk.rows, None if y_range is None else (prior if point is None else point)[chunk.rows]
