@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-HIDDEN = re.compile(r'^#\|\s*(hide|hide_input|export\w*|eval: false)\s*$', flags=re.MULTILINE)
+HIDDEN = re.compile(r'^#\|\s*(hide|hide_input|export\w*|e(val|cho): false)\s*$', flags=re.MULTILINE)
 NOT_SHOWN = re.compile(r'^.*#\|\s*hide_line\s*$|^#\|.*$|^[%!].*$', flags=re.MULTILINE)
 
 
