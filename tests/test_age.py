@@ -15,6 +15,7 @@ from collab_pretrained.all import (
     benchmark,
     collab_learner,
 )
+from collab_pretrained.cli import main
 from collab_pretrained.data.age import age_weights, days_of
 from collab_pretrained.models.posterior import faded, start
 
@@ -178,3 +179,26 @@ def test_recent_popularity_is_a_floor():
     table = df.assign(rating=1.)[['user', 'item', 'rating', 'time']]
     tried = benchmark(table, time_name='time', loss='ials', epochs=1, n_factors=4)
     assert tried.floor == 'recent popularity' and tried.errors.loc['all', tried.floor] < tried.errors.popularity['all']
+
+def command(*args): return main(list(map(str, args)))
+
+def test_half_lives_and_forgetting_by_command(tmp_path, capsys):
+    df = waves(3000)
+    early, late, out = tmp_path/'early.csv', tmp_path/'late.csv', tmp_path/'model'
+    df[:2000].to_csv(early, index=False)
+    df[2000:].to_csv(late, index=False)
+    names = '--time', 'time', '--implicit', '--n-factors', 4
+    assert command('train', early, out, *names, '--half-life', 'auto', '--valid-pct', 0) == 0
+    assert 'half-life chosen: ' in capsys.readouterr().out
+    learn = CollabLearner.from_pretrained(out)
+    assert learn.ages.half_life in (1., 3., 7.)
+    assert command('night', out, late, '--forget-after', '20d', '--delta', tmp_path/'delta') == 0
+    assert 'Forgotten: ' in capsys.readouterr().out
+    served = CollabLearner.from_pretrained(out)
+    assert served.ages.half_life == learn.ages.half_life and served.ages.now > learn.ages.now
+    alive = df['item'][df.time > df.time.max() - 20*DAY].unique()
+    assert sorted(served.side('item').vocab.ids) == sorted(alive)
+    for args, why in ((('--half-life', 'long'), 'a number of days, or auto'),
+                      (('--half-life', 7, '--method', 'sgd', '--loss', 'bpr'), 'with --method als')):
+        assert command('train', early, tmp_path/'no', *names, *args) == 2
+        assert why in capsys.readouterr().err

@@ -309,12 +309,26 @@ def _learner(dls, source, loss, n_factors, method, min_overlap, seed):
     if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
     return learn
 
+# %% ../../nbs/83_cli.commands.ipynb #ef1c8162
+def _half_life(text, method, source, time):
+    "The option --half-life as `fit_als` takes it."
+    if text is None: return None
+    if method != 'als' or source or time is None: raise RatingsError(
+        f'--half-life {text}; expected it with --time, which says when ratings were given, with --method als, and '
+        'without --pretrained, whose own is kept')
+    try: return text if text == 'auto' else float(text)
+    except ValueError: raise RatingsError(f'--half-life {text}; expected a number of days, or auto') from None
+
+def _half_life_text(learn): return 'none' if learn.ages.half_life is None else f'{learn.ages.half_life:g} days'
+
 # %% ../../nbs/83_cli.commands.ipynb #ceea0584
-def _train(learn, source, method, adapt, rounds, epochs, lr, wd):
+def _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life):
     "Train in the way that was chosen; a model to start from learns what is new to it."
     if source and (adapt or method == 'als'):
         with contextlib.redirect_stdout(sys.stderr): learn.adapt()
-    if method == 'als' and not source: train_with_log(learn, rounds if epochs is None else epochs, method='als')
+    if method == 'als' and not source:
+        train_with_log(learn, rounds if epochs is None else epochs, method='als', half_life=half_life)
+        if half_life == 'auto': print(f'half-life chosen: {_half_life_text(learn)}')
     if method == 'als': return
     if not learn.ranking: lr, wd = lr or 5e-3, .4 if wd is None else wd
     train_with_log(learn, 5 if epochs is None else epochs, lr, wd)
@@ -338,6 +352,7 @@ def cli_train(
     loss:str|None=None, # learn a ranking instead of ratings: bpr, warp, softmax or ials; else what --pretrained learned
     method:str|None=None, # als solves rows in closed form, sgd descends; else als where rows can be solved
     rounds:int=10, # with als: how often all users and all items are solved
+    half_life:str|None=None, # with als and --time: days after which a rating counts half, or auto
     adapt:bool=False, # with --pretrained and sgd: take the ratings into the rows before training
     min_overlap:float=0., # with --pretrained: the share of users, and of items, that must have a row in it, 0 to 1
     max_rmse:float|None=None, # save only where the error on the ratings held out is no larger
@@ -369,7 +384,8 @@ def cli_train(
     if facts_of(reading): learn.facts = {'reading': facts_of(reading)}
     _is_ranking(learn, max_rmse)
     before = _held_out(learn)[1] if len(dls.valid_ds) else np.nan
-    _train(learn, source, method, adapt, rounds, epochs, lr, wd)
+    half_life = _half_life(half_life, method, source, time)
+    _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life)
     if source: print(learn.match_report)
     print(dls.report)
     _check_rmse(_print_held_out(learn, 'the ratings held out', before), max_rmse, len(dls.valid_ds))

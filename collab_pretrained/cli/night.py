@@ -54,6 +54,7 @@ def cli_night(
     keep:int=5, # versions to keep
     json:bool=False, # print the report as JSON
     seed:int=0, # of what is drawn
+    forget_after:str|None=None, # drop users and items without a rating for so long, such as 365d
     wait:float=600., # how long to wait for another command that writes to the folder, in s
     reading:Reading=BY_ENDING, # how the table is read
 ):
@@ -61,7 +62,8 @@ def cli_night(
     def table(learn): return tables_of(learn, ratings, reading)
     report = night(
         model, table, limits=_limits(limits), files=[ratings], recommend=recommend, export=export, wait=wait, say=_say,
-        time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed)
+        time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed,
+        forget_after=forget_after)
     if delta and report.verdict == 'promoted': _save_delta(model, delta)
     print(config_bytes(report.to_dict()).decode() if json else report)
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')

@@ -88,11 +88,12 @@ def train_with_log(
     lr:float|None=5e-3, # highest learning rate; None for the learner's
     wd:float|None=.4, # weight decay; None for the learner's
     method:str='sgd', # 'sgd' descends in epochs, 'als' solves rows in rounds
+    half_life:float|str|None=None, # with 'als': of ratings, or of a ranking's popularity, in days; or 'auto'
 ) -> tuple: # the last metric before and after each epoch (NaN without a validation part), and the seconds of each
     "Train, with a line for each epoch on standard error."
     watch = _Watch()
     with progress_to_stderr(learn), learn.no_logging():
         before = float(learn.validate()[-1]) if len(learn.dls.valid) else np.nan
-        if epochs and method == 'als': learn.fit_als(epochs, cbs=watch)
+        if epochs and method == 'als': learn.fit_als(epochs, cbs=watch, half_life=half_life)
         elif epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=watch)
     return [before, *watch.values], [0., *watch.seconds]

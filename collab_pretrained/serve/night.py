@@ -44,6 +44,7 @@ from ..data.splits import split_ratings
 from ..ids.canonical import canonical_ids
 from ..learner.als import positives_of
 from ..learner.core import CollabLearner
+from ..learner.update import drop_gone
 from ..models.embeddings import EmbeddingDotBias
 from .checks import Check, check_table, table_profile
 from .evaluate import predictions_for, rank_scores, rated_pairs
@@ -59,7 +60,7 @@ class Compared:
     after: float # of tonight's model, which has learned from the rest of tonight's ratings
     low: float # 95% interval of after - before, over users drawn again
     high: float # its other end; both are infinite where there are too few users to tell
-    floor: float # what the biases of tonight's model reach alone, or a ranking by tonight's popularity; NaN for none
+    floor: float # what the biases of tonight's model reach alone, or a ranking by recent popularity; NaN for none
 
     def __str__(self):
         name = f'{self.metric} on {self.n} held out' if self.group == 'all' else f'  {self.group} ({self.n})'
@@ -88,6 +89,7 @@ class NightReport:
     compared: list[Compared] = field(default_factory=list) # both models; [] where it didn't come to that
     lists: dict = field(default_factory=dict) # how much those of known users changed, as `list_change` says it
     examples: pd.DataFrame|None = field(default=None, repr=False) # of some users: user, kind, rank, item, score, when
+    gone: str = '' # who was dropped by `forget_after`, and what share of the ratings was theirs
 
     def to_dict(self) -> dict: # what JSON can hold
         "The report without `examples`, and the first line of `compared`."
@@ -114,7 +116,8 @@ def _list_lines(lists):
 def _report_text(self):
     served = f'version {self.version}' if self.version else 'the model of before'
     first = f'{self.verdict}: {self.reason or served + " is served"}'
-    parts = _taken_lines(self), _check_lines(self.checks), map(str, self.compared), _list_lines(self.lists)
+    parts = [_taken_lines(self), _check_lines(self.checks), map(str, self.compared), _list_lines(self.lists),
+             filter(None, [self.gone])]
     if self.reason: first = f'{first}\n{served} is served'
     return '\n'.join([first, *(o for part in parts for o in part), f'{self.seconds:.1f} s, {self.peak_mb:.0f} MB'])
 
@@ -213,9 +216,9 @@ def has_rows(
 @torch.no_grad()
 def floor_of(
     learn:CollabLearner, # any learner
-    rest:pd.DataFrame, # the ratings whose popular items are meant
+    rest:pd.DataFrame, # ratings whose items are popular, unless the learner keeps a recent popularity
 ) -> CollabLearner|None: # for `measures`; None for a network
-    "A learner that gives each user the average user's vector; of a ranking, one that ranks by ratings in `rest`."
+    "A learner that gives each user the average user's vector; of a ranking, one that ranks by recent popularity."
     model, res = learn.model, copy(learn)
     if not isinstance(model, EmbeddingDotBias): return None
     res.model, row = copy(model), model.u_weight.weight[:1]
@@ -225,6 +228,7 @@ def floor_of(
         counts = rest[items.column].value_counts()
         popular, rows = torch.zeros_like(model.i_bias.weight), items.vocab.rows(counts.index)
         popular[rows[rows >= 0],0] = torch.tensor(counts.to_numpy()[rows >= 0]).to(popular)
+        if learn.ages is not None and learn.ages.recent is not None: popular[:,0] = torch.from_numpy(learn.ages.recent)
         res.model.i_bias = nn.Embedding.from_pretrained(popular)
     res.model.u_weight = nn.Embedding.from_pretrained(row.expand(len(model.u_weight.weight), -1))
     return res
@@ -299,6 +303,7 @@ class NightSettings:
     k:int = 10 # length of the lists
     keep:int = 5 # versions to keep, 1 or more
     seed:int = 0 # of what is drawn
+    forget_after:float|str|None = None # drop ids without a rating for so long: days, or '365d'; None for none
 
 # %% ../../nbs/67_serve.night.ipynb #090ea00d
 def _take_in(learn, ratings):
@@ -349,8 +354,9 @@ def learn_tonight(
     if len(held_out): _take_in(learn, held_out)
     after = lists_for(learn, users, how.k)
     known = [o[o['user'].isin(sample['some'])] for o in (before, after)]
+    gone = '' if how.forget_after is None else str(drop_gone(learn, how.forget_after))
     return {'reason': '', 'compared': compared, 'lists': list_change(*known, how.k),
-            'examples': _shown(before, after, sample)}
+            'examples': _shown(before, after, sample), 'gone': gone}
 
 def _worse(o, max_loss):
     return (f"tonight's model is worse than last night's on the same ratings, beyond chance and by more than "
@@ -401,7 +407,7 @@ def _promote(folder, learn, report, profile, how, outputs):
 # %% ../../nbs/67_serve.night.ipynb #b20ed9ec
 def _report(tonight, checks, done, version, files, started):
     "What a night has come to, before it is saved."
-    names = 'compared', 'lists', 'examples'
+    names = 'compared', 'lists', 'examples', 'gone'
     return NightReport(
         verdict='refused' if done['reason'] else 'promoted', reason=done['reason'], version=version, when=utc(),
         files=[str(o) for o in files], n_ratings=len(tonight.table), n_repeated=tonight.n_repeated,
