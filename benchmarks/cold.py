@@ -210,6 +210,7 @@ def main():
     import warnings
 
     import torch
+
     from collab_pretrained.core import CollabWarning
     torch.set_num_threads(1)
     warnings.simplefilter('ignore', CollabWarning)
