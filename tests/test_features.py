@@ -17,7 +17,7 @@ from collab_pretrained.all import (
 from collab_pretrained.core import CheckpointError
 from collab_pretrained.data.features import Encoding, fit_encoding
 from collab_pretrained.models.als import fit_rounds
-from collab_pretrained.models.posterior import ridge_effects, start, with_features
+from collab_pretrained.models.posterior import predicted, ridge_effects, start, with_features
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 RATINGS = planted_ratings(n_users=80, n_items=60, n_ratings=3000, seed=1)
@@ -224,3 +224,33 @@ def test_rankings_have_rows_for_items_without_positives(tmp_path):
     assert torch.equal(again.model.weight(ids), learn.model.weight(ids))
     for o in (learn, again): o.update(LATE, seed=0, features={'item': films()})
     torch.testing.assert_close(again.model.weight(known), learn.model.weight(known))
+
+
+def test_lists_say_how_sure_they_are():
+    learn = solved()
+    users = EARLY.user.unique()[:5]
+    plain, sure = learn.recommend(users, k=5), learn.recommend(users, k=5, with_std=True)
+    assert plain.equals(sure.drop(columns='std')) and (sure['std'] > 0).all()
+    came = pd.DataFrame({'user': 999, 'item': EARLY.item.unique()[:3], 'rating': 5.})
+    lists = {z: learn.recommend([999, *users], ratings=came, k=5, with_std=True, explore=z) for z in (-2., 1e-9, 2.)}
+    new = learn.recommend([999, *users], ratings=came, k=5)
+    np.testing.assert_allclose(lists[1e-9].score, new.score, atol=1e-5)
+    assert lists[1e-9]['item'].tolist() == new['item'].tolist()
+    assert lists[-2.]['std'].mean() < lists[2.]['std'].mean()
+    assert lists[1e-9].groupby('user')['std'].mean()[999] > sure['std'].mean()  # three ratings say little
+    for kwargs in ({'on_unknown': 'popular'}, {}):
+        other = solved(loss='ials') if not kwargs else learn
+        with pytest.raises(RatingsError, match='expected a model of ratings'):
+            other.recommend(users, with_std=True, **kwargs)
+
+
+@pytest.mark.parametrize('y_range', [None, (0, 5.5)])
+def test_intervals_hold(y_range):
+    df = planted_ratings(n_users=150, n_items=100, n_ratings=8000, seed=2)
+    train = np.random.default_rng(0).random(len(df)) < .8
+    learn = solved(df[train][['user', 'item', 'rating']], y_range=y_range)
+    x = np.stack([v.rows(df[~train][c]) for c, v in learn.vocab.items()], 1)
+    some = (x > 0).all(1)
+    mean, std = predicted(learn.posterior, torch.from_numpy(x[some]), y_range)
+    z = (torch.tensor(df[~train].rating.to_numpy()[some]) - mean)/std
+    assert .74 < (z.abs() < 1.2816).float().mean() < .88

@@ -21,6 +21,7 @@ from collab_pretrained.models.posterior import (
     SidePosterior,
     linear_scale,
     mean_and_scale,
+    predicted,
     ridge_effects,
     start_side,
     units,
@@ -152,7 +153,8 @@ def _half_round(own, other, ratings, transposed, noise, least, y_range):
     "Solve the rows of one side, then estimate their prior. Returns both sides and the expected squared error."
     mean, variance, error = solve_rows(ratings, own.prior(), own.spread**2, other.mean, other.variance, noise, y_range,
                                        own.mean)
-    own, other = _learn_prior(replace(own, mean=mean, variance=variance), other, ratings, transposed, least)
+    own = replace(own, mean=mean, variance=variance, surplus=error/noise**2 - ratings.counts)
+    own, other = _learn_prior(own, other, ratings, transposed, least)
     return own, other, error.sum()
 
 def _least(y, weight, k, y_range):
@@ -168,7 +170,7 @@ def _noise(error, n, least): return max((error/n).clamp(min=0).sqrt().item(), le
 def _kept(own, first, rows, counts=False):
     "A side whose `rows` (bool, None for none) are as they were `first`."
     if rows is None: return own
-    fields = ('mean', 'variance', 'counts', 'history') if counts else ('mean', 'variance')
+    fields = ('mean', 'variance', 'surplus', 'counts', 'history')[:None if counts else 3]
     def kept(old, new): return torch.where(rows[:,None] if new.dim() == 2 else rows, old, new)
     return replace(own, **{o: kept(getattr(first, o), getattr(own, o)) for o in fields})
 
@@ -292,6 +294,15 @@ def _tonight(own, implicit, ratings, share):
     mean = torch.where(known, moved, own.base + own.explained() + history)
     return replace(own, mean=mean, variance=variance, history=history, counts=counts)
 
+# %% ../../nbs/49_models.als.ipynb #c4ab0b77
+def _surprise(posterior, x, y, weight, y_range):
+    "By how much the squared error of each rating is above what was expected of it, in units of that."
+    rating, std = predicted(posterior, x, y_range)
+    above = ((y - rating)/std)**2 - 1
+    return above if weight is None else above*weight
+
+def _surprised(own, rows, surprise): return replace(own, surplus=own.surplus.index_add(0, rows, surprise))
+
 # %% ../../nbs/49_models.als.ipynb #c9c24f76
 def _solve_tonight(priors, both, noise, y_range, n_rounds, before, frozen):
     """The rows of tonight, users then items, each from its prior. The other side's variances count by DOUBT only: what
@@ -334,7 +345,8 @@ def night(
     if not len(x): return posterior
     sides, still = [posterior.users, posterior.items], frozen or [None, None]
     rows, local = zip(*(x[:,k].unique(return_inverse=True) for k in (0, 1)), strict=True)
-    before = [o.take(r) for o, r in zip(sides, rows, strict=True)]
+    surprise = _surprise(posterior, x, y, weight, y_range)
+    before = [_surprised(o.take(r), at, surprise) for o, r, at in zip(sides, rows, local, strict=True)]
     both = sort_both(torch.stack(local, 1), y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)
     n = both[0].counts.sum()
     share = n/(n + posterior.users.counts.sum()).clamp(min=1e-9)
@@ -359,7 +371,7 @@ def _own_rows(own, rows, n):
     if rows is None:
         nothing = own.base.new_zeros(n, len(own.base))
         return replace(own, mean=nothing, variance=nothing + own.new_variance(), counts=nothing[:,0], history=nothing,
-                       features=nothing.new_zeros(n, own.features.shape[1]))
+                       surplus=nothing[:,0], features=nothing.new_zeros(n, own.features.shape[1]))
     mine, known = own.take(rows.clamp(min=0)), rows >= 0
     return replace(mine, counts=mine.counts*known, history=mine.history*known[:,None],
                    features=mine.features*known[:,None])

@@ -7,8 +7,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.posterior.htm
 # %% auto #0
 __all__ = ['ROW_FIELDS', 'NO_FEATURES', 'NOISE_COUNTS', 'SideTables', 'SidePosterior', 'Posterior', 'expected_row',
            'with_expected', 'with_features', 'ridge_effects', 'mean_and_scale', 'linear_scale', 'units', 'start_side',
-           'start', 'noise_factor', 'first_variance', 'doubt_factors', 'doubt_of_items', 'predicted',
-           'posterior_tables', 'read_posterior', 'faded', 'match_side', 'match_posterior']
+           'start', 'noise_factor', 'first_variance', 'doubt_factors', 'doubt_of_items', 'with_first',
+           'predicted_pairs', 'predicted', 'posterior_tables', 'read_posterior', 'faded', 'match_side',
+           'match_posterior']
 
 # %% ../../nbs/44_models.posterior.ipynb #9d482953
 import math
@@ -237,40 +238,54 @@ def first_variance(
 # %% ../../nbs/44_models.posterior.ipynb #cec2389d
 @torch.no_grad()
 def doubt_factors(
-    users:SidePosterior, # of some users
-    variance:Tensor, # (n_users, k+1): of their rows
+    users:SidePosterior, # some users
 ) -> Tensor: # (n_users, 2k+2)
     "What gives the variance of a score, the noise aside, in a product with `doubt_of_items`."
+    variance = users.variance
     ones = torch.ones_like(variance[:,-1:])
     return torch.cat([variance[:,:-1], users.mean[:,:-1]**2, variance[:,-1:], ones], 1)
 
 @torch.no_grad()
 def doubt_of_items(
-    items:SidePosterior, # of some items
-    variance:Tensor, # (n_items, k+1): of their rows
+    items:SidePosterior, # some items
 ) -> Tensor: # (n_items, 2k+2)
     "The other factor of the product: E(u^2)E(v^2) - E(u)^2 E(v)^2, and the variances of both biases."
+    variance = items.variance
     ones = torch.ones_like(variance[:,-1:])
     return torch.cat([items.mean[:,:-1]**2 + variance[:,:-1], variance[:,:-1], ones, variance[:,-1:]], 1)
 
 # %% ../../nbs/44_models.posterior.ipynb #4f4fc723
+def with_first(
+    own:SidePosterior, # a side
+    other:SidePosterior, # the other side
+) -> SidePosterior: # `own`, its variances being `first_variance`
+    "A side as it is where predictions are made."
+    return replace(own, variance=first_variance(own, other))
+
 @torch.no_grad()
+def predicted_pairs(
+    users:SidePosterior, # n rows, from `with_first`
+    items:SidePosterior, # n rows, likewise
+    noise:float, # of the posterior
+    y_range:tuple|None=None, # of the model
+) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
+    "Mean and standard deviation of the rating of each user and the item in the same place."
+    doubt = (doubt_factors(users)*doubt_of_items(items)).sum(1)
+    z = (users.mean[:,:-1]*items.mean[:,:-1]).sum(1) + users.mean[:,-1] + items.mean[:,-1]
+    if y_range is not None:
+        low, high = y_range
+        p = torch.sigmoid(z)
+        z, doubt = low + (high-low)*p, doubt*((high-low)*p*(1-p))**2
+    return z, (doubt + noise**2*noise_factor(users)*noise_factor(items)).sqrt()
+
 def predicted(
     posterior:Posterior, # of ratings
     x:Tensor, # (n, 2) int64: user's and item's row of each pair
     y_range:tuple|None=None, # of the model
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
     "Mean and standard deviation of the rating of each pair."
-    users, items = posterior.users, posterior.items
-    u, v = users.take(x[:,0]), items.take(x[:,1])
-    unsure = doubt_factors(u, first_variance(users, items)[x[:,0]])
-    doubt = (unsure*doubt_of_items(v, first_variance(items, users)[x[:,1]])).sum(1)
-    z = (u.mean[:,:-1]*v.mean[:,:-1]).sum(1) + u.mean[:,-1] + v.mean[:,-1]
-    if y_range is not None:
-        low, high = y_range
-        p = torch.sigmoid(z)
-        z, doubt = low + (high-low)*p, doubt*((high-low)*p*(1-p))**2
-    return z, (doubt + posterior.noise**2*noise_factor(u)*noise_factor(v)).sqrt()
+    users, items = (with_first(*posterior.side(o)).take(x[:,k]) for k, o in enumerate(SIDES))
+    return predicted_pairs(users, items, posterior.noise, y_range)
 
 # %% ../../nbs/44_models.posterior.ipynb #b1707820
 def _unsaved(own): return ('mean', 'features') if own.has_features else ('mean', 'features', *_OF_FEATURES)
