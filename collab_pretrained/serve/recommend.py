@@ -191,7 +191,7 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
         pairs = seen(users[rows])
         return np.stack([np.searchsorted(users, pairs[:,0]), pairs[:,1]], 1)
     scores = scores_of(model, item_rows)
-    if len(ids) <= 16: scores.size = min(scores.size, 16)  # lines are computed whether or not they are asked for
+    if len(ids) <= 16: scores.size = min(scores.size, len(ids))  # all lines are computed, asked for or not
     return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #8597f0a8
