@@ -1,5 +1,5 @@
 "Transfer learning for fastai's collaborative filtering; `collab_pretrained.all` has the names."
 from ._moved import register
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 register()
