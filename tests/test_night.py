@@ -83,6 +83,12 @@ def test_what_was_taken_in_is_not_taken_in_again(served):
     assert all(torch.equal(a, b) for a, b in zip(learn.model.parameters(), part.model.parameters(), strict=True))
 
 
+def test_the_newest_rating_of_a_pair_counts(served):
+    twice = pd.concat([NIGHTS[0].assign(rating=1., time=NIGHTS[0].time - 1), NIGHTS[0]])[::-1]
+    new = module.read_night(CollabLearner.from_pretrained(served), twice, 'time').new
+    pd.testing.assert_frame_equal(new, NIGHTS[0])
+
+
 def test_a_model_that_got_worse_is_refused(served, monkeypatch):
     take_in, before = module._take_in, served_files(served)
     def spoiled(learn, ratings):
@@ -237,6 +243,9 @@ def test_the_command(served, tmp_path):
     code, out, err = command('night', served, tmp_path/'0.csv')
     assert (code, err.count('\n')) == (1, 1) and out.startswith('refused: ') and 'version 2 is served' in out
     (tmp_path/'odd.csv').write_text('who,what\n1,2\n')
+    for words in (['night', tmp_path/'none', tmp_path/'1.csv'], ['rollback', tmp_path/'none'],
+                  ['forget', tmp_path/'none', '--users', 'a']):
+        assert command(*words)[0] == 2 and not (tmp_path/'none').exists()
     code, out, err = command('night', served, tmp_path/'odd.csv')
     assert (code, out) == (2, '') and "no columns ['user', 'item']" in err
     assert command('night', served, tmp_path/'1.csv', '--limits', 'max_errors=3')[0] == 2

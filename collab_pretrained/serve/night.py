@@ -129,7 +129,7 @@ class Tonight:
     "A table of ratings, as a model sees it."
     table: pd.DataFrame # all of it
     read: Ratings # the same, by number
-    new: pd.DataFrame # the ratings that the model hasn't taken in, the last of each pair
+    new: pd.DataFrame # the ratings that the model hasn't taken in, the last of each pair, by time if that is known
     n_repeated: int # ratings that it has taken in
     n_new_ids: list[int] # users, and items, of the new ratings that it doesn't know
 
@@ -145,7 +145,9 @@ def read_night(
     pairs, evidence = read.on(learn.vocab), learn.evidence()  # ty: ignore[missing-attribute] it is patched in
     again = (pairs >= 0).all(1) & (evidence is not None)
     again[again] = evidence.has(pairs[again]) if evidence is not None else False
-    new = table[~again].drop_duplicates(list(learn.vocab), keep='last')
+    order = np.flatnonzero(~again)
+    if read.times is not None: order = order[np.argsort(read.times[order], kind='stable')]
+    new = table.iloc[order].drop_duplicates(list(learn.vocab), keep='last')
     n_new_ids = [int((vocab.rows(new[col].drop_duplicates()) < 0).sum()) for col, vocab in learn.vocab.items()]
     return Tonight(table, read, new, int(again.sum()), n_new_ids)
 
@@ -432,6 +434,7 @@ def night(
 ) -> NightReport: # what was done and why
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
     started, how = clock.perf_counter(), NightSettings(**kwargs)
+    read_facts(model)  # raises, and makes no folder, where there is no model
     with one_writer(model, wait) as folder:
         say('reading')
         clean_up(folder)
@@ -471,11 +474,15 @@ class Forgotten:
         return '\n'.join([*lines, *(f'written again: {o}' for o in self.rewritten)])
 
 # %% ../../nbs/67_serve.night.ipynb #221b5c24
-def _cleared(x, ids):
+def _unnamed(x, ids):
     "JSON without texts that name one of `ids`."
-    if isinstance(x, dict): return {k: _cleared(v, ids) for k, v in x.items()}
-    if isinstance(x, list): return [_cleared(o, ids) for o in x]
+    if isinstance(x, dict): return {k: _unnamed(v, ids) for k, v in x.items()}
+    if isinstance(x, list): return [_unnamed(o, ids) for o in x]
     return '(forgotten)' if isinstance(x, str) and ids & {*re.findall(r'\w[\w.-]*\w|\w', x)} else x
+
+def _cleared(facts, ids):
+    "A report, or an entry of the lineage, whose words name none of `ids`."
+    return {k: _unnamed(v, ids) if k in ('reason', 'checks', 'profile') else v for k, v in facts.items()}
 
 def _rewrite_lists(learn, path, gone):
     "Lists without the users and items that are gone."
@@ -493,11 +500,6 @@ def _rewrite_outputs(learn, past, gone):
         for _ in range(2): learn.export_vectors(folder)  # which keeps the export before the last
     return found('recommend') + found('export')
 
-def _with_row(learn, side, ids):
-    "Those of `ids` that have a row, in their one form."
-    ids = canonical_ids(ids, f'{side}s') if ids else []
-    return [o for o, row in zip(ids, learn.side(side).vocab.rows(ids), strict=True) if row >= 0]
-
 def _clear_reports(folder, names):
     for o in (folder/'reports').glob('*.json'): write_report(folder, _cleared(json.loads(o.read_bytes()), names))
 
@@ -510,14 +512,16 @@ def forget(
 ) -> Forgotten: # what was removed
     "Remove ids and all that belongs to them from a model and from its earlier versions."
     asked = {'user': list(users), 'item': list(items)}
+    read_facts(model)
     with one_writer(model, wait) as folder:
         learn, past = CollabLearner.from_pretrained(folder), lineage_of(read_facts(folder))
-        gone = {side: _with_row(learn, side, ids) for side, ids in asked.items()}
-        names, n = {str(o) for ids in asked.values() for o in ids}, [len(o) for o in gone.values()]
-        if any(n): learn.drop_ids(gone['user'], gone['item'])
-        def save(folder, lineage): learn.save_pretrained(folder, lineage=_cleared(lineage, names))
+        ids = {side: canonical_ids(o, f'{side}s') if o else np.zeros(0, dtype=int) for side, o in asked.items()}
+        known = [o[learn.side(side).vocab.rows(o) >= 0] for side, o in ids.items()]
+        names, n = {str(o) for some in ids.values() for o in some}, [len(o) for o in known]
+        if any(n): learn.drop_ids(*known)
+        def save(folder, lineage): learn.save_pretrained(folder, lineage=[_cleared(o, names) for o in lineage])
         before = versions_of(folder)
         version = add_version(folder, save, {'verdict': 'forgot'}, keep=1)
         _clear_reports(folder, names)
-        rewritten = _rewrite_outputs(learn, past, gone)
+        rewritten = _rewrite_outputs(learn, past, ids)
     return Forgotten(*n, len(names) - sum(n), version, before, rewritten)

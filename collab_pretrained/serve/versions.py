@@ -156,6 +156,7 @@ def rollback(
     wait:float=600., # how long to wait for another program that writes to the model, in s
 ) -> int: # the version that is served now
     "Have an earlier version served again."
+    read_facts(model)  # raises, and makes no folder, where there is no model
     with one_writer(model, wait):
         current, kept = served_version(model), versions_of(model)
         earlier = [o for o in kept if current is None or o < current]
