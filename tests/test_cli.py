@@ -327,3 +327,16 @@ def test_no_file_ends_in_a_traceback(night):
     assert '--text-ids' in run('update', 'model', 'zeros.csv')[2]
     status, out, err = run('recommend', 'model', '--users', '777', '--on-unknown', 'skip')
     assert status == 0 and 'no lists' in err
+
+
+def test_evaluate_says_on_whom_its_figures_are(night):
+    tuesday, monday = pd.read_csv('tuesday.csv'), pd.read_csv('monday.csv')
+    status, _, err = run('evaluate', 'model', 'tuesday.csv')
+    assert status == 0 and '--history' in err
+    status, out, _ = run('evaluate', 'model', 'tuesday.csv', '--history', 'monday.csv', '--out', 'figures.csv')
+    known = tuesday.user.isin(monday.user) & tuesday['item'].isin(monday['item'])
+    counts = next(o for o in out.splitlines() if o.startswith('n_ratings')).split()[1:]
+    assert status == 0 and counts == [str(o) for o in (len(tuesday), known.sum(), (~known).sum())]
+    assert 'with rows' in out and 'without rows' in out and 'rmse of biases' in out and 'of popular' in out
+    assert len(pd.read_csv('figures.csv')) == 3
+    assert 'without rows' not in run('evaluate', 'model', 'monday.csv')[1]

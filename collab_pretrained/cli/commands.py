@@ -482,6 +482,20 @@ def cli_update(
 # %% ../../nbs/83_cli.commands.ipynb #c326c8fd
 commands['update'] = cli_update
 
+# %% ../../nbs/83_cli.commands.ipynb #922ec8a6
+def _with_and_without_rows(learn, df, k, min_rating, seen):
+    "The figures of all ratings; and where some are of users or items without a row, of those with and without one."
+    res = learn.evaluate(df, k, min_rating, seen)
+    table = read_ratings(df, *learn.vocab, implicit=True, id_cast=learn.dls.train_ds.id_cast)
+    has_rows = (table.on(learn.vocab) >= 0).all(1)  # ty: ignore[missing-attribute] it is patched in
+    if has_rows.all(): return res
+    parts = [res]
+    for name, some in (('with rows', has_rows), ('without rows', ~has_rows)):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', CollabWarning)  # said of all
+            if some.any(): parts.append(learn.evaluate(df[some], k, min_rating, seen).rename({'all': name}))
+    return pd.concat(parts)
+
 # %% ../../nbs/83_cli.commands.ipynb #cf66a87b
 def cli_evaluate(
     model:str, # folder of a saved model
@@ -498,7 +512,9 @@ def cli_evaluate(
     _is_ranking(learn, max_rmse)
     df = tables_of(learn, ratings, reading)
     seen = tables_of(learn, history, reading, with_ratings=False) if history else None
-    with progress_to_stderr(learn): res = learn.evaluate(df, k, min_rating, seen)
+    with progress_to_stderr(learn): res = _with_and_without_rows(learn, df, k, min_rating, seen)
+    if learn.ranking is None and 'rmse of biases' not in res: _say(
+        'what user and item biases alone reach is not known without earlier ratings; --history gives them')
     if out: _write(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
