@@ -442,3 +442,8 @@ def test_loaders_of_fastai_are_refused(tmp_path):
         with pytest.raises(RatingsError, match='expected our own `CollabDataLoaders`'): f()
     learn.save_pretrained('x')
     assert n_learned(from_folder(tmp_path/'x')) > 0
+
+
+def test_descent_says_that_it_uses_no_weights(tmp_path):
+    learn = solved(EARLY.assign(w=2.), tmp_path, weight_name='w')
+    with pytest.warns(CollabWarning, match="column 'w'.* gradient descent counts each rating once"): quiet(learn, 'fit', 1)

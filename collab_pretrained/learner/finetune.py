@@ -8,6 +8,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.finetune.htm
 __all__ = ['FrozenRowsCallback', 'known_ids', 'AnchorCallback']
 
 # %% ../../nbs/54_learner.finetune.ipynb #89715660
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import SIDES, VocabError, examples
+from ..core import SIDES, CollabWarning, VocabError, examples
 from ..ids.canonical import canonical_ids
 from ..models.optim import FusedAdam
 from ..weights.match import value_of_side
@@ -62,9 +63,16 @@ def _without_rows(grad, rows):
     grad.values()[torch.isin(grad.indices()[0], rows)] = 0
     return grad
 
+def _warn_of_weights(learn):
+    ds = learn.dls.train.dataset
+    if getattr(ds, 'weights', None) is not None: warnings.warn(
+        f'ratings with weights (column {ds.weight_name!r}), and gradient descent counts each rating once; expected '
+        '`fit_als`, which uses weights, or loaders without `weight_name`', CollabWarning, stacklevel=4)
+
 @patch
 def _do_fit(self:CollabLearner):
     "fastai's epochs, after which frozen rows are as they were, whatever ended them."
+    _warn_of_weights(self)
     self.trained_here = True
     if self.solved: self.solved = None, self.solved[1]  # of rows that are about to move
     try: super(CollabLearner, self)._do_fit()
