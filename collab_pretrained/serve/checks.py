@@ -130,30 +130,32 @@ _of_values = [
     Rule('one rating', 'top_rating', '{top_rating:.1%} of the ratings are the same', 'see whether ratings were lost',
          high='max_one_rating', floor=.6, first=(.4, 1.))]
 
-# %% ../../nbs/65_serve.checks.ipynb #a0d29214
-def _days_ahead(newest, now):
-    "How many days a time lies ahead, if it looks like seconds or milliseconds since 1970; else None."
-    seconds = newest/1000 if newest > 1e11 else newest
-    return (seconds - now)/86400 if seconds > 5e8 else None
+# %% ../../nbs/65_serve.checks.ipynb #716896a1
+def _day(newest):
+    "How long a day is, if a time looks like seconds or milliseconds since 1970; else None."
+    if newest < 5e8: return None
+    return 86_400 if newest < 1e11 else 86_400_000
 
 def _times(table, taken, earlier, now):
     "When the ratings were given, beside those of the night before."
     if table.times is None: return {}
     times = table.times.astype(np.float64)
     res = {'oldest': float(times[~taken].min(initial=times.max())), 'newest': float(times.max())}
-    res['ahead'] = _days_ahead(res['newest'], now)
+    day = _day(res['newest'])
+    if day: res['ahead'] = res['newest']/day - now/86_400
     since = next((p['newest'] for p in reversed(earlier) if 'newest' in p), None)
     if since is None: return res
     later = times > since
-    return {**res, 'step': res['newest'] - since, 'late': float((~later & ~taken).sum()/max((~taken).sum(), 1)),
+    return {**res, 'step': (res['newest'] - since)/(day or 1), 'unit': 'days' if day else 'units of time',
+            'late': float((~later & ~taken).sum()/max((~taken).sum(), 1)),
             'rerated': float(taken[later].mean()) if later.any() else 0.}
 
-# %% ../../nbs/65_serve.checks.ipynb #8b043ca7
+# %% ../../nbs/65_serve.checks.ipynb #9222886e
 _of_times = [
-    Rule('clock', 'ahead', 'the newest rating is of {ahead:,.1f} days from now', 'correct the times, or their unit',
-         high='max_days_ahead', scale='number', fixed=1.),
-    Rule('step', 'step', 'the newest rating is {step:,.0f} later than the newest of the night before', 'correct the '
-         'times, or say that nights were left out', high='max_step', scale='count', floor=1.),
+    Rule('clock', 'ahead', 'the newest rating lies {ahead:,.1f} days ahead', 'correct the times, or their unit',
+         high='max_days_ahead', scale='number', fixed=1., fine='no rating of the future'),
+    Rule('step', 'step', 'the newest rating is {step:,.3g} {unit} later than that of the night before', 'correct the '
+         'times, or see whether nights were left out', high='max_step', scale='count', floor=1.),
     Rule('late ratings', 'late', '{late:.1%} of the new ratings are older than the newest of the night before',
          f'is this an older file, or are times damaged? {_source.capitalize()}', high='max_late', first=(.05, .6)),
     Rule('rated again', 'rerated', '{rerated:.1%} of the pairs that are newer than the night before were taken in '
@@ -240,25 +242,29 @@ def _suspects(learn, new):
     swapped = [o[c] for o, c in zip(swapped, codes[::-1], strict=True)]
     yield 'the user and item columns are swapped', np.stack(swapped, 1)
 
-# %% ../../nbs/65_serve.checks.ipynb #30b6450d
+# %% ../../nbs/65_serve.checks.ipynb #e0ecb24f
+def _better(learn, new, rows, what, repaired, y):
+    "By how many standard errors a repaired table explains the ratings better, and its mean loss."
+    own, by, everyone = new.values.astype(np.float64), new.users, np.zeros(len(new), dtype=int)
+    group = everyone if 'swapped' in what else by
+    better = _losses(learn, rows, own, group) - _losses(learn, repaired, y, group)
+    if 'the user ids' in what: better = np.bincount(by, better)[np.unique(by)]
+    found, known = repaired >= 0, rows >= 0
+    gained = int((found & ~known).sum()) if not (known & ~found).any() and 'one too' not in what else 0
+    return max(_standardized(better)*len(better)**.5, gained**.5), _losses(learn, repaired, y, everyone).mean(), what
+
 def _suspicion(learn, new, rows):
     "The likeliest damage, and how many standard errors better the model explains the ratings once it is repaired."
-    y, by, nobody, res = new.values.astype(np.float64), new.users, np.zeros(len(new), dtype=int), []
-    known = rows >= 0
+    y, res = new.values.astype(np.float64), []
     for what, repaired in _suspects(learn, new):
-        found = repaired >= 0
-        if found.mean() < known.mean() - .02 or np.array_equal(repaired, rows): continue
-        group = nobody if 'swapped' in what else by
-        better = _losses(learn, rows, y, group) - _losses(learn, repaired, y, group)
-        if 'the user ids' in what: better = np.bincount(by, better)[np.unique(by)]
-        gained = int((found & ~known).sum()) if not (known & ~found).any() and 'one too' not in what else 0
-        res.append((max(_standardized(better)*len(better)**.5, gained**.5), what))
+        fewer = (repaired >= 0).mean() < (rows >= 0).mean() - .02 and 'swapped' not in what
+        if not fewer and not np.array_equal(repaired, rows): res.append(_better(learn, new, rows, what, repaired, y))
     if learn.ranking is None:
         low, high = _limits_of(learn) or (y.min(), y.max())
-        better = _losses(learn, rows, y, by) - _losses(learn, rows, low + high - y, by)
-        res.append((_standardized(better)*len(y)**.5, 'the ratings are upside down'))
-    suspicion, suspect = max(res, key=lambda o: o[0], default=(0., ''))
-    return {'suspicion': suspicion, 'suspect': suspect}
+        res.append(_better(learn, new, rows, 'the ratings are upside down', rows, low + high - y))
+    strong = [o for o in res if o[0] > 3]
+    best = min(strong, key=lambda o: o[1]) if strong else max(res, default=(0., 0., ''))
+    return {'suspicion': best[0], 'suspect': best[2]}
 
 # %% ../../nbs/65_serve.checks.ipynb #7a6c5a25
 _of_fit = [
@@ -333,10 +339,11 @@ def _own_error(rule, profile, usual):
     return {'mean': profile.get('std', 0.)/users**.5, 'std': (2*users)**-.5, 'error': (2*users)**-.5,
             'item_fit': max(n, 1)**-.5, 'user_fit': max(users*profile.get('known_users', 1.), 1)**-.5}.get(rule.key, 0.)
 
-# %% ../../nbs/65_serve.checks.ipynb #1f29d670
+# %% ../../nbs/65_serve.checks.ipynb #97b186c5
 def _usual(rule, profile, earlier):
     "The usual value, and the lowest and the highest that is expected; None where that takes more earlier nights."
-    past = np.array([_on_scale(rule, p[rule.key], p[rule.of]) for p in earlier[-30:] if p.get(rule.key) is not None])
+    earlier = [p for p in earlier[-30:] if p.get(rule.key) is not None]
+    past = np.array([_on_scale(rule, p[rule.key], p[rule.of]) for p in earlier])
     if len(past) < 3 and rule.first is None: return None
     if len(past) >= 3:
         centre = float(np.median(past))
@@ -344,7 +351,8 @@ def _usual(rule, profile, earlier):
         spread = max(1.4826*float(np.median(np.abs(past - centre))), floor)*(1 + 2/len(past))
     else: centre, spread = _on_scale(rule, rule.first[0], profile[rule.of]), rule.first[1]
     reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre)))
-    return [_off_scale(rule, o) for o in (centre, min([centre - reach, *past]), max([centre + reach, *past]))]
+    low, high = (_off_scale(rule, o) for o in (min([centre - reach, *past]), max([centre + reach, *past])))
+    return float(np.median([p[rule.key] for p in earlier])) if earlier else rule.first[0], low, high
 
 # %% ../../nbs/65_serve.checks.ipynb #859a797b
 @dataclass(frozen=True, repr=False)
