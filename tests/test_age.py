@@ -1,4 +1,6 @@
 "Half-lives of ratings and of popularity, and forgetting who is gone."
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -194,8 +196,12 @@ def test_half_lives_and_forgetting_by_command(tmp_path, capsys):
     assert learn.ages.half_life in (1., 3., 7.)
     assert command('night', out, late, '--forget-after', '20d', '--delta', tmp_path/'delta') == 0
     assert 'Forgotten: ' in capsys.readouterr().out
+    replica = shutil.copytree(out/'versions'/'00001', tmp_path/'replica')
+    assert command('apply', replica, tmp_path/'delta') == 0
+    followed = CollabLearner.from_pretrained(replica)
     served = CollabLearner.from_pretrained(out)
     assert served.ages.half_life == learn.ages.half_life and served.ages.now > learn.ages.now
+    assert same(tables(served), tables(followed)) and (served.ages.recent == followed.ages.recent).all()
     alive = df['item'][df.time > df.time.max() - 20*DAY].unique()
     assert sorted(served.side('item').vocab.ids) == sorted(alive)
     for args, why in ((('--half-life', 'long'), 'a number of days, or auto'),
