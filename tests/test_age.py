@@ -208,3 +208,16 @@ def test_half_lives_and_forgetting_by_command(tmp_path, capsys):
                       (('--half-life', 7, '--method', 'sgd', '--loss', 'bpr'), 'with --method als')):
         assert command('train', early, tmp_path/'no', *names, *args) == 2
         assert why in capsys.readouterr().err
+
+def test_folded_ratings_count_by_their_age():
+    df = ratings()
+    learn = fitted(rated(df), 4, half_life=90)
+    new = pd.DataFrame({'user': 999, 'item': [1, 2, 3], 'rating': [5., 4., 5.], 'time': df.time.max() - 90*DAY})
+    then, now, unknown = (learn.fold_in(o) for o in (new, new.assign(time=df.time.max()), new.drop(columns='time')))
+    assert (then.variance > now.variance).all() and torch.equal(now.rows, unknown.rows)
+    later = learn.fold_in(new.assign(time=df.time.max() + 90*DAY, user=[5]*3, item=[0, 1, 2]), ids='all')
+    assert later.variance.shape == (1, 4)
+    learn.fold_in(new, commit=True)
+    row = learn.side('user').vocab.rows(np.array([999]))[0]
+    assert learn.ages.users[row] == learn.ages.now and len(learn.ages.users) == len(learn.side('user').vocab)
+    close(float(learn.posterior.users.counts[row]), 1.5, 1e-4)

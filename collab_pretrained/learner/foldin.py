@@ -10,7 +10,7 @@ __all__ = ['FoldedIn']
 # %% ../../nbs/57_learner.foldin.ipynb #7c194006
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from collab_pretrained.learner.als import (
+    ages_of,
+    days_in,
     dot_product,
     factors_of,
     feature_values,
@@ -32,6 +34,7 @@ from collab_pretrained.learner.als import (
 )
 
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
+from ..data.age import age_weights
 from ..data.columns import cast_of
 from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
@@ -40,6 +43,7 @@ from ..models.als import with_rows
 from ..models.embeddings import y_range_of
 from ..models.ials import IALS, ImplicitFactors, ials_fold_in, with_fallback
 from ..models.losses import liking_offset, solve_liking
+from ..models.posterior import faded
 from ..models.ranking import is_positive
 from .core import CollabLearner
 from .forget import add_rows
@@ -81,10 +85,13 @@ class _Asked:
     x: Tensor # (n, 2) int64: place among the ids, and row of the other side, of each rating
     y: Tensor # (n,) float32
     weight: Tensor|None # (n,) float32
+    days: np.ndarray|None # (n,): when; None where it isn't known, which means now
 
     def rows_on(self): return torch.from_numpy(self.rows).to(self.x.device)
-    def take(self, some): return _Asked(self.ids, self.rows, self.x[some], self.y[some],
-                                        None if self.weight is None else self.weight[some])
+    def take(self, some):
+        weight = None if self.weight is None else self.weight[some]
+        days = None if self.days is None else self.days[some.cpu().numpy()]
+        return replace(self, x=self.x[some], y=self.y[some], weight=weight, days=days)
 
 # %% ../../nbs/57_learner.foldin.ipynb #72d74b6d
 def _ratings_to_solve(learn, ratings, side, ids):
@@ -100,7 +107,8 @@ def _ratings_to_solve(learn, ratings, side, ids):
     use, device = (x >= 0).all(1), next(learn.model.parameters()).device
     weight = None if table.weights is None else torch.tensor(table.weights[use]).to(device)
     y = torch.tensor(table.values[use]).to(device)
-    return _Asked(names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), y, weight)
+    days = None if table.times is None else days_in(learn, torch.tensor(table.times[use]))
+    return _Asked(names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), y, weight, days)
 
 def _warn_of_lost(x, other):
     asked = x[:,0] >= 0
@@ -108,6 +116,22 @@ def _warn_of_lost(x, other):
     if not lost.any(): return
     what = f'{lost.sum()} of {asked.sum()} ratings are of {other}s without a row, and are left out'
     warnings.warn(what, CollabWarning, stacklevel=5)
+
+# %% ../../nbs/57_learner.foldin.ipynb #9efe7f0b
+def _by_age(learn, asked):
+    "What is left of the posterior when the ratings come, and the weights of these by their age; see `Ages`."
+    ages, days = learn.ages, asked.days
+    if ages is None or ages.half_life is None or days is None or not len(days): return learn.posterior, asked.weight
+    now = max(ages.now, days.max())
+    weight = torch.from_numpy(age_weights(days, ages.half_life, now)).to(asked.y)
+    return faded(learn.posterior, ages.fading(now)), weight if asked.weight is None else weight*asked.weight
+
+def _ages_with(learn, pairs, asked):
+    "`Ages` with ratings that were folded in; what is known of other rows does not fade by that."
+    if learn.ages is None or asked.days is None: return learn.ages
+    liked = None if learn.ranking is None else is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    later = learn.ages.with_ratings(pairs, asked.days, None if liked is None else liked.cpu().numpy())
+    return later if learn.ranking is not None else replace(later, now=learn.ages.now)
 
 # %% ../../nbs/57_learner.foldin.ipynb #de88b800
 def _pairs(rows, x, side):
@@ -125,7 +149,8 @@ def _is_new(learn, side, asked):
 def _solved(learn, side, asked, y_range):
     "Mean and variance of rows of ratings; known rows without a new rating are as they were, to the bit."
     own, rows = learn.posterior.side(side)[0], asked.rows_on()
-    mean, variance = solve_new_rows(learn.posterior, side, asked.x, asked.y, rows, asked.weight, y_range)
+    prior, weight = _by_age(learn, asked)
+    mean, variance = solve_new_rows(prior, side, asked.x, asked.y, rows, weight, y_range)
     same = ((rows >= 0) & (torch.bincount(asked.x[:,0], minlength=len(rows)) == 0))[:,None]
     return torch.where(same, own.mean[rows], mean), torch.where(same, own.variance[rows], variance)
 
@@ -201,13 +226,14 @@ def _refuse_frozen(learn, side, folded, rows):
 def _commit(learn, side, folded, asked):
     "Put folded rows into model, vocabulary and posterior."
     _refuse_frozen(learn, side, folded, asked.rows)
-    place, added, learn.opt = learn.side(side), folded.ids[asked.rows < 0], None
+    place, added, learn.opt, learn.ages = learn.side(side), folded.ids[asked.rows < 0], None, ages_of(learn)
     if len(added): add_rows(learn, {**learn.vocab, place.column: place.vocab.grown(added)})
     rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(asked.x.device)
+    pairs, sizes, known = _pairs(rows, asked.x, side).cpu().numpy(), [*map(len, learn.vocab.values())], learn.evidence()
+    learn.ages = _ages_with(learn, pairs, asked)
     if learn.ranking is not None: _set_ranked_rows(learn, side, rows, folded.rows, asked)
     else:
-        new = folded.rows, folded.variance, asked.x, asked.weight
+        new = folded.rows, folded.variance, asked.x, _by_age(learn, asked)[1]
         learn.set_posterior(with_rows(learn.posterior, side, rows, *new))
-    pairs, sizes, known = _pairs(rows, asked.x, side).cpu().numpy(), [*map(len, learn.vocab.values())], learn.evidence()
     learn.seen = Seen.of_pairs(pairs, *sizes) if known is None else known.with_pairs(pairs, *sizes)
     learn.trained_here, learn.match_report = False, None
