@@ -25,7 +25,8 @@ trained anew each night, too, which takes minutes.
   update, half-life    the first model of these, read from its folder, takes in each night's ratings
   recent               for rankings: items by their recent popularity alone, with the half-life that ranks the newest
                        tenth of the ratings so far best
-`half_life` is what the first model chose, in days."""
+`half_life` is what the first model chose, in days.
+results/nights.csv and results/nights_ranking.csv have the tables of one seed."""
 
 import argparse
 import os
