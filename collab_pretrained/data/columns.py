@@ -72,8 +72,7 @@ def check_guess(
         f'`from_csv`), {remedy}')
     if isinstance(name, str) and re.fullmatch(r'-?\d+(\.\d+)?|Unnamed: \d+', name): raise RatingsError(
         f'{said} {"it has no name" if "U" in name else "its name is a number"}; expected names: where the first line '
-        'is a rating already, '
-        f'`header=None` (`from_csv`), {remedy}')
+        f'is a rating already, `header=None` (`from_csv`), {remedy}')
     if role not in (_roles_of(name) or {role}): warn_user(
         f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
@@ -187,8 +186,7 @@ def complete_rows(frame, names, on_missing):
     said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in {where[o]}' for o, m in missing.items())
     if on_missing == 'raise': raise RatingsError(
         f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`. In a CSV "
-        "file, the texts 'NA', 'None', 'null' "
-        "and the like are taken for missing unless `keep_default_na=False`")
+        "file, the texts 'NA', 'None', 'null' and the like are taken for missing unless `keep_default_na=False`")
     complete = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
     warn_user(f'{said}: {len(frame)-len(complete)} rows left out')
     return complete

@@ -170,8 +170,7 @@ def read_csv(
     for o in seen:
         if 'index_col' not in kwargs and 'Length of header' in str(o.message): raise RatingsError(
             f'{said}the lines have more values than the first line has names; expected as many: are there decimal '
-            'commas, which need another separator or quotes? '
-            '`index_col=False` leaves out what is too many at the end')
+            'commas, which need another separator or quotes? `index_col=False` leaves out what is too many at the end')
         warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
     if is_tabs: options['quoting'] = QUOTE_NONE
     if isinstance(csv, (str, Path)) and Path(csv).is_file(): _warn_of_zeros(df, csv, said, options)
@@ -338,8 +337,7 @@ def pick_columns(
         if is_guess and k < len(cols): name = cols[k]
         if name not in cols and str(name).isdecimal() and int(name) in cols: name = int(name)  # without a header
         if name not in cols: raise RatingsError(
-            f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {cols}: name it with '
-            f'`--{role}`')
+            f'{path}: no {role} column{f" {name!r}" if name else ""}; the columns are {cols}: name it with `--{role}`')
         if is_guess and role != 'time': check_guess(name, role, options)
         names.append(name)
     if len(set(names)) < len(names): raise RatingsError(

@@ -279,9 +279,8 @@ def titles_of(
         "`films.set_index('item').title`")
     titles = dict(titles.items())
     if ids and not any(o in titles for o in ids): raise VocabError(
-        f'titles: none for {examples(ids)}, but for {examples(list(titles))}; expected a dictionary or a Series from '
-        'id to title, e.g. '
-        "`films.set_index('item').title`")
+        f"titles: none for {examples(ids)}, but for {examples(list(titles))}; expected a dictionary or a Series from "
+        "id to title, e.g. `films.set_index('item').title`")
     return [titles.get(o, o) for o in ids]
 
 def _with_titles(df, titles):

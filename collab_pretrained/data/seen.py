@@ -67,9 +67,7 @@ class Seen:
     @property
     def n_users(self) -> int: return len(self.offsets) - 1
     @property
-    def counts(self) -> np.ndarray: # int64 (n_users,)
-        "How many items each user row has seen."
-        return np.diff(self.offsets)
+    def counts(self) -> np.ndarray: return np.diff(self.offsets) # int64 (n_users,): items that each user row has seen
 
     @classmethod
     def of_pairs(cls,

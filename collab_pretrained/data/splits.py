@@ -77,8 +77,7 @@ def _numbers_in(times, name):
     if len(wrong) >= len(times)/2: return times
     raise RatingsError(
         f'{name}: {examples(times.iloc[wrong].tolist())} among numbers, in {row_words(times.index, wrong)}; expected a '
-        'number for each '
-                       'rating: correct these rows, or leave them out')
+        'number for each rating: correct these rows, or leave them out')
 
 def _has_zone(times):
     "Which of the times, text or objects, say how far from UTC they are."

@@ -215,8 +215,7 @@ def _check_no_header(lf, names):
     _, [(k, first)] = _count(lf, [(pl.col(user) == pl.lit(user)) & (pl.col(item) == pl.lit(item))])
     if k: raise RatingsError(
         f'row {first} (counted from 0): {examples(names[:2])}, the names of the columns, among the rows; expected one '
-        'header: where files '
-                             'were joined, leave out the headers of all but the first')
+        'header: where files were joined, leave out the headers of all but the first')
 
 # %% ../../nbs/35_data.stream.ipynb #9bdab090
 _valid = 'row that validates'

@@ -40,9 +40,8 @@ def _int_ids(values, name):
     info = np.iinfo(np.int64)
     if res.dtype != np.int64 and len(res) and (res.max() > info.max or res.min() < info.min):
         big = [o for o in res if not info.min <= o <= info.max]
-        raise RatingsError(f'{name}: {examples(big)} do not fit 64 bits; expected integers up to {info.max}: '
-                           'make the ids text, '
-                           'e.g. `id_cast=str`')
+        raise RatingsError(f'{name}: {examples(big)} do not fit 64 bits; expected integers up to {info.max}: make the '
+                           'ids text, e.g. `id_cast=str`')
     return res.astype(np.int64, copy=False)
 
 def _float_ids(values, name):

@@ -507,6 +507,7 @@ def _recent_biases(learn, now, held):
     held = frozen_masks(learn)[1] if held is None else held
     return torch.where(held[:,None], now, torch.from_numpy(bonus).to(now)[:,None])
 
+# %% ../../nbs/52_learner.als.ipynb #b83c6b6c
 def factors_of(
     learn:CollabLearner, # a ranking
 ) -> ImplicitFactors: # those kept of the last solve, where its tables are unchanged

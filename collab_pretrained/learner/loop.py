@@ -34,6 +34,7 @@ _batch_events = {
     'before_step', 'after_cancel_step', 'after_step', 'after_cancel_batch', 'after_batch'}
 _cheaper = {}  # a method of a callback of fastai's -> a function of the callback that does the same for less
 
+# %% ../../nbs/50_learner.loop.ipynb #34b0fcd8
 class LeanLearner(Learner):
     "fastai's `Learner`, whose batches cost less outside of the model."
     _calls:tuple|None = None  # the callbacks, and what to call at which event, as last looked up

@@ -121,9 +121,8 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
     lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
     if lost: raise UnknownIdError(
         f'{self.item if is_item else self.user}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row '
-        f'({examples(lost)}); expected ids that the '
-        f'vocabulary of the data loaders has ({examples(vocab.ids[:3])}, ...): it comes from the ratings they were '
-        'made from')
+        f'({examples(lost)}); expected ids that the vocabulary of the data loaders has ({examples(vocab.ids[:3])}, '
+        '...): it comes from the ratings they were made from')
     return torch.from_numpy(rows)
 
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
@@ -236,13 +235,11 @@ def make_described(
     if config.get('kind') == 'EmbeddingDotBias':
         return EmbeddingDotBias.from_classes(config['n_factors'], classes, y_range=y_range)
     if config.get('kind') != 'EmbeddingNN': raise WeightsError(
-        f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make "
-                                                               'another model yourself and start it with '
-                                                               '`load_pretrained_keys`')
+        f"a model of kind {config.get('kind')!r}; expected 'EmbeddingDotBias' or 'EmbeddingNN': make another model "
+        "yourself and start it with `load_pretrained_keys`")
     act = _activation(config.get('act', 'ReLU'))
     if act is None: raise WeightsError(
         f"a network whose activation is {config['act']}; expected one of `torch.nn` with its defaults: make the model "
-        "yourself and start it "
-                                       'with `load_pretrained_keys`')
+        "yourself and start it with `load_pretrained_keys`")
     how = {'use_bn': config['use_bn'], 'bn_final': config.get('bn_final', False), 'act_cls': act}
     return EmbeddingNN(embedding_sizes(classes, config['widths']), config['layers'], y_range=y_range, **how)

@@ -109,9 +109,8 @@ def threshold(self:Ranking,
     self.min_rating = min(mean.item(), y.max().item())
     if self.from_old_save: warnings.warn(
         f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean '
-        'that was; taken is that of the '
-        f'{len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was another, set '
-        '`learn.ranking.min_rating`', CollabWarning, stacklevel=3)
+        f'that was; taken is that of the {len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was '
+        'another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
     return self.min_rating
 
 # %% ../../nbs/45_models.ranking.ipynb #ef8c22b1

@@ -191,8 +191,7 @@ def _check_finite(vals, rows):
     odd = vals.isnan().any(1)
     if odd.any(): raise WeightsError(
         f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no longer finite: '
-        'train again from the last '
-        'good save, with a smaller learning rate')
+        'train again from the last good save, with a smaller learning rate')
 
 def _best_of_chunk(scores, rows, k, hidden, out):
     "`best` for one chunk: `rows` in their lines, `hidden` the flat positions in `out` that must not win."

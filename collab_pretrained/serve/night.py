@@ -341,6 +341,7 @@ def _shown(before, after, sample):
     kinds = {o: kind for kind in ('known', 'new') for o in sample[kind].tolist()}
     return both[both['user'].isin(list(kinds))].assign(kind=lambda o: o['user'].map(kinds)).reset_index(drop=True)
 
+# %% ../../nbs/67_serve.night.ipynb #d605a2e6
 def learn_tonight(
     learn:CollabLearner, # last night's model; it becomes tonight's
     new:pd.DataFrame, # the new ratings

@@ -97,6 +97,7 @@ def read_config(
         f"{path}: 'folder' in it is {config['folder']!r:.60}; expected a version, such as 'versions/00001'")
     return config
 
+# %% ../../nbs/27_weights.folders.ipynb #c71442f2
 def _part(path, sha):
     "The bytes of `path` whose SHA-256 is `sha`, also where a save had no time to rename them."
     for o in (path, pending_path(path, sha), path):  # once more: they may have been renamed meanwhile

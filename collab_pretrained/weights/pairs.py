@@ -264,9 +264,8 @@ def _theirs(path, wgts_path, facts):
     if fingerprint_of(sides) == facts['vocab']:
         return dict(zip(facts['columns'], sides, strict=True)) if facts['columns'] else vocab
     raise CheckpointError(
-        f'{path}: not the vocabulary that {wgts_path} was saved with ({len(sides[0])} and {len(sides[1])} rows '
-        'here), so they come from two saves; expected the one written beside these weights, '
-        "each id and '#na#' at its row")
+        f"{path}: not the vocabulary that {wgts_path} was saved with ({len(sides[0])} and {len(sides[1])} rows here), "
+        "so they come from two saves; expected the one written beside these weights, each id and '#na#' at its row")
 
 def _fitting_vocab(wgts_path, vocab_path, facts):
     "The vocabulary in `vocab_path`, or the one that a save of these weights had no time to rename."

@@ -180,6 +180,7 @@ def _is_plain(x): return x is None or type(x) in (bool, str) or _is_number(x)
 def _is_pair(x): return isinstance(x, list) and len(x) == 2
 def _is_record(x): return isinstance(x, Mapping) and all(map(_is_plain, x.values()))
 
+# %% ../../nbs/25_weights.reading.ipynb #27f51cb1
 _facts = {  # what may be said of a model: key -> a test of its value, and what is expected
     'kind': (lambda x: isinstance(x, str), 'the name of a class'),
     'n_factors': (_is_width, 'a number from 1'),
