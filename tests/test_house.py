@@ -119,3 +119,22 @@ def test_pairs_and_folders_saved_before_the_rooms_load(kind):
     pair, folder = read_pair(FIXTURES/f'{kind}.pth', with_opt=True), read_folder(FIXTURES/kind)
     assert pair[1] == folder[1] and all(torch.equal(pair[0][k], v) for k, v in folder[0].items())
     assert pair[0]['u_weight.weight'].shape == (14, 3) and pair[2]['opt']['state']
+
+
+RELEASED = sorted(o for o in FIXTURES.parent.glob('[0-9]*') if o.is_dir())
+
+
+@pytest.mark.parametrize('kind', ['ratings', 'ranking'])
+@pytest.mark.parametrize('version', RELEASED, ids=lambda o: o.name)
+def test_models_of_released_versions_load(version, kind):
+    "Their lists are as they were, and a night can be taken in."
+    import numpy as np
+    import pandas as pd
+
+    from collab_pretrained.all import CollabLearner
+    learn = CollabLearner.from_pretrained(version/kind)
+    lists, before = learn.recommend(k=3), pd.read_csv(version/f'{kind}.csv')
+    assert lists[['user', 'rank', 'item']].equals(before[['user', 'rank', 'item']])
+    assert np.allclose(lists.score, before.score, atol=1e-4)
+    night = pd.DataFrame({'user': [10**6], 'item': before['item'][:1], 'rating': 4., 'time': 1_800_000_000})
+    assert learn.update(night).n_new == 1 and len(learn.recommend([10**6], k=3)) == 3
