@@ -240,6 +240,11 @@ def test_the_command(served, tmp_path):
     assert (code, json.loads(out)['verdict'], err) == (0, 'promoted', '')
     df = pd.read_parquet(lists)
     assert not len(df.merge(DF[:2250], on=['user', 'item'])) and df.groupby('user').size().max() == 3
+    pd.DataFrame({'item': DF['item'].unique(), 'title': 'The <Third> Man'}).to_csv(tmp_path/'titles.csv', index=False)
+    page = ['--html', tmp_path/'page.html', '--titles', tmp_path/'titles.csv']
+    assert command('night', served, tmp_path/'1.csv', *page)[0] == 0
+    assert 'The &lt;Third&gt; Man' in (tmp_path/'page.html').read_text()
+    assert command('rollback', served)[0] == 0
     code, out, err = command('night', served, tmp_path/'0.csv')
     assert (code, err.count('\n')) == (1, 1) and out.startswith('refused: ') and 'version 2 is served' in out
     (tmp_path/'odd.csv').write_text('who,what\n1,2\n')
@@ -250,7 +255,7 @@ def test_the_command(served, tmp_path):
     assert (code, out) == (2, '') and "no columns ['user', 'item']" in err
     assert command('night', served, tmp_path/'1.csv', '--limits', 'max_errors=3')[0] == 2
     assert command('rollback', served)[:2] == (0, 'version 1 is served\n')
-    assert command('history', served)[1].count('\n') == 4
+    assert command('history', served)[1].count('\n') == 5
     assert command('forget', served)[0] == 2 and command('forget', served, '--users', 'user-00003')[0] == 0
 
 

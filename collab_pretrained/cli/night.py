@@ -10,12 +10,17 @@ __all__ = ['cli_night', 'cli_apply', 'cli_forget']
 # %% ../../nbs/84_cli.night.ipynb #dc7239ce
 import re
 import sys
+from pathlib import Path
 
-from ..core import RatingsError, SaveError, config_bytes
+from pandas.api.types import is_numeric_dtype
+
+from ..core import RatingsError, SaveError, config_bytes, replace_file
+from ..data.files import read_table
 from ..learner.core import CollabLearner
 from ..serve.delta import apply_delta, write_delta
 from ..serve.night import forget, night
-from ..serve.versions import lineage_of, read_facts, version_path
+from ..serve.report import night_html
+from ..serve.versions import history, lineage_of, read_facts, version_path
 from .commands import FellShort, commands, ids_given, tables_of
 from .options import BY_ENDING, Reading
 
@@ -35,6 +40,15 @@ def _save_delta(model, path):
     if not old.is_dir(): raise SaveError(f'{path}: not written, since {old} is gone; expected --keep 2 or more')
     write_delta(old, new, path)
 
+def _write_page(model, report, path, titles):
+    "A page about a night, with the titles in a file."
+    lists = report.examples
+    if titles and lists is not None:
+        df = read_table(titles, text=[0]*(not is_numeric_dtype(lists['item'])))
+        titles = dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True))
+    page = night_html(report.to_dict(), lists, history(model), titles if isinstance(titles, dict) else None)
+    replace_file(Path(path), page.encode())
+
 def _say(step):
     if sys.stderr.isatty(): print(f'{step} ...', file=sys.stderr)
 
@@ -50,6 +64,8 @@ def cli_night(
     recommend:str|None=None, # file to write the lists of all users to, once the model is promoted
     export:str|None=None, # folder to write the vectors to, likewise
     delta:str|None=None, # file to write what this night changed to, likewise, for `apply`
+    html:str|None=None, # file to write a page about the night to, promoted or not
+    titles:str|None=None, # file of two columns, item and title, for that page
     k:int=10, # length of the lists
     keep:int=5, # versions to keep
     json:bool=False, # print the report as JSON
@@ -65,6 +81,7 @@ def cli_night(
         time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed,
         forget_after=forget_after)
     if delta and report.verdict == 'promoted': _save_delta(model, delta)
+    if html: _write_page(model, report, html, titles)
     print(config_bytes(report.to_dict()).decode() if json else report)
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')
 
