@@ -88,7 +88,7 @@ FAULTS = {
     'decimal ids': (lambda d, _: d.assign(item=d['item'] + '.0'), 'ids', 'the item ids became decimal numbers'),
     'next year': (lambda d, _: d.assign(time=d.time + 365*86400), 'clock', '365.0 days'),
     'last year': (lambda d, _: d.assign(time=d.time - 365*86400), 'late ratings', 'older than the newest'),
-    'milliseconds': (lambda d, _: d.assign(time=d.time*1000), 'step', 'correct the times'),
+    'milliseconds': (lambda d, _: d.assign(time=d.time*1000), 'time unit', 'in the same unit'),
     'a program': (lambda d, _: bot(d), 'amount', 'new ratings'),
     'ten points': (lambda d, _: d.assign(rating=2*d.rating), 'range', 'from 1 to 10'),
     'shares': (lambda d, _: d.assign(rating=d.rating/5), 'range', 'bring them to the scale of training'),

@@ -97,6 +97,7 @@ def _seconds(times, name):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('error', UserWarning)  # pandas would read each text in a format of its own
+                warnings.filterwarnings('ignore', 'Parsing dates in', UserWarning)  # of days before months
                 moments = pd.to_datetime(times, utc=True, format=how).dt.tz_localize(None).to_numpy()
             return (moments - np.datetime64(0, 's'))/np.timedelta64(1, 's')
         except (ValueError, TypeError, UserWarning) as e: why = str(e).splitlines()[0]

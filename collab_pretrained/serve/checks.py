@@ -130,7 +130,7 @@ _of_values = [
     Rule('one rating', 'top_rating', '{top_rating:.1%} of the ratings are the same', 'see whether ratings were lost',
          high='max_one_rating', floor=.6, first=(.4, 1.))]
 
-# %% ../../nbs/65_serve.checks.ipynb #716896a1
+# %% ../../nbs/65_serve.checks.ipynb #f44e91ce
 def _day(newest):
     "How long a day is, if a time looks like seconds or milliseconds since 1970; else None."
     if newest < 5e8: return None
@@ -146,14 +146,17 @@ def _times(table, taken, earlier, now):
     since = next((p['newest'] for p in reversed(earlier) if 'newest' in p), None)
     if since is None: return res
     later = times > since
+    res['other_unit'] = float(_day(since) != day)
     return {**res, 'step': (res['newest'] - since)/(day or 1), 'unit': 'days' if day else 'units of time',
             'late': float((~later & ~taken).sum()/max((~taken).sum(), 1)),
             'rerated': float(taken[later].mean()) if later.any() else 0.}
 
-# %% ../../nbs/65_serve.checks.ipynb #9222886e
+# %% ../../nbs/65_serve.checks.ipynb #f09e2520
 _of_times = [
     Rule('clock', 'ahead', 'the newest rating lies {ahead:,.1f} days ahead', 'correct the times, or their unit',
          high='max_days_ahead', scale='number', fixed=1., fine='no rating of the future'),
+    Rule('time unit', 'other_unit', 'times are not in the unit of the night before', 'give them in the same unit',
+         high='max_other_unit', scale='number', fixed=0., fine='times are in the unit of the night before'),
     Rule('step', 'step', 'the newest rating is {step:,.3g} {unit} later than that of the night before', 'correct the '
          'times, or see whether nights were left out', high='max_step', scale='count', floor=1.),
     Rule('late ratings', 'late', '{late:.1%} of the new ratings are older than the newest of the night before',
