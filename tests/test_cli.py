@@ -340,3 +340,11 @@ def test_evaluate_says_on_whom_its_figures_are(night):
     assert 'with rows' in out and 'without rows' in out and 'rmse of biases' in out and 'of popular' in out
     assert len(pd.read_csv('figures.csv')) == 3
     assert 'without rows' not in run('evaluate', 'model', 'monday.csv')[1]
+
+
+def test_a_full_disk_names_the_file(night):
+    Path('lists.csv').write_text('as it was')
+    line = f"trap '' XFSZ; ulimit -f 1; {' '.join(MODULE)} recommend model --k 30 --out lists.csv"
+    done = subprocess.run(['bash', '-c', line], capture_output=True, text=True)
+    assert done.returncode == 2 and 'lists.csv: not written' in done.stderr and done.stderr.count('\n') == 1
+    assert Path('lists.csv').read_text() == 'as it was' and not list(Path().glob('.*.part*'))

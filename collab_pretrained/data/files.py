@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset
 
-from ..core import CollabError, RatingsError, examples
+from ..core import CollabError, RatingsError, SaveError, examples
 from .columns import check_guess, looks_like_header, warn_user
 from .ratings import as_frame, schema_names
 from .splits import sortable_times
@@ -382,5 +382,6 @@ def write_table(
         if kind == '.parquet': df.to_parquet(part, index=False)
         else: _write_text(df, part, _written[kind])
         os.replace(part, path)
+    except OSError as e: raise SaveError(f'{path}: not written ({e}); what was there before is still there') from e
     finally: part.unlink(missing_ok=True)
     return path
