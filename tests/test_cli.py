@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from collab_pretrained.cli import DESCRIPTIONS, main, versions
-from collab_pretrained.cli.night import commands
+from collab_pretrained.cli.demo import commands
 from collab_pretrained.core import planted_ratings
 
 MODULE = [sys.executable, '-m', 'collab_pretrained']
