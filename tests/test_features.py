@@ -254,3 +254,24 @@ def test_intervals_hold(y_range):
     mean, std = predicted(learn.posterior, torch.from_numpy(x[some]), y_range)
     z = (torch.tensor(df[~train].rating.to_numpy()[some]) - mean)/std
     assert .74 < (z.abs() < 1.2816).float().mean() < .88
+
+
+def test_effects_are_in_units_of_their_columns():
+    learn = solved(features=films)
+    own, table = learn.posterior.items, learn.feature_effects()
+    one = films().assign(quality=lambda o: o.quality + 1)
+    added = torch.tensor(learn.features['item'].encoding.encode(one) - learn.features['item'].encoding.encode(films()))
+    effect = (added @ own.effects)[0].numpy()
+    np.testing.assert_allclose(table.loc['quality', 'bias'], effect[-1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(table.loc['quality'].filter(like='factor'), effect[:-1], rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_unlike_its_features_is_surprising():
+    quality = films()
+    quality.loc[5, 'quality'] = 6. - quality.quality[5]  # said to be the contrary of what it is
+    quality = quality[['quality']]
+    learn = solved(features=lambda: quality)
+    table = learn.surprising(k=60)
+    difference = table.set_index('item').difference
+    assert difference.abs().is_monotonic_decreasing and len(table) == (learn.posterior.items.counts > 0).sum()
+    np.testing.assert_allclose(table.bias - table.expected, table.difference, atol=1e-6)

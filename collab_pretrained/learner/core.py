@@ -145,6 +145,7 @@ METHODS = {  # method -> the module of a higher room that adds it, imported at i
     **dict.fromkeys(['export_vectors'], 'serve.export'),
     **dict.fromkeys(['save_delta'], 'serve.delta'),
     **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors'], 'serve.plots'),
+    **dict.fromkeys(['feature_effects', 'plot_features', 'surprising'], 'serve.plots'),
     **dict.fromkeys(['distrib_ctx'], 'scale.distributed'),
 }
 

@@ -159,6 +159,69 @@ def plot_bias(self:CollabLearner,
     ax.set(xlabel=f'bias ({_unit(self)})', ylabel=side, ylim=(-.6, len(order)-.4))
     return ax
 
+# %% ../../nbs/63_serve.plots.ipynb #2af05eb6
+def _told(learn, side):
+    "The posterior of a side with features, and these."
+    known = (learn.features or {}).get(side)
+    own = None if known is None or learn.ranking is not None else learn.posterior.side(side)[0]
+    if known is None or own is None: raise RatingsError(
+        f'nothing is known of what {side}s are; expected a model of ratings that was trained with '
+        f'`features={{{side!r}: table}}`')
+    return own, known
+
+# %% ../../nbs/63_serve.plots.ipynb #e473f6cf
+@patch
+def feature_effects(self:CollabLearner,
+    side:str='item', # 'item' or 'user': whose features
+) -> pd.DataFrame: # by feature: 'bias' and each factor per unit of its column, 'strength' (0 and up); strongest first
+    "What each feature adds to the prior of a row."
+    own, known = _told(self, side)
+    scale = np.concatenate([o.scale for o in known.encoding.columns])
+    effects = own.effects.cpu().numpy()
+    strength = np.sqrt(((effects/own.spread.cpu().numpy())**2).mean(1)) # of one standard deviation of the feature
+    names = ['bias', *(f'factor {k}' for k in range(effects.shape[1] - 1))]
+    table = pd.DataFrame(np.roll(effects/scale[:,None], 1, 1), known.encoding.names, names)
+    return table.assign(strength=strength).sort_values('strength', ascending=False)
+
+# %% ../../nbs/63_serve.plots.ipynb #93e8dc17
+@patch
+def plot_features(self:CollabLearner,
+    what:str='bias', # a column of `feature_effects`
+    side:str='item', # 'item' or 'user': whose features
+    n:int=12, # how many of the strongest, 1 or more
+    ax=None, # matplotlib axes to draw on; None makes them
+): # the axes
+    "Bars of what features add to a bias or a factor, per unit of a column."
+    _check_n(n)
+    table = self.feature_effects(side)
+    if what not in table: raise RatingsError(f'what={what!r}; expected one of {examples(list(table), 4)}')
+    effect = table[what].loc[table[what].abs().nlargest(n).index].sort_values()
+    ax = _axes(ax, 7, 1 + .23*len(effect))
+    ax.barh(range(len(effect)), effect, color=np.where(effect < 0, 'C1', 'C0'))
+    ax.set_yticks(range(len(effect)), _labels(None, effect.index))
+    ax.set(xlabel=f'{what} per unit of the feature', ylim=(-.6, len(effect) - .4))
+    return ax
+
+# %% ../../nbs/63_serve.plots.ipynb #9b0476c8
+@patch
+def surprising(self:CollabLearner,
+    side:str='item', # 'item' or 'user'
+    k:int=10, # how many, 1 or more
+    titles:Mapping|pd.Series|None=None, # id -> title; None leaves titles out
+) -> pd.DataFrame: # id, [title], ratings, bias, expected (by its features), difference; the largest difference first
+    "Ids whose bias is furthest from what their features say."
+    _check_n(k)
+    own, _ = _told(self, side)
+    vocab = self.side(side).vocab
+    rows = vocab.id_rows[own.counts.cpu().numpy()[vocab.id_rows] > 0]
+    bias, expected = (o[:,-1].cpu().numpy()[rows] for o in (own.mean, own.first_base + own.explained()))
+    ids = vocab.ids[np.searchsorted(vocab.id_rows, rows)]
+    table = pd.DataFrame({side: ids, 'ratings': own.counts.cpu().numpy()[rows].round().astype(int), 'bias': bias,
+                          'expected': expected, 'difference': bias - expected})
+    if titles is not None: table.insert(1, 'title', titles_of(titles, ids.tolist()))
+    order = (-table.difference.abs()).argsort(kind='stable')[:k]
+    return table.iloc[order].reset_index(drop=True)
+
 # %% ../../nbs/63_serve.plots.ipynb #6614b9a1
 def _match(learn, side):
     "The match of one side, of the vocabulary that the learner has."
