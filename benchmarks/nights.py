@@ -26,6 +26,7 @@ trained anew each night, too, which takes minutes.
   recent               for rankings: items by their recent popularity alone, with the half-life that ranks the newest
                        tenth of the ratings so far best
 `half_life` is what the first model chose, in days.
+--forget-after DAYS: `update`, which drops who had no rating for so long.
 results/nights.csv and results/nights_ranking.csv have the tables of one seed."""
 
 import argparse
@@ -161,6 +162,13 @@ def rating_ways(df, seed, args, y_range):
         first = aged(df[:args.half], seed, n_factors=20)
         ways |= {'fit_als, half-life': (first, lambda m, a, b: aged(df[:b], seed, n_factors=20)),
                  'update, half-life': (from_folder(first), update)}
+    if args.forget_after:
+        dls = loaders(df[:args.half], seed, time_name='time')
+        dated = quiet(collab_learner(dls, n_factors=20), 'fit_als', 10)
+        def forget(learn, a, b):
+            with learn.no_bar(): learn.update(df[a:b], forget_after=args.forget_after)
+            return learn
+        ways['update, forgetting'] = from_folder(dated), forget
     if not seed: ways['biases'] = Biases(df[:args.half]), lambda m, a, b: Biases(df[:b])
     if seed < args.sgd_seeds: ways['SGD'] = (
         descended(df[:args.half], seed, y_range), lambda m, a, b: descended(df[:b], seed, y_range))
@@ -233,6 +241,7 @@ def main():
     p.add_argument('--ranking', action='store_true')
     p.add_argument('--softmax', action='store_true')
     p.add_argument('--half-life', action='store_true')
+    p.add_argument('--forget-after', type=float, help='days: `update` drops ids without a rating for so long')
     p.add_argument('--out', type=Path, help='CSV file for the table')
     args, tables = p.parse_args(), []
     torch.set_num_threads(1)
