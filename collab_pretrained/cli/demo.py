@@ -72,13 +72,14 @@ def _fresh_folder(out):
     shutil.rmtree(model, ignore_errors=True)
     return folder
 
-def _run_nights(folder, tables, time):
+def _run_nights(folder, tables, time, titles=()):
     "Train on the first table and take in the others, one by one; gives the report of each night."
     model = folder/'model'
     for k, (name, table) in enumerate(tables.items()):
         _bar(k, len(tables))
         table.to_csv(folder/f'{name}.csv', index=False)
         options = ['--time', time]
+        if k == len(tables) - 1: options += ['--html', folder/'night.html', *titles]
         if k: _command('night', model, folder/f'{name}.csv', *options)
         elif _command('train', folder/f'{name}.csv', model, *options, '--valid-pct', '0'):
             raise RatingsError('the first model could not be trained, see above')
@@ -132,7 +133,10 @@ def demo(
         f'{ratings}: {len(table)} ratings; expected at least {100*nights}, for {nights} nights')
     print(f'{ratings or "MovieLens 100K"}: {len(table)} ratings, by time\n')
     folder, tables = _fresh_folder(out), _tables(table, nights)
-    reports = _run_nights(folder, tables, table.columns[3])
+    if len(titles): pd.Series(titles, name='title').to_csv(folder/'titles.csv')
+    with_titles = ['--titles', folder/'titles.csv'] if len(titles) else []
+    reports = _run_nights(folder, tables, table.columns[3], with_titles)
+    print(f'A page about the last night: {folder/"night.html"}\n')
     _print_lists(folder/'model', tables, titles)
     _plot_nights(reports, folder/'nights.png')
 
