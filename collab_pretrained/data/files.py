@@ -135,7 +135,8 @@ def _warn_of_zeros(df, path, said, options):
     "Say that numbers have lost zeros in front, as far as the first thousand lines tell."
     if {'nrows', 'converters', 'usecols'} & set(options): return
     whole = [k for k, o in enumerate(df.dtypes) if o.kind in 'iu']
-    if not whole: return
+    no_names = any(isinstance(o, str) and re.fullmatch(r'[\d.]+', o) for o in df.columns)  # which is refused
+    if not whole or no_names: return
     head = _call(pd.read_csv, path, said, **{**options, 'nrows': 1000, 'dtype': str})
     for k in whole:
         lost = head.iloc[:,k].dropna().loc[lambda o: o.str.fullmatch(r'0\d+')]
