@@ -90,7 +90,7 @@ def test_damage_is_refused_and_leaves_the_folder(chain, tmp_path):
     header = 8 + int.from_bytes(raw[:8], 'little')
     rng = np.random.default_rng(0)
     bad = [raw[:-1], raw[:header - 5], b'', raw + b'x', b'{}']
-    for at in [*rng.integers(header, len(raw), 15), *rng.integers(8, header, 25)]:
+    for at in [*rng.integers(header, len(raw), 20), *rng.integers(8, header, 100)]:
         bad.append(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
     for i, o in enumerate(bad):
         (tmp_path/f'{i}.delta').write_bytes(o)

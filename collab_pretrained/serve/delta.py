@@ -69,7 +69,7 @@ def _snapshot(
         (others if side is None else rows[side])[name] = t
     for side in SIDES:
         if (n := counts.get(f'{side}s')) is not None: rows[side]['counts'] = _counts_by_row(n, vocabs[side])
-    return Snapshot(vocab, {**config, 'counts': list(counts)}, rows, records, others)
+    return Snapshot(vocab, {**config, 'counts': None} if counts else config, rows, records, others)
 
 # %% ../../nbs/69_serve.delta.ipynb #859bb833
 def _same_bits(a, b):
@@ -221,7 +221,7 @@ def _folder_of(new, path):
     for k, t in [*new.rows['user'].items(), *new.rows['item'].items(), *new.others.items()]:
         table, _, key = k.partition('/')
         tables.setdefault(table, {})[key] = t
-    config = {**new.config, 'counts': counts} if counts else {k: v for k, v in new.config.items() if k != 'counts'}
+    config = {**new.config, 'counts': counts} if counts else new.config
     return config, folder_parts(path, tables.pop('weights'), new.vocab, tables)
 
 # %% ../../nbs/69_serve.delta.ipynb #93c7c955
