@@ -70,7 +70,6 @@ from ..ids.matching import id_casts, match_classes, two_vocabs
 from ..learner.core import CollabLearner
 from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
-from ..models.ials import IALS
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
 from .training import Unbreakable, progress_to_stderr, train_with_log
@@ -288,7 +287,7 @@ def _method(method, ranking, source, descent):
     if method not in (None, 'als', 'sgd'): raise RatingsError(f"--method {method}; expected als or sgd")
     if method == 'als' and given: raise RatingsError(
         f'--method als and {given[0]}; expected --method sgd, which it is for')
-    can_solve = not ranking or isinstance(ranking, IALS)
+    can_solve = not ranking or ranking.in_closed_form
     if source and source.meta.get('kind') not in (None, 'EmbeddingDotBias'): can_solve = False
     if method == 'als' and not can_solve: raise RatingsError(
         '--method als and a model whose rows have no solution in closed form; expected --method sgd, or --loss ials')

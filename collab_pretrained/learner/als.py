@@ -42,7 +42,6 @@ from collab_pretrained.models.als import (
     posterior_from_counts,
 )
 from collab_pretrained.models.ials import (
-    IALS,
     ImplicitFactors,
     choose_recency,
     ials_night,
@@ -452,7 +451,7 @@ def is_solved_by_rows(
 ) -> bool: # True for a dot product of one of the two
     "Whether the learner's rows are solved in closed form: of ratings, or of implicit ALS."
     is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
-    return is_dot and (learn.ranking is None or isinstance(learn.ranking, IALS))
+    return is_dot and (learn.ranking is None or learn.ranking.in_closed_form)
 
 def positives_of(
     learn:CollabLearner, # a ranking
@@ -522,7 +521,7 @@ def factors_of(
 # %% ../../nbs/52_learner.als.ipynb #524c3ac5
 def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
     "Implicit ALS over the positives of the training part."
-    if not isinstance(learn.ranking, IALS): raise RatingsError(
+    if not learn.ranking.in_closed_form: raise RatingsError(
         f"a ranking by {type(learn.ranking).__name__} is trained by descent; expected `loss='ials'` for `fit_als`, "
         'or `fit_one_cycle`')
     _set_recency(learn, x, _is_liked(learn, y, weight), half_life, days)

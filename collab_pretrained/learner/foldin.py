@@ -41,7 +41,7 @@ from ..ids.canonical import canonical_ids
 from ..models.als import fold_in as solve_new_rows
 from ..models.als import with_rows
 from ..models.embeddings import y_range_of
-from ..models.ials import IALS, ImplicitFactors, ials_fold_in, with_fallback
+from ..models.ials import ImplicitFactors, ials_fold_in, with_fallback
 from ..models.losses import liking_offset, solve_liking
 from ..models.posterior import faded
 from ..models.ranking import is_positive
@@ -177,7 +177,7 @@ def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias."
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
     liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
-    if isinstance(learn.ranking, IALS): return _fold_ials(learn, side, known, asked.x[liked])
+    if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked])
     has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
     centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
@@ -208,7 +208,7 @@ def _set_ranked_rows(learn, side, all_rows, rows, asked):
     "Put rows of a ranking into the model, and count their positives."
     model, factors, known = dot_product(learn), factors_of(learn), known_positives(learn)
     pairs = _pairs(all_rows, positives_of(learn, asked.x, asked.y)[0], side)
-    if isinstance(learn.ranking, IALS):
+    if learn.ranking.in_closed_form:
         counts = [n.index_add(0, pairs[:,i], n.new_ones(len(pairs))) for i, n in enumerate(factors[2:])]
         tables = list(factors[:2])
         tables[side_index(side)] = tables[side_index(side)].index_copy(0, all_rows, rows[:,:-1])

@@ -270,5 +270,6 @@ def popularity_half_life(
 # %% ../../nbs/48_models.ials.ipynb #c23267a5
 class IALS(Softmax):
     "Implicit ALS, trained by `fit_als`."
+    in_closed_form = True
 
 rankings['ials'] = IALS  # ty: ignore[invalid-assignment] a `Ranking`, as the others are

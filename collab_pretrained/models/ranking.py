@@ -80,6 +80,7 @@ class Ranking(Callback):
     name, lr, wd, needs_dot, n_neg = 'ranking', .1, .75, False, 1  # lr and wd are those of ten batches an epoch
     order, pairs = 60, None  # after callbacks that change a batch; a batch's pairs, while the model is asked
     learn: Any  # the learner, while there is one
+    in_closed_form = False  # whether `fit_als` solves its rows; else descent trains them
     from_old_save = False  # made from a save that doesn't say from which rating on a rating is positive?
     def __init__(self,
         min_rating:float|str|None='mean', # a rating from which on it is positive; None for all; 'mean' of the first
