@@ -171,7 +171,12 @@ def run(
 # %% ../../nbs/83_cli.commands.ipynb #70351fad
 def _kept(facts): return (facts or {}).get('reading')  # how a model's own table was read
 
-def tables_of(learn, paths, reading, with_ratings=True):
+def tables_of(
+    learn:CollabLearner, # whose columns they have
+    paths:str|list, # of files with these columns
+    reading:Reading, # how they are read
+    with_ratings:bool=True, # whether columns of ratings, times and weights are needed
+) -> pd.DataFrame: # of all files
     "The tables in files for a learner, with its columns."
     ds = learn.dls.train_ds
     others = [ds.rating_name, ds.time_name, ds.weight_name] if with_ratings else []

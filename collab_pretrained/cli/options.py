@@ -149,7 +149,7 @@ def read_file(
     reading:Reading, # how it is read
     text:Sequence=(), # names, or positions from 0, of columns to read as text
     kept:dict|None=None, # what the model keeps of how its own table was read, for text files; None for nothing
-) -> pd.DataFrame:
+) -> pd.DataFrame: # the ids of `text` as they stand in the file
     "The table in a file."
     own, reading = reading, with_facts(reading, kept)
     _check_reading(reading)

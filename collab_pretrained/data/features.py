@@ -146,7 +146,7 @@ class Encoding:
     def of_tensor(cls,
         saved:Tensor, # as `to_tensor` gives it
         n:int, # numbers that it makes
-    ) -> 'Encoding':
+    ) -> 'Encoding': # of `n` numbers
         "The encoding that was saved; raises `CheckpointError` for anything else."
         try:
             res = cls([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])

@@ -252,7 +252,10 @@ def _text_options(path, kind, text, kwargs):
 def _read_json(path, said):
     "A table of JSON objects, on a line each or in a list, whose values stay as they are."
     is_lines = not _first_line(path).lstrip().startswith('[')
-    try: return _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)  # of `convert_dates`, which pandas 2 needs
+            return _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
     except RatingsError: raise
     except (ValueError, AttributeError, TypeError) as e:  # the last two of lines that are no objects
         why = e if isinstance(e, ValueError) else 'lines that are no objects'

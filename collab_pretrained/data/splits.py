@@ -34,7 +34,7 @@ def _shuffled(n, seed):
 # %% ../../nbs/30_data.splits.ipynb #050345b6
 def seed_or_fresh(
     seed:int|None, # an integer; None for `fresh_seed`
-) -> int:
+) -> int: # the seed
     "A seed, checked."
     if seed is None: return fresh_seed()
     is_whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)

@@ -157,7 +157,7 @@ def explained_vectors(
 def with_fallback(
     factors:ImplicitFactors, # from training or a night; not changed
     features:dict|None=None, # 'user', 'item' -> (n_rows, p) float32: what ids are; None for nothing
-) -> ImplicitFactors:
+) -> ImplicitFactors: # as many rows, the same counts
     """Rows to serve from: users without a positive, '#na#' too, get the mean of the others' rows, the list that suits
     all on average, and items keep zeros; or either gets what its features say."""
     has, said = (factors.user_counts > 0)[:,None], features or {}

@@ -23,7 +23,7 @@ from ..core import side_index
 from ..weights.roles import find_roles, roles
 
 # %% ../../nbs/46_models.optim.ipynb #88ee3859
-class KeptZeros(Optimizer):
+class _KeptZeros(Optimizer):
     "An optimizer whose gradients are tensors of zeros between steps, which are kept and need not be added to."
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -48,7 +48,7 @@ class KeptZeros(Optimizer):
             if p.grad is None: p.grad = zeros
 
 # %% ../../nbs/46_models.optim.ipynb #4023dcae
-class FusedAdam(KeptZeros):
+class FusedAdam(_KeptZeros):
     "fastai's `Adam` with decoupled weight decay, by torch's fused AdamW; tables with a sparse gradient step by row."
     catch_up:Callable
     settle:Callable

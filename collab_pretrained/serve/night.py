@@ -137,7 +137,7 @@ def read_night(
     learn:CollabLearner, # last night's model
     ratings, # a table, or a function that reads one for a learner
     time:str|None=None, # its time column; None for none
-) -> Tonight:
+) -> Tonight: # the table and its new part
     "Tonight's ratings, and which of them are new."
     opened, ds = open_table(ratings(learn) if callable(ratings) else ratings), learn.dls.train_ds
     table = as_frame(opened, schema_names(opened))
