@@ -215,7 +215,7 @@ def kills(n, folder, seed=0):
     reader = in_child(lambda: read_in_loop(model, set(sizes), said, folder/'end'))
     for _ in range(n):
         pid = in_child(lambda k=done: night(model, files[k], nights[k]))
-        time.sleep(rng.uniform(0, 1.2*usual))
+        time.sleep(rng.uniform(0, .6*usual))
         os.kill(pid, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         held = len(CollabLearner.from_pretrained(model).evidence())
@@ -227,7 +227,7 @@ def kills(n, folder, seed=0):
     (folder/'end').touch()
     os.waitpid(reader, 0)
     held = len(CollabLearner.from_pretrained(model).evidence())
-    print(f'{killed} nights killed, of which {done - 1} had come to their end; the model was a whole version each time')
+    print(f'{killed} nights killed, and {done - 1} came to their end; the model was a whole version each time')
     print(f'two nights at once: {held - sizes[done]} ratings taken in, of {sizes[done + 2] - sizes[done]} in both')
     print(said.read_text())
 
