@@ -16,7 +16,9 @@ import pandas as pd
 from ..core import NA, RatingsError, examples
 
 # %% ../../nbs/10_ids.canonical.ipynb #fe1e5a77
-def as_array(values):
+def as_array(
+    values, # ids: list, array, Series, Index or column of any dtype; pyarrow and polars columns as well
+) -> np.ndarray: # (n,), of the values' own dtype; object for a list
     "`values` as a one-dimensional array that keeps each value as it is, a category column by its values."
     if hasattr(values, 'to_pandas'): values = values.to_pandas()  # pyarrow, polars
     if isinstance(getattr(values, 'dtype', None), pd.CategoricalDtype): return np.asarray(values)

@@ -21,7 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, examples, file_content
+from collab_pretrained.core import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    VocabError,
+    WeightsError,
+    examples,
+    file_content,
+)
+
 from .pretrained import Pretrained, from_arrays
 
 # %% ../../nbs/23_weights.importers.ipynb #e1de3477
