@@ -302,7 +302,7 @@ def _sure_of(learn, asked, ratings, on_unknown):
         "`on_unknown='mean'` or 'skip'")
     posterior = learn.posterior
     users, items = (with_first(*posterior.side(o)) for o in ('user', 'item'))
-    def on(rows): return torch.from_numpy(rows).to(users.mean.device)
+    def on(rows): return torch.tensor(rows).to(users.mean.device)  # a copy, since these may be read-only
     own, has = users.take(on(np.where(asked.known, asked.rows, 0))), asked.has_ratings
     if has.any():
         folded, to = learn.fold_in(ratings, ids=asked.ids[has]), on(np.flatnonzero(has))
@@ -332,7 +332,7 @@ class BoundScores(DotScores):
         explore:float, # how many standard deviations
     ):
         super().__init__(model, item_rows)
-        items = doubt_of_items(sure.items.take(torch.from_numpy(item_rows).to(self.device)))
+        items = doubt_of_items(sure.items.take(torch.tensor(item_rows).to(self.device)))
         self.users, self.explore = doubt_factors(sure.users), explore
         self.doubts = nn.functional.pad(items, (0, 0, 0, len(self.items) - len(items)))
     def __call__(self, rows, out):
