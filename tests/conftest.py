@@ -2,7 +2,16 @@
 change can wait for."""
 
 import pytest
-from hypothesis import settings
+import torch
+from hypothesis import register_random, settings
+
+class TorchRandom:
+    "torch's global random state, as hypothesis wants those that it seeds before each example."
+    seed, getstate, setstate = map(staticmethod, (torch.manual_seed, torch.get_rng_state, torch.set_rng_state))
+
+torch_random = TorchRandom() # which hypothesis refers to weakly
+register_random(torch_random)
+
 
 def pytest_addoption(parser):
     parser.addoption('--nightly', action='store_true', help='run the long tests at full length')
