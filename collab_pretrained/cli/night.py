@@ -1,4 +1,4 @@
-"""The commands `night` and `forget`: a job that can't make the served model worse, and one that erases.
+"""The commands `night`, `apply` and `forget`: a job that can't make the served model worse, a replica, and one that erases.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.night.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a table of new ratings looks like, and whether it looks like those of the nights before.
+"""`check_table` compares a table of new ratings with those of earlier nights, and notices a wrong file, shifted ids or another scale.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.checks.html.md"""
 
