@@ -1,4 +1,4 @@
-"""`check_table` compares a table of new ratings with those of earlier nights, and notices a wrong file, shifted ids or another scale.
+"""Whether a table of new ratings looks like those of the nights before: wrong files, shifted ids, another scale.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.checks.html.md"""
 
