@@ -64,6 +64,12 @@ def test_help_and_version_without_torch():
     assert subprocess.run([*MODULE, '--version'], capture_output=True, text=True, check=True).stdout in out
 
 
+def test_a_command_imports_no_more_of_fastai_than_it_uses(night):
+    code = ("import sys; from collab_pretrained.cli import main; sys.argv = ['', 'update', 'model', 'monday.csv']; "
+            "assert main() == 0; print({'fasthtml', 'matplotlib', 'requests', 'scipy', 'sklearn'} & set(sys.modules))")
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).endswith('set()\n')
+
+
 @pytest.mark.parametrize('output', ['| true', '>&-', '2>&1 | true'])
 def test_work_is_done_whatever_becomes_of_the_output(night, output):
     def status(*argv):

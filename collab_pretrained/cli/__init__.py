@@ -56,6 +56,9 @@ def main(
             from .versions import run
             return run(name, args)
         if name in DESCRIPTIONS:
+            if argv is None:  # the process is the command's own
+                from .imports import import_fastai
+                import_fastai()
             from . import demo, night  # noqa: F401  which add their commands
             from .commands import run
             return run(name, args)
