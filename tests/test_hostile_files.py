@@ -6,9 +6,11 @@ import os
 import re
 import resource
 import stat
+import zipfile
 
 import pytest
 import torch
+from fastcore.foundation import L
 
 from collab_pretrained.core import CheckpointError, CollabError
 from collab_pretrained.weights.folders import config_bytes, read_folder, save_folder
@@ -151,6 +153,33 @@ def test_a_storage_that_is_larger_than_its_file(tmp_path):
 
     torch.save({**WGTS, 'x': Made()}, tmp_path/'x.pth')
     assert peak_bytes(lambda: read_weights(tmp_path/'x.pth')) < 10**8
+
+
+def nested(kind, n=40):
+    "A list that holds the one before twice, `n` times over: 2**`n` values in a few bytes."
+    x = kind([1])
+    for _ in range(n): x = kind([x, x])
+    return x
+
+
+ONE = torch.ones(100_000)
+REPEATED = {**{o.__name__: {'model': WGTS, 'opt': nested(o)} for o in (list, tuple, L)},
+            'rows': {**WGTS, **{f'x{i}': ONE.view(-1) for i in range(100)}},
+            'moments': {'model': WGTS, 'opt': [ONE.view(-1) for _ in range(100)]}}
+
+
+@pytest.mark.parametrize('state', REPEATED.values(), ids=REPEATED)
+def test_a_file_that_holds_one_thing_many_times_over(tmp_path, state):
+    torch.save(state, tmp_path/'x.pth')
+    with pytest.raises(CheckpointError, match='many times over'): read_weights(tmp_path/'x.pth')
+
+
+def test_a_key_whose_hash_takes_for_ever(tmp_path):
+    raw = b'\x80\x02}(K\x01\x85q\x00' + b''.join(bytes([*b'h', i, *b'\x86q', i + 1]) for i in range(40)) + b'K\x01u.'
+    (tmp_path/'x_vocab.pkl').write_bytes(raw)
+    with pytest.raises(CheckpointError, match='unhashable'): read_vocab(tmp_path/'x_vocab.pkl')
+    with zipfile.ZipFile(tmp_path/'x.pth', 'w') as new: new.writestr('x/data.pkl', raw)
+    with pytest.raises(CheckpointError, match='unhashable'): read_weights(tmp_path/'x.pth')
 
 
 @pytest.mark.parametrize('y_range', [[5, 0], [1], 10**5000, 'x'], ids=['reversed', 'one', 'huge', 'text'])

@@ -29,14 +29,23 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..core import CheckpointError, CheckpointNotFoundError, CollabError, VocabError, WeightsError, examples
+from collab_pretrained.core import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CollabError,
+    VocabError,
+    WeightsError,
+    examples,
+    file_content,
+)
+
 from ..ids.matching import MatchReport, VocabMatch, two_vocabs
 from ..learner.core import CollabLearner, MeanRowCallback, WarmStart, check_overlap, check_range, vocab_difference
 from ..models.embeddings import describe
 from ..weights.folders import config_bytes, config_checksum, read_config
 from ..weights.pairs import check_lengths, commit_files, fingerprint_of
 from ..weights.pretrained import Pretrained
-from ..weights.reading import json_columns
+from ..weights.reading import check_facts, json_columns, read_json
 from ..weights.roles import find_roles, flat_weights, roles
 from .distributed import is_first, is_sharded, share_of
 
@@ -147,6 +156,7 @@ def whole(self:Pieces) -> Tensor: # in memory, unless it is in one piece
 # %% ../../nbs/71_scale.sharded.ipynb #cb495349
 def mapped_weights(
     folder:Path, # of safetensors files, as torch's distributed checkpoint writes them
+    name:str='*', # of the files to be read, as a pattern
 ) -> dict: # name -> `Pieces`, mapped and not read
     "The weights in the files of `folder`."
     from safetensors import safe_open
@@ -154,6 +164,7 @@ def mapped_weights(
     res = {}
     try:
         for index, info in HuggingFaceStorageReader(str(folder)).read_metadata().storage_data.items():
+            if not Path(info.relative_path).match(name): continue
             with safe_open(info.relative_path, 'pt') as f: part = f.get_tensor(index.fqn)
             res.setdefault(index.fqn, []).append((tuple(index.offset or [0]*part.dim()), part))
     except Exception as e: raise CheckpointError(
@@ -169,9 +180,7 @@ def read_signed(
     "The configuration in a file, as `maker` wrote it."
     if not path.is_file(): raise CheckpointNotFoundError(
         f'{path}: no such file; expected a folder that `{maker}` wrote{remedy}')
-    try: config = json.loads(path.read_bytes())
-    except ValueError as e: raise CheckpointError(
-        f'{path}: damaged or cut short ({type(e).__name__}); expected JSON') from None
+    config = read_json(path, path.read_bytes())
     if not isinstance(config, dict) or config.get('checksum') != config_checksum(config): raise CheckpointError(
         f'{path}: changed since it was saved; expected it as `{maker}` wrote it')
     return config
@@ -180,28 +189,35 @@ def read_columns(
     path:Path, # a JSON file
 ) -> dict|list: # as of `json_columns`
     "The vocabularies in a file."
-    return json_columns(path, path.read_bytes())
+    return json_columns(path, file_content(path))
 
 # %% ../../nbs/71_scale.sharded.ipynb #ba9cd7b4
 def _read_sharded(folder):
     "The configuration of what `save_sharded` wrote, and the folder with its files."
     path = Path(folder)/'sharded.json'
     config = read_signed(path, 'save_sharded')
-    if not re.fullmatch('[0-9a-f]{32}', str(config.get('files'))): raise CheckpointError(
-        f'{path}: names no files; expected it as `save_sharded` wrote it')
+    moments = config.get('opt')
+    has_moments = isinstance(moments, dict) and all(isinstance(o, dict) for o in moments.values())
+    if not has_moments or not re.fullmatch('[0-9a-f]{32}', str(config.get('files'))): raise CheckpointError(
+        f"{path}: 'files' or 'opt' in it is malformed; expected it as `save_sharded` wrote it")
     return config, path.parent/config['files']
 
 def _read_folder(folder):
     "The model in a folder of `save_sharded` or `save_pretrained`, its weights mapped and not read."
-    config_path = folder/'config.json'
-    if (folder/'sharded.json').is_file(): config, files = _read_sharded(folder)
-    else: config, files = read_config(config_path, config_path.read_bytes()), folder
-    vocab, pieces = read_columns(files/'vocab.json'), mapped_weights(files)
+    path, name = folder/'sharded.json', '*'
+    if path.is_file(): config, files = _read_sharded(folder)
+    else:
+        path, name = folder/'config.json', 'model.safetensors'
+        config = read_config(path, file_content(path))
+        files = folder/config.get('folder', '.')
+    vocab, pieces = read_columns(files/'vocab.json'), mapped_weights(files, name)
     sides = two_vocabs(vocab, folder)[0]
-    if fingerprint_of(sides) != config['vocab']: raise CheckpointError(
+    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(
         f'{files/"vocab.json"}: not the vocabulary that the model was saved with')
-    check_lengths(pieces, sides, files, files/'vocab.json')
-    return Pretrained({k: v for k, v in pieces.items() if not k.startswith('opt.')}, vocab, config, str(folder))
+    wgts = {k: v for k, v in pieces.items() if not k.startswith('opt.')}
+    check_lengths(wgts, sides, files, files/'vocab.json')
+    check_facts(path, config, wgts)
+    return Pretrained(wgts, vocab, config, str(folder))
 
 # %% ../../nbs/71_scale.sharded.ipynb #c49d1da5
 def _in_pieces(learn, pretrained):

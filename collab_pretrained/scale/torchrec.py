@@ -102,7 +102,7 @@ def _numbering(folder):
     path, vocab_path = Path(folder)/'torchrec.json', Path(folder)/'vocab.json'
     config = read_signed(path, 'to_torchrec', ": say with `vocab=` which ids TorchRec's rows have")
     vocab = json_columns(vocab_path, vocab_path.read_bytes())
-    if fingerprint_of(two_vocabs(vocab, folder)[0]) != config['vocab']: raise CheckpointError(
+    if fingerprint_of(two_vocabs(vocab, folder)[0]) != config.get('vocab'): raise CheckpointError(
         f'{vocab_path}: not the vocabulary that the model was saved with')
     return vocab, config
 

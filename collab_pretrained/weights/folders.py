@@ -180,6 +180,8 @@ def save_folder(
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
     columns = None if None in columns else columns
     try:
+        if 'tables' in (config or {}): raise ValueError(
+            "config['tables']; expected another name, or these tables as `tables=`")
         parts = folder_parts(folder, model_state, classes, tables)
         config = {**to_builtin(config or {}, 'config'), **_own_facts(vocabs, columns, parts)}
         _check_counts(config.get('counts'), vocabs)

@@ -208,6 +208,7 @@ def _named(vocabs, columns):
 def _state(path, model_state, vocabs, columns, meta, tables):
     "The weights as they are saved, with what is said of them; raises where they could not be read again."
     columns = None if None in columns else columns
+    if 'tables' in meta: raise ValueError("meta['tables']; expected another name, or these tables as `tables=`")
     facts = {**to_builtin(meta, 'meta'), 'vocab': fingerprint_of(vocabs), 'columns': columns}
     if tables: facts['tables'] = {name: {k: _own_memory(t) for k, t in table.items()}
                                   for name, table in checked_tables(path, tables, vocabs).items()}

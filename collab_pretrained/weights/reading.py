@@ -10,7 +10,6 @@ __all__ = ['from_safetensors', 'load_torch', 'check_weight', 'split_saved', 'rea
 
 # %% ../../nbs/25_weights.reading.ipynb #86d2ecc1
 import json
-import pickletools
 import re
 import threading
 import zipfile
@@ -26,18 +25,9 @@ from fastcore.foundation import L
 from ..core import CheckpointError, WeightsError, file_content
 from ..ids.vocab import Vocab
 from .roles import bare_name, find_roles, flat_weights
-from .unpickle import PickleRefused, file_kind, pickle_notes, plain_value, unpickle
+from .unpickle import PickleRefused, check_torch_pickle, file_kind, pickle_notes, plain_value, unpickle
 
 # %% ../../nbs/25_weights.reading.ipynb #86130f67
-_costly = re.compile(r'(builtins|__builtin__)\.(bytearray|set)|collections\.Counter|torch(\.\w+)?\.\w*Tensor|'
-                     r'torch\._utils\._rebuild_(device|wrapper|nested)\w*')
-
-def _check_pickle(f):
-    "Raise where a torch file's pickle asks for what no weights need, and what a few bytes can make very large."
-    names = [str(arg).replace(' ', '.') for op, arg, _ in pickletools.genops(f) if op.name == 'GLOBAL']
-    if costly := list(filter(_costly.fullmatch, names)):
-        raise PickleRefused(f'GLOBAL {next((o for o in names if o.startswith("fastai")), costly[0])}')
-
 def _check_zip(path):
     "Raise where the archive at `path` isn't as torch wrote it."
     with zipfile.ZipFile(path) as z:
@@ -46,27 +36,29 @@ def _check_zip(path):
         if any(o.external_attr & 0x10 for o in records): raise ValueError('a record is marked as a folder')
         if any(o.CRC for o in records) and (bad := z.testzip()): raise ValueError(f'record {bad} fails its checksum')
         for o in records:
-            if o.filename.endswith('data.pkl'): _check_pickle(z.open(o))
+            if o.filename.endswith('data.pkl'): check_torch_pickle(z.open(o))
 
 def _check_legacy(path):
     with open(path, 'rb') as f:
-        for _ in range(4): _check_pickle(f)  # a number, a version, facts about the system, the weights
+        for _ in range(4): check_torch_pickle(f)  # a number, a version, facts about the system, the weights
 
 def _is_zip(path):
     with open(path, 'rb') as f: return f.read(2) == b'PK'
 
 # %% ../../nbs/25_weights.reading.ipynb #0423df34
-def _storages(x):
-    "The memory of all tensors in `x`, address -> bytes."
-    seen, todo, res = set(), [x], {}
-    while todo:
-        x = todo.pop()
+def _check_repeats(x, n_bytes):
+    "Raise where what a file of `n_bytes` holds is much larger than the file, each thing counted wherever it is."
+    todo, n_values, n_numbers, storages = [x], 0, 0, {}
+    while todo and n_values <= n_bytes:
+        x, n_values = plain_value(todo.pop()), n_values + 1
         if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.device.type != 'meta':
-            res[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        if id(x) in seen or not isinstance(x, (Mapping, list, tuple)): continue
-        seen.add(id(x))
-        todo += [*(x.values() if isinstance(x, Mapping) else x), getattr(x, '_metadata', None)]
-    return res
+            storage = x.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            n_numbers += min(x.numel()*x.element_size(), storage.nbytes())
+        elif isinstance(x, Mapping): todo += [*x.values(), getattr(x, '_metadata', None)]
+        elif isinstance(x, (list, tuple)): todo += x
+    if sum(storages.values()) > n_bytes: raise ValueError('its tensors are larger than the file')
+    if n_values > n_bytes or n_numbers > 4*n_bytes: raise ValueError('it holds the same things many times over')
 
 def _damage(e):
     "What is wrong with a file that can't be read because of `e`; raises `e` itself where that isn't the file's fault."
@@ -92,7 +84,7 @@ def _load_torch(path):
     _check_zip(path) if _is_zip(path) else _check_legacy(path)
     with _torch_lock, torch.serialization.safe_globals([(pickle_notes[k], k) for k in _opt_notes]):
         res = torch.load(path, map_location='cpu', weights_only=True)
-    if sum(_storages(res).values()) > path.stat().st_size: raise ValueError('its tensors are larger than the file')
+    _check_repeats(res, path.stat().st_size)
     return res
 
 def _why_not(e):
@@ -205,7 +197,7 @@ _sized = {'EmbeddingDotBias': ['n_factors'], 'EmbeddingNN': ['widths', 'layers',
 def _layer_widths(wgts):
     "The widths of the layers behind the embeddings of a network, the last one left out."
     layers = {tuple(map(int, re.findall(r'\d+', k))): t.shape[0] for k, t in wgts.items()
-              if re.fullmatch(r'layers(\.\d+)+\.weight', bare_name(k)) and t.dim() == 2}
+              if re.fullmatch(r'layers(\.\d+)+\.weight', bare_name(k)) and len(t.shape) == 2}
     return [layers[k] for k in sorted(layers)][:-1]
 
 def _sizes(wgts):
@@ -223,7 +215,7 @@ def _shown(x):
 def check_facts(
     path:str|Path, # of the file they are in, for messages
     facts:Mapping, # what is said of a model
-    wgts:Mapping, # name -> tensor: its weights
+    wgts:Mapping, # name -> tensor, or what else has a `shape`: its weights
 ):
     "Raise where something that is said of a model can't be, or is of another size than its weights."
     for key, (test, expected) in _facts.items():
@@ -241,19 +233,13 @@ def check_facts(
 def to_builtin(
     x:Any, # values, notes, arrays and tensors, in lists and dictionaries
     where:str, # what messages call it
-    done:dict|None=None, # what was converted already; what is in several places is so once, since lists can nest
 ) -> Any: # Python's own types and tensors, as `torch.load(weights_only=True)` reads them
     "`x` in Python's own types."
-    done = {} if done is None else done
-    if id(x) not in done: done[id(x)] = _convert(x, where, done), x
-    return done[id(x)][0]
-
-def _convert(x, where, done):
     x = plain_value(x)
     if isinstance(x, Mapping):
-        return {to_builtin(k, where, done): to_builtin(v, f'{where}.{k}', done) for k, v in x.items()}
-    if isinstance(x, (list, L)): return [to_builtin(o, where, done) for o in x]
-    if isinstance(x, tuple): return tuple(to_builtin(o, where, done) for o in x)
+        return {to_builtin(k, where): to_builtin(v, f'{where}.{k}') for k, v in x.items()}
+    if isinstance(x, (list, L)): return [to_builtin(o, where) for o in x]
+    if isinstance(x, tuple): return tuple(to_builtin(o, where) for o in x)
     if isinstance(x, np.ndarray): return x.tolist()
     if isinstance(x, np.generic): return x.item()
     if isinstance(x, torch.Tensor): return x.detach()
