@@ -42,7 +42,11 @@ def undefined(script: str) -> set:  # names
 
 
 def _imported(nb: Path):
-    "(name, module, name there or '' for the module itself) of every import in a notebook, the exported names last."
+    "(name, module, name there or '' for the module itself): own names, every import in a notebook, exported names last."
+    made = re.search(r'#\| default_exp ([\w.]+)', nb.read_text())
+    own = f'collab_pretrained.{made[1]}' if made else None
+    of_module = vars(importlib.import_module(own)) if own else {}
+    yield from ((n, own, n) for n, o in of_module.items() if getattr(o, '__module__', own) == own)
     for source in code_cells(nb):
         try: tree = ast.parse(re.sub(r'^[%!].*$', '', source, flags=re.MULTILINE))
         except SyntaxError: continue
@@ -52,8 +56,7 @@ def _imported(nb: Path):
             for a in o.names:
                 names = public_names(o.module) if a.name == '*' else [a.name]
                 yield from ((a.asname or n, o.module, n) for n in names)
-    if made := re.search(r'#\| default_exp ([\w.]+)', nb.read_text()):
-        yield from ((n, f'collab_pretrained.{made[1]}', n) for n in public_names(f'collab_pretrained.{made[1]}'))
+    if own: yield from ((n, own, n) for n in public_names(own))
 
 
 def page_imports(nb: Path) -> str:  # code, '' where none is needed

@@ -22,8 +22,9 @@ from .canonical import canonical_ids
 from .lookup import IdIndex
 
 # %% ../../nbs/12_ids.vocab.ipynb #fb7179bc
-def _plain_ids(names, kinds, label):
-    "A list of names of the types `kinds`, '#na#' left out, as ids in their one form."
+def _plain_ids(names, label):
+    "A list of names, '#na#' left out, as ids in their one form."
+    kinds = set(map(type, names))
     try:
         if kinds in ({int}, {np.int64}): return np.fromiter(names, dtype=np.int64, count=len(names))
     except OverflowError: pass  # `canonical_ids` says which
@@ -34,32 +35,13 @@ def _plain_ids(names, kinds, label):
 
 def _split_na(names, label):
     "The row of '#na#', or None, and the ids of the others."
-    first = bool(names) and isinstance(names[0], str) and names[0] == NA
-    kinds = set(map(type, names[first:]))
-    texts = any(issubclass(k, str) for k in kinds)  # if not, nothing is compared: numpy's numbers are slow at it
-    others = [row for row, o in enumerate(names) if isinstance(o, str) and o == NA][first:] if texts else []
-    rows = [0]*first + others
+    rows = [row for row, o in enumerate(names) if isinstance(o, str) and o == NA]
     if len(rows) > 1: raise VocabError(
         f'{label}: {NA!r} names the rows {rows[0]} and {rows[1]}; expected it at most once')
-    if not rows: return None, _plain_ids(names, kinds, label)
-    names = names[:rows[0]] + names[rows[0]+1:]
-    return rows[0], _plain_ids(names, kinds if first else set(map(type, names)), label)
+    if not rows: return None, _plain_ids(names, label)
+    return rows[0], _plain_ids(names[:rows[0]] + names[rows[0]+1:], label)
 
 # %% ../../nbs/12_ids.vocab.ipynb #b609f144
-def _more_than_once(vocab, label):
-    "The error for a vocabulary in which an id owns several rows."
-    twice = vocab.ids[pd.Index(vocab.ids, dtype=vocab.ids.dtype).duplicated()]
-    rows = vocab.id_rows[vocab.ids == twice[0]]
-    return VocabError(f'{label}: {examples(twice)} more than once ({examples(twice[:1])} at rows {examples(rows)}); '
-                      'expected each id to own one row: keep one of them, in the vocabulary and in the table')
-
-def _names_of(vocab):
-    names = np.full(vocab.n_rows, 'xxfake', dtype=object)
-    names[vocab.id_rows] = vocab.ids
-    if vocab.na_row is not None: names[vocab.na_row] = NA
-    return L(names.tolist())
-
-# %% ../../nbs/12_ids.vocab.ipynb #4072881c
 class _Rows(dict):
     "Name -> row; an id that isn't there has the row of '#na#', if there is one, and is not added."
     na_row:int|None = None
@@ -67,22 +49,16 @@ class _Rows(dict):
         if self.na_row is None: raise UnknownIdError(f'{name!r} has no row; expected an id of the vocabulary')
         return self.na_row
 
-def _rows_by_name(vocab):
-    res = _Rows(zip(vocab.ids.tolist(), vocab.id_rows.tolist(), strict=True))
-    if vocab.na_row is not None: res[NA] = res.na_row = vocab.na_row
-    return res
-
-def _same_names(vocab, other):
-    "Whether all rows of `vocab` have the names in `other`, another vocabulary or a collection."
-    if isinstance(other, str) or not isinstance(other, Collection): return NotImplemented
-    if not isinstance(other, Vocab): return list(vocab) == list(other)
-    if (vocab.kind, vocab.na_row, vocab.n_rows) != (other.kind, other.na_row, other.n_rows): return False
-    return np.array_equal(vocab.ids, other.ids) and np.array_equal(vocab.id_rows, other.id_rows)
+def _more_than_once(vocab, label):
+    "The error for a vocabulary in which an id owns several rows."
+    twice = vocab.ids[pd.Index(vocab.ids, dtype=vocab.ids.dtype).duplicated()]
+    rows = vocab.id_rows[vocab.ids == twice[0]]
+    return VocabError(f'{label}: {examples(twice)} more than once ({examples(twice[:1])} at rows {examples(rows)}); '
+                      'expected each id to own one row: keep one of them, in the vocabulary and in the table')
 
 # %% ../../nbs/12_ids.vocab.ipynb #60f00d3e
 class Vocab(Sequence):
     "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
-    kind:str  # 'int' or 'text'
     rows:Callable
     grown:Callable
     fingerprint:str
@@ -105,41 +81,37 @@ class Vocab(Sequence):
     @cached_property
     def _index(self): return IdIndex(self.ids)  # again, after unpickling
     @cached_property
-    def items(self) -> L: return _names_of(self)
+    def items(self) -> L:
+        names = np.full(self.n_rows, 'xxfake', dtype=object)
+        names[self.id_rows] = self.ids
+        if self.na_row is not None: names[self.na_row] = NA
+        return L(names.tolist())
     @cached_property
-    def o2i(self) -> dict: return _rows_by_name(self)
+    def o2i(self) -> dict:
+        res = _Rows(zip(self.ids.tolist(), self.id_rows.tolist(), strict=True))
+        if self.na_row is not None: res[NA] = res.na_row = self.na_row
+        return res
+    @property
+    def kind(self) -> str: return 'int' if self.ids.dtype == np.int64 else 'text'
+
     def __len__(self): return self.n_rows
     def __getitem__(self, row): return self.items[row]
     def __contains__(self, name): return name in self.o2i
-    def __eq__(self, other): return _same_names(self, other)
-
-# %% ../../nbs/12_ids.vocab.ipynb #b34978aa
-@patch(as_prop=True)
-def kind(self:Vocab) -> str: # 'int' or 'text'
-    "What the ids are."
-    return 'int' if self.ids.dtype == np.int64 else 'text'
-
-@patch
-def __getstate__(self:Vocab): return {k: v for k, v in self.__dict__.items() if k not in ('_index', 'items', 'o2i')}
-
-@patch
-def __repr__(self:Vocab):
-    return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {examples(self.items, 4)}'
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('_index', 'items', 'o2i')}
+    def __repr__(self):
+        return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {examples(self.items, 4)}'
+    def __eq__(self, other):
+        if isinstance(other, str) or not isinstance(other, Collection): return NotImplemented
+        if not isinstance(other, Vocab): return list(self) == list(other)
+        if (self.kind, self.na_row, self.n_rows) != (other.kind, other.na_row, other.n_rows): return False
+        return np.array_equal(self.ids, other.ids) and np.array_equal(self.id_rows, other.id_rows)
 
 # %% ../../nbs/12_ids.vocab.ipynb #6f397c2f
 @patch
-def map_objs(self:Vocab,
-    objs:Iterable, # names; an unknown one has the row of '#na#'
-) -> L: # the row of each
-    "The rows of names, as fastai's `CategoryMap` has it."
-    return L(self.o2i[o] for o in objs)
+def map_objs(self:Vocab, objs:Iterable) -> L: return L(self.o2i[o] for o in objs)
 
 @patch
-def map_ids(self:Vocab,
-    ids:Iterable, # rows
-) -> L: # the name of each
-    "The names of rows, as fastai's `CategoryMap` has it."
-    return L(self.items[o] for o in ids)
+def map_ids(self:Vocab, ids:Iterable) -> L: return L(self.items[o] for o in ids)
 
 # %% ../../nbs/12_ids.vocab.ipynb #b9c292fc
 @patch

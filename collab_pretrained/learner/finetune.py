@@ -20,8 +20,8 @@ from fastcore.basics import patch
 
 from ..core import SIDES, CollabWarning, VocabError, examples
 from ..ids.canonical import canonical_ids
+from ..ids.matching import value_of_side
 from ..models.optim import FusedAdam
-from ..weights.match import value_of_side
 from ..weights.roles import find_roles, roles
 from .als import frozen_rows_of
 from .core import CollabLearner

@@ -20,27 +20,15 @@ from ..core import RatingsError, UnknownIdError, VocabError, WeightsError, examp
 from ..ids.canonical import canonical_ids
 from ..ids.matching import two_vocabs
 from ..ids.vocab import Vocab
-from .roles import as_tensor, find_roles
+from .roles import as_tensor, find_roles, no_tables
 
 # %% ../../nbs/22_weights.pretrained.ipynb #f8241a75
 def _known_rows(vocab, ids, side):
     rows = vocab.rows(ids)
     if (rows < 0).any(): raise UnknownIdError(
         f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
-    return rows
+    return torch.from_numpy(rows)
 
-def _predicted(wgts, vocabs, ids, keys):
-    "The dot product of both vectors plus the biases, (n,), float64, for users' and items' `ids`."
-    tables = {role: wgts[named[0]].double() for role, named in find_roles(wgts, keys).items()}
-    if not tables: raise WeightsError(
-        f'no table of users or items among {examples(list(wgts), 8)}; expected names that are known, or `keys=`')
-    rows = [torch.from_numpy(_known_rows(*o)) for o in zip(vocabs, ids, ('users', 'items'), strict=True)]
-    vectors = [tables[role][r] for role, r in zip(('u_weight', 'i_weight'), rows, strict=True) if role in tables]
-    product = (vectors[0]*vectors[1]).sum(1) if len(vectors) == 2 else torch.zeros(len(ids[0]), dtype=torch.float64)
-    biases = [tables[role][r].flatten() for role, r in zip(('u_bias', 'i_bias'), rows, strict=True) if role in tables]
-    return product + sum(biases)
-
-# %% ../../nbs/22_weights.pretrained.ipynb #87200e75
 class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
@@ -62,7 +50,12 @@ class Pretrained(NamedTuple):
         "What the weights alone answer for pairs of a user and an item; no `y_range` squeezes it."
         if len(users) != len(items): raise VocabError(
             f'{len(users)} users and {len(items)} items; expected pairs, an item for each user')
-        return _predicted(self.wgts, self._sides(), (users, items), keys)
+        tables = {role: self.wgts[named[0]].double() for role, named in find_roles(self.wgts, keys).items()}
+        if not tables: raise no_tables(self.wgts)
+        u, i = map(_known_rows, self._sides(), (users, items), ('users', 'items'))
+        res = torch.zeros(len(users), dtype=torch.float64)
+        if 'u_weight' in tables and 'i_weight' in tables: res = (tables['u_weight'][u]*tables['i_weight'][i]).sum(1)
+        return res + sum(tables[k][r].flatten() for k, r in (('u_bias', u), ('i_bias', i)) if k in tables)
 
 # %% ../../nbs/22_weights.pretrained.ipynb #15a36626
 def _ids_vocab(ids, label):
