@@ -105,7 +105,7 @@ def config_bytes(config:dict) -> bytes:
 # %% ../nbs/00_core.ipynb #996ffd32
 @contextmanager
 def one_writer(folder:str|Path, timeout:float=600.) -> Generator[Path]: # the folder, made where it isn't there
-    "Keep other programs from writing to `folder`; raises `SaveError` where one is busy for more than `timeout` seconds."
+    "Keep other programs from writing to `folder`; raises `SaveError` where one is busy for more than `timeout` s."
     folder = Path(folder)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
     lock = FileLock(Path(tempfile.gettempdir())/f'collab_pretrained-{name}.lock', mode=0o666)
