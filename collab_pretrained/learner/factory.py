@@ -224,7 +224,7 @@ def _asked_ranking(loss, loss_func, source, dls, use_nn):
         f'loss={loss!r} and loss_func={loss_func!r}; expected one of them')
     given = loss_func if loss is None else loss
     if given is not None and callable(given) and not isinstance(given, Ranking): return None, given
-    ranking = as_ranking(given, None, source)
+    ranking = as_ranking(given, source)
     if ranking is None and getattr(dls.train_ds, 'implicit', False):  # fastai's datasets don't say
         ranking = as_ranking('bpr' if use_nn else 'softmax')
     return ranking, None if ranking else MSELossFlat()
@@ -309,7 +309,8 @@ def from_pretrained(cls:CollabLearner,
     if not path.is_dir() and names_repository(folder, [path.parent]): folder = hub_folder(str(folder), revision)
     saved = Pretrained(*read_folder(folder), str(folder))
     if dls is None: dls = _no_ratings(saved)
-    model, ranking = make_described(saved.meta, dls.classes), as_ranking(None, loss_func, saved)
+    model = make_described(saved.meta, dls.classes)
+    ranking = as_ranking(pretrained=saved) if loss_func is None else None
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
     loss_func = MSELossFlat() if loss_func is None else loss_func
     learn = cls(dls, model, loss_func, **kwargs)  # ty: ignore[too-many-positional-arguments] a class, by `cls_method`

@@ -33,11 +33,6 @@ def _side_grads(rows, grads, n_rows, is_sparse):
     known: Any = {'is_coalesced': True, 'check_invariants': False}
     return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), **known) for o in sums]
 
-def _linked(vectors, table, rows):
-    "Vectors that were looked up in a table, with their derivative by it where a second one is wanted."
-    if not torch.is_grad_enabled(): return vectors
-    again = table.index_select(0, rows)
-    return vectors + (again - again.detach())
 
 # %% ../../nbs/40_models.embeddings.ipynb #73eb9ada
 class _DotBias(torch.autograd.Function):
@@ -51,13 +46,12 @@ class _DotBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): # ty: ignore[incompatible-method-override] of one output
         users, items, u, i = ctx.saved_tensors
-        u, i = (_linked(o, table, rows) for o, table, rows in zip((u, i), ctx.tables, (users, items), strict=True))
-        grad, (n_users, n_items) = grad[:,None], map(len, ctx.tables)
-        u_weight, u_bias = _side_grads(users, (grad*i, grad), n_users, ctx.is_sparse)
-        i_weight, i_bias = _side_grads(items, (grad*u, grad), n_items, ctx.is_sparse)
+        grad, (u_table, i_table) = grad[:,None], ctx.tables
+        if torch.is_grad_enabled(): u, i = u_table.index_select(0, users), i_table.index_select(0, items)  # of 2nd order
+        u_weight, u_bias = _side_grads(users, (grad*i, grad), len(u_table), ctx.is_sparse)
+        i_weight, i_bias = _side_grads(items, (grad*u, grad), len(i_table), ctx.is_sparse)
         return None, None, u_weight, i_weight, u_bias, i_bias, None
 
-# %% ../../nbs/40_models.embeddings.ipynb #ef1658b4
 def _is_plain(emb):
     "Whether `emb` looks rows up and does nothing else: no hooks, and a table on the CPU."
     hooks = emb._forward_hooks or emb._forward_pre_hooks or emb._backward_hooks or emb._backward_pre_hooks
@@ -73,14 +67,12 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
     "fastai's dot product with biases, whose rows can be read by id; made by `EmbeddingDotBias.from_classes`."
     limits:tuple|None = None  # (low, high) that answers are clamped to in evaluation, set by `fit_als`; None for none
     classes, user, item = None, None, None  # column -> names of the rows, and which columns are users and items
-    _vocabs = None  # column -> its names and their `Vocab`, where they are another's, such as fastai's
     def __init__(self,
         n_factors:int, # width of the vectors, 1 or more
         n_users:int, # rows of the users' tables, '#na#' included
         n_items:int, # rows of the items' tables, '#na#' included
         y_range:tuple|None=None, # (low, high) of the answers, by a sigmoid; None for no bounds
     ): super().__init__(n_factors, n_users, n_items, y_range)
-    def __getstate__(self): return {**self.__dict__, '_vocabs': None}
 
     def forward(self,
         x:Tensor, # (n, 2 or more), int64: the users' rows, the items', and columns that are not used
@@ -104,30 +96,21 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
         return _DotBias.apply(users.contiguous(), items.contiguous(), *(o.weight for o in tables), self.u_weight.sparse)
 
 # %% ../../nbs/40_models.embeddings.ipynb #49e825af
-def _vocab_of(model, is_item):
-    "The vocabulary of a side, made once of names that are another's."
-    if model.classes is None: raise VocabError(
-        'the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
-    col = model.item if is_item else model.user
-    names, known = model.classes[col], model._vocabs or {}
-    if col not in known or known[col][0] is not names:
-        model._vocabs = known = {**known, col: (names, Vocab.of(names, f'the vocabulary of {col}'))}
-    return known[col][1]
-
 @patch
 def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
-    vocab = _vocab_of(self, is_item)
+    if self.classes is None: raise VocabError(
+        'the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
+    col = self.item if is_item else self.user
+    vocab = Vocab.of(self.classes[col], f'the vocabulary of {col}')
     rows = vocab.rows(arr)
     lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
     if lost: raise UnknownIdError(
-        f'{self.item if is_item else self.user}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row '
+        f'{col}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row '
         f'({examples(lost)}); expected ids that the vocabulary of the data loaders has ({examples(vocab.ids[:3])}, '
         '...): it comes from the ratings they were made from')
     return torch.from_numpy(rows)
 
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
-
-# %% ../../nbs/40_models.embeddings.ipynb #07305251
 @patch
 def weight(self:EmbeddingDotBias,
     arr, # ids of items, or of users

@@ -156,15 +156,11 @@ def catch_up(self:FusedAdam,
         if drawn is not None: part.addcmul_(self.owed[p].anchor.index_select(0, rows), drawn)
         p.index_copy_(0, rows, part)
 
-# %% ../../nbs/46_models.optim.ipynb #3d34fab0
 @patch
 def settle(self:FusedAdam):
     "Give all rows what they are owed."
-    with torch.no_grad():
-        for p, owed in self.owed.items():
-            left, drawn = (o if o is None else o.to(p.dtype) for o in owed.pay(torch.arange(len(p), device=p.device)))
-            p.mul_(left)
-            if drawn is not None: p.addcmul_(owed.anchor, drawn)
+    for p in self.owed:
+        for rows in torch.arange(len(p), device=p.device).split(2**18): self.catch_up(p, rows)
     self.owed = {}
 
 @patch

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core import CollabWarning, RatingsError, WeightsError
 from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, batch_sizes, loaders_like
 from .embeddings import y_range_of
-from .losses import BprOfAll, SoftmaxOfAll, WarpOfAll, bpr_loss, softmax_loss, warp_choose
+from .losses import SoftmaxOfAll, bpr_loss, softmax_loss, warp_choose
 from .sampling import UnseenItems
 
 # %% ../../nbs/45_models.ranking.ipynb #b5ec367d
@@ -36,6 +36,8 @@ def is_positive(
     "Which ratings are positive."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
 
+
+# %% ../../nbs/45_models.ranking.ipynb #19fec20b
 class RankingDL(CollabDL):
     "Batches of positives, the rows of each user together; unshuffled, a `CollabDL` of all ratings."
     def __init__(self,
@@ -52,15 +54,13 @@ class RankingDL(CollabDL):
     def new(self, dataset=None, cls=None, **kwargs):
         return super().new(dataset, cls, **{'min_rating': self.min_rating, **kwargs})
 
-# %% ../../nbs/45_models.ranking.ipynb #19fec20b
-@patch
-def get_idxs(self:RankingDL):
-    if not self.shuffle: return np.arange(self.n)
-    rng = np.random.default_rng((self.seed % 2**64, self.epoch))
-    users = self.dataset.tensors[0][:,0].cpu().numpy()[self.positives]
-    order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
-    if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
-    return self.positives[order[turn[users[order]].argsort(kind='stable')]]
+    def get_idxs(self):
+        if not self.shuffle: return np.arange(self.n)
+        rng = np.random.default_rng((self.seed % 2**64, self.epoch))
+        users = self.dataset.tensors[0][:,0].cpu().numpy()[self.positives]
+        order, turn = rng.permutation(len(users)), rng.permutation(users.max(initial=-1) + 1)
+        if len(turn) < 2**16: turn = turn.astype(np.uint16)  # which numpy sorts in one pass
+        return self.positives[order[turn[users[order]].argsort(kind='stable')]]
 
 # %% ../../nbs/45_models.ranking.ipynb #8d648ae1
 def _is_whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
@@ -130,7 +130,6 @@ def before_validate(self:Ranking):
     "Draw the same each time."
     self._start(0)
 
-# %% ../../nbs/45_models.ranking.ipynb #3e62a604
 @patch
 def _unseen(self:Ranking):
     "What users haven't seen in the training part; while validating, in either part."
@@ -178,46 +177,40 @@ def loss_func(self:Ranking,
 
 # %% ../../nbs/45_models.ranking.ipynb #b3237cc0
 @patch
-def _all_items(self:Ranking, users, items):
-    "Tables of a few users and all items, and where among their scores each user's begin (n, 1); None for too many."
-    model, width = get_model(self.learn.model), self._unseen().n_items
-    unique = torch.unique_consecutive if self.learn.training else torch.unique  # in training a user's are together
-    own, of = unique(users, return_inverse=True)
-    if not _is_dot(model) or len(own)*width > 16*items.numel(): return None
-    return (model.u_weight(own), model.i_weight.weight, model.i_bias.weight), (of*width)[:,None]
-
-@patch
 def scores(self:Ranking,
     users:Tensor, # int64 (n,), rows
     items:Tensor, # int64 (n, k), rows
-) -> Tensor: # (n, k)
-    "What the model answers to each user and their `k` items, pair by pair."
-    return self.learn.model(torch.stack([users[:,None].expand_as(items), items], -1).flatten(0, 1)).reshape(items.shape)
+) -> Tensor: # (n, k); of a dot product without the users' biases, which change no order
+    "What the model answers to each user and their `k` items: a dot product of few users by one product of matrices."
+    model, n_items = get_model(self.learn.model), self._unseen().n_items
+    unique = torch.unique_consecutive if self.learn.training else torch.unique  # in training a user's are together
+    own, of = unique(users, return_inverse=True)
+    if not _is_dot(model) or len(own)*n_items > 16*items.numel():
+        pairs = torch.stack([users[:,None].expand_as(items), items], -1)
+        return self.learn.model(pairs.flatten(0, 1)).reshape(items.shape)
+    of_all = torch.addmm(model.i_bias.weight[:,0], model.u_weight(own), model.i_weight.weight.T)
+    return of_all.flatten().index_select(0, (of[:,None]*n_items + items).flatten()).view_as(items)
 
-# %% ../../nbs/45_models.ranking.ipynb #e236d1bc
+@patch
+def _sampled(self:Ranking, x, unseen):
+    "Scores of the positives `x`, (n,), and of `n_neg` items that their users haven't seen, (n, n_neg)."
+    items = torch.cat([x[:,1:], unseen.draw(x[:,0], self.n_neg, self.generator)], 1)
+    pos, neg = self.scores(x[:,0], items).split([1, self.n_neg], 1)
+    return pos[:,0], neg
+
+# %% ../../nbs/45_models.ranking.ipynb #f46199c1
 class BPR(Ranking):
     "Each positive against some unseen items."
     n_neg, lr, wd = 7, .2, .7
-    def _losses(self, x, pos, unseen):
-        items = unseen.draw(x[:,0], self.n_neg, self.generator)
-        if found := self._all_items(x[:,0], items):
-            tables, starts = found
-            return BprOfAll.apply(*tables, starts[:,0] + x[:,1], starts + items)
-        pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
-        return bpr_loss(pos[:,0], neg)
+    def _losses(self, x, pos, unseen): return bpr_loss(*self._sampled(x, unseen))
 
-# %% ../../nbs/45_models.ranking.ipynb #f46199c1
 class WARP(Ranking):
     "Each positive against the first unseen item that comes too near, of `n_neg` at most."
     n_neg, lr, wd, margin = 8, .08, 1.2, 1.
     def _losses(self, x, pos, unseen):
-        items, free = unseen.draw(x[:,0], self.n_neg, self.generator), unseen.free[x[:,0]]
-        if found := self._all_items(x[:,0], items):
-            tables, starts = found
-            return WarpOfAll.apply(*tables, starts[:,0] + x[:,1], starts + items, free, self.margin)
-        pos, neg = self.scores(x[:,0], torch.cat([x[:,1:], items], 1)).split([1, self.n_neg], 1)
-        col, weight = warp_choose(pos.detach()[:,0], neg.detach(), free, self.margin)
-        return weight*F.relu(self.margin - pos + neg.gather(1, col[:,None]))[:,0]
+        pos, neg = self._sampled(x, unseen)
+        col, weight = warp_choose(pos.detach(), neg.detach(), unseen.free[x[:,0]], self.margin)
+        return weight*F.relu(self.margin - pos + neg.gather(1, col[:,None])[:,0])
 
 # %% ../../nbs/45_models.ranking.ipynb #d0f98789
 class Softmax(Ranking):
@@ -294,18 +287,14 @@ def _saved_ranking(config):
     res.from_old_save = res.min_rating == 'mean'
     return res
 
-# %% ../../nbs/45_models.ranking.ipynb #f4c5ead1
 def as_ranking(
     loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking`, or None for the pretrained model's
-    loss_func=None, # the loss of a rating model, instead; None for none
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
 ) -> Ranking|None: # with the pretrained model's `min_rating` unless `loss` has one; None where ratings are predicted
     "The ranking that a learner's arguments ask for."
-    if loss is not None and loss_func is not None: raise RatingsError(
-        f'loss={loss!r} and a `loss_func`; expected one of them')
     if loss is not None and not isinstance(loss, Ranking) and loss not in rankings: raise RatingsError(
         f'loss={loss!r}; expected {", ".join(map(repr, rankings))}, or a `Ranking`')
-    saved = None if pretrained is None or loss_func is not None else _saved_ranking(pretrained.meta.get('loss'))
+    saved = None if pretrained is None else _saved_ranking(pretrained.meta.get('loss'))
     if loss is None: return saved
     res = copy(loss) if isinstance(loss, Ranking) else rankings[loss]()
     if saved is not None and res.min_rating == 'mean':

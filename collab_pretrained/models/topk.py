@@ -65,9 +65,7 @@ def item_vectors(
     rows:Tensor, # int64 (n,), rows of items, on the model's device
 ) -> Tensor: # (n, n_factors + 1), of the type of `user_vectors`; the last column is the bias
     "Items' vectors, with the bias folded into one more dimension."
-    in_turn = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (rows.diff() == 1).all()
-    part = slice(int(rows[0]), int(rows[-1]) + 1) if in_turn else rows
-    vecs = torch.cat([as_tensor(k, getattr(model, k).weight)[part] for k in ('i_weight', 'i_bias')], 1)
+    vecs = torch.cat([as_tensor(k, getattr(model, k).weight)[rows] for k in ('i_weight', 'i_bias')], 1)
     return vecs.to(torch.promote_types(vecs.dtype, torch.float32))
 
 # %% ../../nbs/47_models.topk.ipynb #599e0999
