@@ -47,7 +47,8 @@ class _DotBias(torch.autograd.Function):
     def backward(ctx, grad): # ty: ignore[incompatible-method-override] of one output
         users, items, u, i = ctx.saved_tensors
         grad, (u_table, i_table) = grad[:,None], ctx.tables
-        if torch.is_grad_enabled(): u, i = u_table.index_select(0, users), i_table.index_select(0, items)  # of 2nd order
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            u, i = u_table.index_select(0, users), i_table.index_select(0, items)
         u_weight, u_bias = _side_grads(users, (grad*i, grad), len(u_table), ctx.is_sparse)
         i_weight, i_bias = _side_grads(items, (grad*u, grad), len(i_table), ctx.is_sparse)
         return None, None, u_weight, i_weight, u_bias, i_bias, None
