@@ -433,7 +433,7 @@ def interaction_counts(
 ) -> dict|None: # 'users', 'items' -> counts in the vocabulary's order, without '#na#'; None for unknown loaders
     "How often each id was trained on."
     if not holds_ratings(dls.train_ds): return None
-    return {side: n[Vocab.of(names).id_rows].tolist()
+    return {side: n[Vocab.of(names).id_rows]
             for side, n, names in zip(('users', 'items'), row_counts(dls), dls.classes.values(), strict=False)}
 
 def metric_names_of(

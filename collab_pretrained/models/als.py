@@ -48,10 +48,9 @@ def _caution(side):
     """By how much more than its gain a row must count, 1 or more, since gains are of one number at a time: where the
     columns of a side's design are alike, as after gradient descent with strong weight decay, together they move rows
     further. `alike` is 1 if no column has to do with another, and up to k+1 if all are the same."""
-    weight = side.counts[:,None]
-    design = torch.cat([side.mean[:,:-1], torch.ones_like(weight)], 1)
-    gram = design.T @ (design*weight)
-    gram.diagonal()[:-1].add_((side.variance*weight).sum(0)[:-1])
+    design = torch.cat([side.mean[:,:-1], torch.ones_like(side.mean[:,:1])], 1)*side.counts.sqrt()[:,None]
+    gram = design.T @ design
+    gram.diagonal()[:-1].add_((side.counts @ side.variance)[:-1])
     size = gram.diagonal().clamp(min=1e-30).sqrt()
     alike = torch.linalg.eigvalsh(gram/size/size[:,None])[-1]
     return (alike/ALIKE).clamp(min=1)
@@ -328,7 +327,7 @@ def _learn_implicit(own, prior, other, ratings, transposed, known, caution):
     mean = own.mean + .5*moved*own.variance/own.spread**2
     return replace(own, mean=mean, history=own.history + .5*moved), .5*step
 
-def _gain_per_rating(side): return _gain(side, (side.counts > 0)[:,None]).sum(0)/side.counts.sum().clamp(min=1)
+def _gain_per_rating(side): return (side.counts > 0).float() @ _gain(side, 1)/side.counts.sum().clamp(min=1)
 
 # %% ../../nbs/49_models.als.ipynb #2b5a4cf8
 @torch.no_grad()

@@ -7,8 +7,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.posterior.htm
 # %% auto #0
 __all__ = ['ROW_FIELDS', 'NO_FEATURES', 'NOISE_COUNTS', 'SidePosterior', 'Posterior', 'expected_row', 'with_expected',
            'with_features', 'ridge_effects', 'mean_and_scale', 'linear_scale', 'units', 'start_side', 'start',
-           'noise_factor', 'first_variance', 'doubt_factors', 'doubt_of_items', 'with_first', 'predicted_pairs',
-           'predicted', 'posterior_tables', 'read_posterior', 'faded', 'match_side', 'match_posterior']
+           'noise_factor', 'doubt_factors', 'doubt_of_items', 'with_first', 'predicted_pairs', 'predicted',
+           'posterior_tables', 'read_posterior', 'faded', 'match_side', 'match_posterior']
 
 # %% ../../nbs/44_models.posterior.ipynb #9d482953
 import math
@@ -220,16 +220,6 @@ def noise_factor(
     "By how much the variance of the noise of each row differs from that of all."
     return (1 + own.surplus/(own.counts + NOISE_COUNTS)).clamp(min=.1)
 
-def first_variance(
-    own:SidePosterior, # a side
-    other:SidePosterior, # the other side
-) -> Tensor: # (n_rows, k+1)
-    "The variances of rows, where those without ratings are as unsure as the others were before their first."
-    seen = own.counts > 0
-    if own.has_features or not seen.any(): return own.variance
-    first = ((own.mean - expected_row(own, other))**2 + own.variance)[seen].mean(0)
-    return torch.where(seen[:,None], own.variance, first)
-
 # %% ../../nbs/44_models.posterior.ipynb #cec2389d
 @torch.no_grad()
 def doubt_factors(
@@ -253,9 +243,13 @@ def doubt_of_items(
 def with_first(
     own:SidePosterior, # a side
     other:SidePosterior, # the other side
-) -> SidePosterior: # `own`, its variances being `first_variance`
-    "A side as it is where predictions are made."
-    return replace(own, variance=first_variance(own, other))
+    rows:Tensor, # (n,) int64: rows of `own`
+) -> SidePosterior: # of n rows
+    "Rows as predictions need them: those without ratings are as unsure as the others were before their first."
+    some, seen = own.take(rows), (own.counts > 0).float()
+    if own.has_features or not seen.any(): return some
+    first = seen @ (own.mean - expected_row(own, other)).square_().add_(own.variance)/seen.sum()
+    return replace(some, variance=torch.where((some.counts > 0)[:,None], some.variance, first))
 
 @torch.no_grad()
 def predicted_pairs(
@@ -279,7 +273,7 @@ def predicted(
     y_range:tuple|None=None, # of the model
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
     "Mean and standard deviation of the rating of each pair."
-    users, items = (with_first(*posterior.side(o)).take(x[:,k]) for k, o in enumerate(SIDES))
+    users, items = (with_first(*posterior.side(o), x[:,k]) for k, o in enumerate(SIDES))
     return predicted_pairs(users, items, posterior.noise, y_range)
 
 # %% ../../nbs/44_models.posterior.ipynb #b1707820
@@ -356,6 +350,7 @@ def match_side(
     expected:Tensor, # (k+1,): the row of an id without ratings
 ) -> SidePosterior: # over the new one
     "The rows of one side, by id."
+    if len(rows) == len(own.mean) and torch.equal(rows, torch.arange(len(rows), device=rows.device)): return own
     new = torch.nonzero(rows < 0)[:,0]
     def moved(table, fill):
         res = table[rows.clamp(min=0)]

@@ -301,15 +301,16 @@ def _sure_of(learn, asked, ratings, on_unknown):
         f'{"popularity" if learn.ranking is None else "a ranking"} predicts none; expected a model of ratings, and '
         "`on_unknown='mean'` or 'skip'")
     posterior = learn.posterior
-    users, items = (with_first(*posterior.side(o)) for o in ('user', 'item'))
+    users, items = posterior.users, posterior.items
     def on(rows): return torch.tensor(rows).to(users.mean.device)  # a copy, since these may be read-only
-    own, has = users.take(on(np.where(asked.known, asked.rows, 0))), asked.has_ratings
+    own, has = with_first(users, items, on(np.where(asked.known, asked.rows, 0))), asked.has_ratings
     if has.any():
         folded, to = learn.fold_in(ratings, ids=asked.ids[has]), on(np.flatnonzero(has))
         at = on(pd.Index(folded.ids).get_indexer(asked.ids[has]))
         own = replace(own, mean=own.mean.index_copy(0, to, folded.rows[at]),
                       variance=own.variance.index_copy(0, to, folded.variance[at]))
-    return replace(posterior, users=own, items=items)
+    every = torch.arange(len(items.mean), device=items.mean.device)
+    return replace(posterior, users=own, items=with_first(items, users, every))
 
 # %% ../../nbs/62_serve.recommend.ipynb #ee0eef5b
 def _predicted_lines(learn, sure, top):
