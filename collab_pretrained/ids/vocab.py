@@ -96,6 +96,7 @@ class Vocab(Sequence):
 
     def __len__(self): return self.n_rows
     def __getitem__(self, row): return self.items[row]
+    def __iter__(self): return iter(self.items)
     def __contains__(self, name): return name in self.o2i
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('_index', 'items', 'o2i')}
     def __repr__(self):

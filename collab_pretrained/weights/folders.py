@@ -155,14 +155,14 @@ def _tables_of_last_save(folder, names):
 # %% ../../nbs/27_weights.folders.ipynb #fc6f2c1c
 def commit_folder(
     folder:str|Path, # made where it isn't there
-    config:bytes, # the content of `config.json`, as `config_bytes` gives it
+    config:bytes, # the content of `config.json`, as `config_bytes` gives it; it has the hashes of the other files
     parts:dict, # the other files, as `folder_parts` gives them
 ):
     "Write the files of one save, whole or not at all."
-    folder = Path(folder)
+    folder, hashes = Path(folder), json.loads(config)['files']
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = {folder/name: (_sha(o), partial(_write_bytes, o)) for name, o in parts.items()}
+        others = {folder/name: (hashes[name], partial(_write_bytes, o)) for name, o in parts.items()}
         obsolete = partial(_tables_of_last_save, folder, {*parts})
         commit_files(folder/'config.json', partial(_write_bytes, config), others, obsolete)
     except OSError as e: raise SaveError(f'{folder}: not saved ({e}); what was there before is still there') from e

@@ -273,10 +273,10 @@ def _two(path, raw):
                           'each row, or a dictionary from column name to such a list')
 
 def _names(path, names, label):
-    names = plain_value(names)
+    names, plain = plain_value(names), {int, str, float, bool, type(None)}
     if isinstance(names, dict): names = {plain_value(k): plain_value(v) for k, v in names.items()}
-    else: names = [plain_value(o) for o in names]
-    odd = ', '.join(sorted(o.__name__ for o in set(map(type, names)) - {int, str, float, bool, type(None)}))
+    elif not set(map(type, names)) <= plain: names = [plain_value(o) for o in names]
+    odd = ', '.join(sorted(o.__name__ for o in set(map(type, names)) - plain))
     if odd: raise CheckpointError(f'{path}: {label} holds {odd}; expected integers or texts, a name for each row')
     try: return Vocab.of(names, label)
     except ValueError as e: raise CheckpointError(f'{path}: {e}') from None
