@@ -39,30 +39,8 @@ from collab_pretrained.cli.options import (
     tables_for,
     with_facts,
 )
-from collab_pretrained.core import (
-    SIDES,
-    CollabError,
-    CollabWarning,
-    RatingsError,
-    SaveError,
-    VocabError,
-    examples,
-    one_writer,
-)
-from collab_pretrained.serve.evaluate import (
-    RankMetric,
-    best_floor,
-    bias_model,
-    check_floor,
-    error_measures,
-    list_floors,
-    mean_measures,
-    predictions_for,
-    rated_pairs,
-    relevant_pairs,
-    top_lists,
-)
 
+from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, VocabError, examples, one_writer
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, titles_of
 from ..data.ratings import read_ratings
@@ -72,6 +50,7 @@ from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
+from ..serve.evaluate import RankMetric, check_floor, held_out_figure
 from .training import Unbreakable, progress_to_stderr, train_with_log
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57
@@ -233,17 +212,7 @@ def _check_rmse(value, max_rmse, n):
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
 # %% ../../nbs/83_cli.commands.ipynb #3559f3df
-def _held_out(learn):
-    "What is measured on the ratings held out: its name, the model's figure, the floor's name, and the floor's figure."
-    x, y = rated_pairs(learn, None)
-    if learn.ranking is None:
-        errors = [error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x))]
-        return 'RMSE', errors[0], 'user and item biases', errors[1]
-    relevant = relevant_pairs(learn, x, y, _liked_from(learn))
-    scores = {None: None, **list_floors(learn)}
-    found = {k: mean_measures(*top_lists(learn, x, relevant, 10, scores=o), relevant, 10)['recall@10']
-             for k, o in scores.items()}
-    return 'recall@10', found.pop(None), *best_floor(found)
+def _held_out(learn): return held_out_figure(learn, _liked_from(learn) if learn.ranking else None)
 
 # %% ../../nbs/83_cli.commands.ipynb #5b0ee5f1
 def _print_held_out(learn, what, before=None):

@@ -80,7 +80,6 @@ def _line(bench, name):
     where = f'{abs(gain):.4f} {"below" if gain >= 0 else "above"} scratch (chance: {margin:.4f})'
     return f'{name}: {bench.error} {bench.curves[name].iloc[-1]:.4f} after {n} epochs, {where}, {what}{when}'
 
-# %% ../../nbs/61_serve.benchmark.ipynb #a565feae
 @patch
 def __repr__(self:Benchmark):
     last, floor = self.curves.iloc[-1], self.errors.loc['all', self.floor]
@@ -89,15 +88,6 @@ def __repr__(self:Benchmark):
     scratch = f'from scratch: {self.error} {last["from scratch"]:.4f} after {last.name} epochs'
     starts = [_line(self, o) for o in self.curves.columns[1:]]
     return '\n'.join([verdict, scratch, *starts, f'{self.floor}: {self.error} {floor:.4f}'])
-
-# %% ../../nbs/61_serve.benchmark.ipynb #376e8b2f
-def range_around(
-    dls:DataLoaders, # loaders with ratings in memory
-) -> tuple: # (low, high)
-    "A little wider than the ratings."
-    low, high = (f(dls.train.dataset.tensors[1]).item() for f in (torch.min, torch.max))
-    pad = (high - low)/8 or .5
-    return low - pad, high + pad
 
 # %% ../../nbs/61_serve.benchmark.ipynb #25f3cf34
 def _by_time(ratings, names, time_name, seed, ranks):
@@ -112,7 +102,26 @@ def _by_time(ratings, names, time_name, seed, ranks):
     names = [o for o in dict.fromkeys([*table.names, time_name]) if o is not None]
     return as_frame(ratings, names)[names].iloc[order].reset_index(drop=True)
 
-# %% ../../nbs/61_serve.benchmark.ipynb #39f300bb
+def _later_and_earlier(df, time_name, bs, seed):
+    "Loaders of the earlier ratings of a table, and of the later, which validate on what the earlier have not."
+    early, late = two_corpora(df)
+    splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
+    if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; '
+                                              'expected more ratings')
+    names = [o for o in df.columns if o != time_name]
+    def loaders(table, splits): return CollabDataLoaders.from_df(
+        table, 0, *names, splits=splits, time_name=time_name, bs=bs, seed=seed, implicit=len(names) == 2)
+    return loaders(early, None), loaders(late, splits)
+
+# %% ../../nbs/61_serve.benchmark.ipynb #376e8b2f
+def range_around(
+    dls:DataLoaders, # loaders with ratings in memory
+) -> tuple: # (low, high)
+    "A little wider than the ratings."
+    low, high = (f(dls.train.dataset.tensors[1]).item() for f in (torch.min, torch.max))
+    pad = (high - low)/8 or .5
+    return low - pad, high + pad
+
 def _trained(dls, epochs, lr, wd, seed, **kwargs):
     "A learner that was trained, and its error before and after each epoch where there is something to measure on."
     torch.manual_seed(seed)
@@ -138,7 +147,6 @@ def _squared_errors(learns):
     groups = rating_groups(learns['warm start'])
     return {name: squares[of_users[x[:,0]] & of_items[x[:,1]]] for name, (of_users, of_items) in groups.items()}
 
-# %% ../../nbs/61_serve.benchmark.ipynb #6abbd7d6
 def _missed(learns):
     "For each group, what the lists of each start and of popular items miss, 1 - NDCG, user by user."
     scratch, metric = learns['from scratch'], learns['from scratch'].metrics[0]
@@ -166,18 +174,6 @@ def _compared(learns):
         root = errors.loc['all', list(learns)]
         margin = margin/(root + root['from scratch'])
     return errors.assign(**{'n_users' if ranks else 'n_ratings': [len(o) for o in by_group.values()]}), margin
-
-# %% ../../nbs/61_serve.benchmark.ipynb #e025ba9a
-def _later_and_earlier(df, time_name, bs, seed):
-    "Loaders of the earlier ratings of a table, and of the later, which validate on what the earlier have not."
-    early, late = two_corpora(df)
-    splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
-    if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; '
-                                              'expected more ratings')
-    names = [o for o in df.columns if o != time_name]
-    def loaders(table, splits): return CollabDataLoaders.from_df(
-        table, 0, *names, splits=splits, time_name=time_name, bs=bs, seed=seed, implicit=len(names) == 2)
-    return loaders(early, None), loaders(late, splits)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #5f9901f7
 def benchmark(

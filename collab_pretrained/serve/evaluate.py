@@ -57,7 +57,6 @@ def rated_pairs(learn, ratings):
                                        'the loaders with `valid_pct` above 0, or give `ratings=`')
     return pairs_of(ds)
 
-# %% ../../nbs/60_serve.evaluate.ipynb #4ca260d4
 @torch.no_grad()
 def predictions_for(model, x):
     "What `model` answers for the pairs `x`."
@@ -146,14 +145,6 @@ def mean_measures(users, top, relevant, k):
     scores, asked = list_measures(users, top, relevant, k)
     return {'n_users': asked.sum()} | {f'{name}@{k}': v.mean() if len(v) else np.nan for name, v in scores.items()}
 
-# %% ../../nbs/60_serve.evaluate.ipynb #80ae4134
-def check_lists(k, min_rating):
-    "Raise unless `k` is a length and `min_rating` a rating or None."
-    is_count = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
-    if not is_count or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
-    is_rating = min_rating is None or isinstance(min_rating, (int, float, np.number))
-    if not is_rating: raise RatingsError(f'min_rating={min_rating!r}; expected a rating, or None')
-
 # %% ../../nbs/60_serve.evaluate.ipynb #9ff9c0f2
 class BiasModel:
     "Ratings by a bias of each user and each item alone."
@@ -188,16 +179,21 @@ class BiasModel:
         "What it predicts."
         return self._sum(x).clip(self.low, self.high)
 
-# %% ../../nbs/60_serve.evaluate.ipynb #1af3af77
-class PopularityScores:
-    "Scores of items by how many ratings they have, or by other `counts` of all rows, the same for every user."
-    size, dtype, device = 64, torch.float32, torch.device('cpu')
-    def __init__(self, learn, counts=None):
-        self.item_rows = learn.side('item').vocab.id_rows
-        counts = row_counts(learn.dls)[1] if counts is None else counts
-        self.counts = torch.from_numpy(counts[self.item_rows]).float()
-    def __call__(self, rows, out): out[:,:len(self.counts)] = self.counts
-    def finish(self, rows, vals): return vals
+# %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
+def bias_model(learn, seen=None, measured=None):
+    "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
+    parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
+    if seen is not None and getattr(learn.dls.train_ds, 'rating_name', None) in own_columns(learn, seen):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', CollabWarning)  # it may have ids without a row
+            parts.append(pairs_of(learn.dls.test_dl(seen).dataset))
+    parts = [(x, y) for x, y in parts if y is not None and len(y)]
+    if not parts: return None
+    x, y = (np.concatenate(o) for o in zip(*parts, strict=True))
+    if seen is not None and measured is not None:
+        free = ~np.isin(_keys(x, len(items)), _keys(measured, len(items)))
+        x, y = x[free], y[free]
+    return BiasModel(x, y, (len(users), len(items))) if len(y) else None
 
 # %% ../../nbs/60_serve.evaluate.ipynb #0b2f07e7
 def recent_popularity(
@@ -215,7 +211,17 @@ def recent_popularity(
     sizes = n_rows_of(learn)
     return recent_counts(x[:,1], days, sizes[1], popularity_half_life(x, days, *sizes)).cpu().numpy()
 
-# %% ../../nbs/60_serve.evaluate.ipynb #418776a4
+# %% ../../nbs/60_serve.evaluate.ipynb #1af3af77
+class PopularityScores:
+    "Scores of items by how many ratings they have, or by other `counts` of all rows, the same for every user."
+    size, dtype, device = 64, torch.float32, torch.device('cpu')
+    def __init__(self, learn, counts=None):
+        self.item_rows = learn.side('item').vocab.id_rows
+        counts = row_counts(learn.dls)[1] if counts is None else counts
+        self.counts = torch.from_numpy(counts[self.item_rows]).float()
+    def __call__(self, rows, out): out[:,:len(self.counts)] = self.counts
+    def finish(self, rows, vals): return vals
+
 def list_floors(learn):
     "What lists are compared with: 'popular' and, where it is known, 'recent' -> scores."
     recent, popular = recent_popularity(learn), PopularityScores(learn)
@@ -225,22 +231,6 @@ def best_floor(floors):
     "The highest of some floors, whose names end in 'popular' and 'recent': what to call it, and its value."
     name = max(floors, key=floors.get)
     return 'recent popularity' if name.endswith('recent') else 'popularity', floors[name]
-
-# %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
-def bias_model(learn, seen=None, measured=None):
-    "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
-    parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
-    if seen is not None and getattr(learn.dls.train_ds, 'rating_name', None) in own_columns(learn, seen):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', CollabWarning)  # it may have ids without a row
-            parts.append(pairs_of(learn.dls.test_dl(seen).dataset))
-    parts = [(x, y) for x, y in parts if y is not None and len(y)]
-    if not parts: return None
-    x, y = (np.concatenate(o) for o in zip(*parts, strict=True))
-    if seen is not None and measured is not None:
-        free = ~np.isin(_keys(x, len(items)), _keys(measured, len(items)))
-        x, y = x[free], y[free]
-    return BiasModel(x, y, (len(users), len(items))) if len(y) else None
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8f0f0930
 def rating_groups(learn):
@@ -263,12 +253,22 @@ def error_measures(preds, y):
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}
 
-# %% ../../nbs/60_serve.evaluate.ipynb #ee93a10c
 def check_floor(name, value, floor_name, floor, higher_is_better=False):
     "Warn where a model's figure is worse than that of its floor."
     worse = value < floor if higher_is_better else value > floor
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor; train longer, or with another learning rate', CollabWarning, stacklevel=4)
+
+def check_count(name, value, what='the length of the lists'):
+    "Raise unless `value` is a whole number, 1 or more."
+    is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_count or value < 1: raise RatingsError(f'{name}={value!r}; expected {what}, 1 or more')
+
+def check_lists(k, min_rating):
+    "Raise unless `k` is a length and `min_rating` a rating or None."
+    check_count('k', k)
+    is_rating = min_rating is None or isinstance(min_rating, (int, float, np.number))
+    if not is_rating: raise RatingsError(f'min_rating={min_rating!r}; expected a rating, or None')
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):
@@ -317,6 +317,18 @@ def evaluate(self:CollabLearner,
     if 'rmse' not in res: check_floor(ndcg.upper(), total[ndcg], *best_floor(floors), True)
     elif 'rmse of biases' in res: check_floor('RMSE', total['rmse'], 'user and item biases', total['rmse of biases'])
     return res
+
+# %% ../../nbs/60_serve.evaluate.ipynb #42e72b85
+def held_out_figure(learn, min_rating=None):
+    "The error on the ratings held out, or the recall of a ranking's lists: name, value, the floor's name, and its value."
+    x, y = rated_pairs(learn, None)
+    if learn.ranking is None:
+        error, floor = (error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x)))
+        return 'RMSE', error, 'user and item biases', floor
+    relevant = relevant_pairs(learn, x, y, min_rating)
+    recalls = {name: mean_measures(*top_lists(learn, x, relevant, 10, scores=scores), relevant, 10)['recall@10']
+               for name, scores in {None: None, **list_floors(learn)}.items()}
+    return 'recall@10', recalls.pop(None), *best_floor(recalls)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #7876ad80
 class RankMetric(Metric):

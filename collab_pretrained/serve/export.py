@@ -24,27 +24,26 @@ from ..learner.core import CollabLearner
 from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
 
 # %% ../../nbs/64_serve.export.ipynb #98be36cd
-def _id_type(ids):
+def _id_array(ids):
     import pyarrow as pa
-    return pa.int64() if ids.dtype == np.int64 else pa.string()
+    return pa.array(ids, pa.int64() if ids.dtype == np.int64 else pa.string())
 
 def _write_ids(path, ids):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    pq.write_table(pa.table({'id': pa.array(ids, _id_type(ids))}), path)
+    pq.write_table(pa.table({'id': _id_array(ids)}), path)
 
 def _write_vectors(path, ids, rows, vectors):
     "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    schema, n = _id_type(ids), 2**16
-    width = vectors(torch.tensor(rows[:0])).shape[1]
-    schema = pa.schema({'id': schema, 'vector': pa.list_(pa.float32(), width)})
+    n, width = 2**16, vectors(rows[:0]).shape[1]
+    schema = pa.schema({'id': _id_array(ids[:0]).type, 'vector': pa.list_(pa.float32(), width)})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(ids), n):
-            vecs = vectors(torch.tensor(rows[start:start+n])).float().cpu().numpy().reshape(-1)
+            vecs = vectors(rows[start:start+n]).float().cpu().numpy().reshape(-1)
             lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs), width)
-            writer.write_table(pa.table([pa.array(ids[start:start+n], schema.types[0]), lists], schema=schema))
+            writer.write_table(pa.table([_id_array(ids[start:start+n]), lists], schema=schema))
 
 # %% ../../nbs/64_serve.export.ipynb #616d33c9
 def _switch(link, target):
@@ -55,7 +54,6 @@ def _switch(link, target):
         os.replace(part, link)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/64_serve.export.ipynb #dbbff731
 def _commit(folder, new, names):
     "Make the files `names` of the folder `new` those of `folder`, all at once, and clear away older exports."
     current = folder/'current'
@@ -88,7 +86,7 @@ def _of_side(learn, side):
     "The ids of a side, and a function from rows to their vectors."
     model, vocab = get_model(learn.model), learn.side(side).vocab
     device = model.i_weight.weight.device
-    return vocab, lambda rows: _VECTORS[side](model, torch.as_tensor(rows).to(device))
+    return vocab, lambda rows: _VECTORS[side](model, torch.tensor(rows).to(device))
 
 def _changed_since(vocab, vectors, old_vocab, old_vectors):
     "Which ids have another vector than before, or none before; and the ids that are gone."

@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned: vectors, biases, what a warm start brought along, and errors.
+"""Pictures of what a model has learned: vectors, biases, features, what a warm start brought along, and errors.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.plots.html.md"""
 
@@ -23,7 +23,7 @@ from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
 from ..models.embeddings import y_range_of
 from ..weights.roles import find_roles, flat_weights
-from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
+from .evaluate import check_count, error_measures, predictions_for, rated_pairs, rating_groups
 from .recommend import asked_ids, check_known
 
 # %% ../../nbs/63_serve.plots.ipynb #9afaf7bb
@@ -41,6 +41,15 @@ def _principal(vecs):
     axes = axes*axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of its two directions, always the same
     return (vecs @ axes.T).numpy(), np.pad(share[:2].numpy(), (0, 2 - len(share[:2])))
 
+def _weight(learn, role):
+    "The table of `role`, such as 'i_weight', on the CPU."
+    model = get_model(learn.model)
+    wgts = flat_weights(model.state_dict())
+    named = find_roles(wgts)
+    if role not in named: raise WeightsError(f'{type(model).__name__}: no {role!r} among its weights; expected a model '
+                                             'with such a table, such as `EmbeddingDotBias`')
+    return wgts[named[role][0]].cpu()
+
 # %% ../../nbs/63_serve.plots.ipynb #84e5bd6c
 _beside = [(5, 0, 'left', 'center'), (-5, 0, 'right', 'center'), (0, 5, 'center', 'bottom'), (0, -5, 'center', 'top')]
 
@@ -49,7 +58,6 @@ def _is_free(box, ax, taken, dots):
     is_inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 and ax.bbox.y0 < box.y0 and box.y1 < ax.bbox.y1
     return is_inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*o) for o in dots)
 
-# %% ../../nbs/63_serve.plots.ipynb #9becdc22
 def _place_labels(ax, xy, labels):
     "Write `labels` beside their points where there is room; returns which of them stand."
     ax.figure.draw_without_rendering()  # now it is known how large everything is
@@ -74,16 +82,11 @@ def _axes(ax, width, height):
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(width, height), layout='constrained')[1]
 
-def _check_n(n):
-    is_count = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-    if not is_count or n < 1: raise RatingsError(f'n={n!r}; expected how many to show, 1 or more')
-
 def _popularity(learn, side):
     "How many training ratings each id of one side has, in the vocabulary's order."
     of = learn.side(side)
     return row_counts(learn.dls)[of.index][of.vocab.id_rows]
 
-# %% ../../nbs/63_serve.plots.ipynb #57da702e
 def _shown(learn, side, ids, n):
     "The ids to show and their rows: those asked for, or the `n` with most training ratings."
     if ids is None:
@@ -95,16 +98,6 @@ def _shown(learn, side, ids, n):
     check_known(learn, side, ids, rows, 'leave the others out')
     return ids, rows
 
-# %% ../../nbs/63_serve.plots.ipynb #b12f0996
-def _weight(learn, role):
-    "The table of `role`, such as 'i_weight', on the CPU."
-    model = get_model(learn.model)
-    wgts = flat_weights(model.state_dict())
-    named = find_roles(wgts)
-    if role not in named: raise WeightsError(f'{type(model).__name__}: no {role!r} among its weights; expected a model '
-                                             'with such a table, such as `EmbeddingDotBias`')
-    return wgts[named[role][0]].cpu()
-
 # %% ../../nbs/63_serve.plots.ipynb #0da78072
 @patch
 def plot_embeddings(self:CollabLearner,
@@ -115,7 +108,7 @@ def plot_embeddings(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "A map of vectors along their two principal axes, the best known with their titles."
-    _check_n(n)
+    check_count('n', n, 'how many to show')
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
     xy, share = _principal(_weight(self, f'{side[0]}_weight')[rows])
@@ -145,7 +138,7 @@ def plot_bias(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of the largest and of the smallest biases."
-    _check_n(n)
+    check_count('n', n, 'how many to show')
     vocab = self.side(side).vocab
     bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
     order = np.argsort(bias, kind='stable')
@@ -169,7 +162,6 @@ def _told(learn, side):
         f'`features={{{side!r}: table}}`')
     return own, known
 
-# %% ../../nbs/63_serve.plots.ipynb #e473f6cf
 @patch
 def feature_effects(self:CollabLearner,
     side:str='item', # 'item' or 'user': whose features
@@ -192,7 +184,7 @@ def plot_features(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of what features add to a bias or a factor, per unit of a column."
-    _check_n(n)
+    check_count('n', n, 'how many to show')
     table = self.feature_effects(side)
     if what not in table: raise RatingsError(f'what={what!r}; expected one of {examples(list(table), 4)}')
     effect = table[what].loc[table[what].abs().nlargest(n).index].sort_values()
@@ -210,7 +202,7 @@ def surprising(self:CollabLearner,
     titles:Mapping|pd.Series|None=None, # id -> title; None leaves titles out
 ) -> pd.DataFrame: # id, [title], ratings, bias, expected (by its features), difference; the largest difference first
     "Ids whose bias is furthest from what their features say."
-    _check_n(k)
+    check_count('k', k, 'how many to show')
     own, _ = _told(self, side)
     vocab = self.side(side).vocab
     rows = vocab.id_rows[own.counts.cpu().numpy()[vocab.id_rows] > 0]
@@ -268,16 +260,6 @@ def _curve(learn, metric):
         f'{names[at]} was not measured; expected a validation part: see `valid_pct` and `splits`')
     return names[at], [float(o[at]) for o in rec.values]
 
-# %% ../../nbs/63_serve.plots.ipynb #0e3957b5
-def draw_curves(curves, ylabel, ax=None):
-    "Lines of `curves`, a DataFrame whose index is epochs, 0 for before any."
-    ax = _axes(ax, 6, 3.6)
-    for name, values in curves.items(): ax.plot(values.dropna(), marker='o', label=name)
-    ax.set(xlabel='epochs', ylabel=ylabel)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False)
-    return ax
-
 # %% ../../nbs/63_serve.plots.ipynb #924fa194
 @patch
 def plot_curves(self:CollabLearner,
@@ -295,8 +277,13 @@ def plot_curves(self:CollabLearner,
     odd = set(before) - set(learners)
     if odd: raise RatingsError(f'before: {examples(list(before))}; expected names of curves, some of {list(learners)}')
     found = {k: _curve(o, metric) for k, o in learners.items()}
-    curves = {k: pd.Series({0: before.get(k, np.nan), **dict(enumerate(o, 1))}) for k, (_, o) in found.items()}
-    return draw_curves(pd.DataFrame(curves), ' or '.join(dict.fromkeys(o for o, _ in found.values())), ax)
+    ax = _axes(ax, 6, 3.6)
+    for k, (_, values) in found.items():
+        ax.plot(pd.Series({0: before.get(k, np.nan), **dict(enumerate(values, 1))}).dropna(), marker='o', label=k)
+    ax.set(xlabel='epochs', ylabel=' or '.join(dict.fromkeys(o for o, _ in found.values())))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False)
+    return ax
 
 # %% ../../nbs/63_serve.plots.ipynb #98c87e47
 def _by_group(learn, ratings):
