@@ -320,7 +320,7 @@ def evaluate(self:CollabLearner,
 
 # %% ../../nbs/60_serve.evaluate.ipynb #42e72b85
 def held_out_figure(learn, min_rating=None):
-    "The error on the ratings held out, or the recall of a ranking's lists: name, value, the floor's name, and its value."
+    "The RMSE on the ratings held out, or a ranking's recall: name, value, and the same of its floor."
     x, y = rated_pairs(learn, None)
     if learn.ranking is None:
         error, floor = (error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x)))
