@@ -30,7 +30,7 @@ from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
 from ..models.topk import CosineScores, DotScores, best, scores_of
 from ..weights.roles import find_roles, flat_weights
-from .evaluate import known_pairs, own_columns, pairs_in
+from .evaluate import check_count, known_pairs, own_columns, pairs_in
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
@@ -42,7 +42,6 @@ def _encoded(learn, side, values):
     codes, ids = encode_ids(values, f'{side}s', cast_of(id_cast, of.column))
     return codes, ids, of.vocab.rows(ids)
 
-# %% ../../nbs/62_serve.recommend.ipynb #8c00c349
 def asked_ids(learn, side, ids):
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
     vocab = learn.side(side).vocab
@@ -54,7 +53,6 @@ def asked_ids(learn, side, ids):
     first = pd.unique(codes)
     return ids[first], rows[first]
 
-# %% ../../nbs/62_serve.recommend.ipynb #a4e3e806
 def check_known(learn, side, ids, rows, remedy):
     "Raise if any of `ids` has no row."
     lost, known = ids[rows < 0], learn.side(side).vocab.ids
@@ -63,10 +61,6 @@ def check_known(learn, side, ids, rows, remedy):
         f'the learner was made with ({examples(known)}): {remedy}')
 
 # %% ../../nbs/62_serve.recommend.ipynb #656e024b
-def _check_k(k):
-    is_count = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
-    if not is_count or k < 1: raise RatingsError(f'k={k!r}; expected the length of the lists, 1 or more')
-
 def _table(name, ids, other, vocab, vals, rows):
     "Lines of `name` (from `ids`), rank, `other` (from `rows` of `vocab`, where they are not -1) and score."
     who, rank = np.nonzero(rows >= 0)
@@ -116,7 +110,6 @@ def _rated_before(learn):
     res[rows[rows >= 0]] = np.asarray(n, dtype=np.int64)[rows >= 0]
     return res
 
-# %% ../../nbs/62_serve.recommend.ipynb #a83a3157
 def _check_history(learn, asked, pairs, is_told):
     "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
     n_own, is_recorded = len(learn.dls.train_ds), learn.seen is not None
@@ -138,9 +131,8 @@ def _seen_by(learn, asked, exclude_seen, seen, ratings):
     "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given; None for none."
     if exclude_seen is False: return None
     told = [o for o in (None if exclude_seen is True else exclude_seen, seen) if o is not None]
-    tables = [pairs_in(learn, o, asked.new_ids) for o in [*told, *([] if ratings is None else [ratings])]]
+    tables = [_own_pairs(learn, o, asked) for o in [*told, *([] if ratings is None else [ratings])]]
     pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *tables])
-    pairs = pairs[(pairs >= 0).all(1)]
     _check_history(learn, asked, pairs, bool(told))
     def seen_by(rows):
         return np.concatenate([pairs[np.isin(pairs[:,0], rows)], known_pairs(learn, rows[rows < asked.n_users])])
@@ -161,7 +153,6 @@ def _as_average(learn, item_rows):
     vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), len(item_rows))
     return vals[0], items[0]
 
-# %% ../../nbs/62_serve.recommend.ipynb #bf843078
 def _first_unseen(vals, items, users, seen, k):
     "The first `k` of ranked `items`, one list for all `users`, that each has not seen."
     pairs = np.zeros((0, 2), dtype=np.int64) if seen is None else seen(users)
@@ -194,7 +185,6 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
     if len(ids) <= 16: scores.size = min(scores.size, len(ids))  # all lines are computed, asked for or not
     return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
-# %% ../../nbs/62_serve.recommend.ipynb #8597f0a8
 def _check_values(learn, ratings):
     "Warn of later ratings on another scale than the model's answers."
     name = getattr(learn.dls.train_ds, 'rating_name', None)
@@ -214,23 +204,6 @@ def _own_pairs(learn, table, asked):
     pairs = pairs_in(learn, table, asked.new_ids)
     return pairs[(pairs >= 0).all(1)]
 
-# %% ../../nbs/62_serve.recommend.ipynb #970de0fd
-def _choice(learn, asked, candidates, exclude):
-    """The rows of the items to choose from, ascending, and a function from numbers of users, as `_Asked` has them, to
-    the pairs that are not for them; None for no such pairs."""
-    rows, hide = learn.side('item').vocab.id_rows, []
-    if hasattr(candidates, 'columns'):
-        own = _own_pairs(learn, candidates, asked)
-        rows = np.unique(own[:,1])
-        hide.append(lambda users: _not_among(own, users, rows))
-    elif candidates is not None: rows = _known_items(learn, 'candidates', candidates)
-    if hasattr(exclude, 'columns'):
-        pairs = _own_pairs(learn, exclude, asked)
-        hide.append(lambda users: pairs[np.isin(pairs[:,0], users)])
-    elif exclude is not None: rows = np.setdiff1d(rows, _known_items(learn, 'exclude', exclude))
-    return rows, hide
-
-# %% ../../nbs/62_serve.recommend.ipynb #d46830b9
 def _not_among(own, users, item_rows):
     "The pairs of `users` and `item_rows` that are not in `own`."
     users, free = np.unique(users), np.ones((len(np.unique(users)), len(item_rows)), dtype=bool)
@@ -243,6 +216,21 @@ def _all_of(functions):
     "A function that gives the pairs of all `functions` that are not None; None where there is none."
     some = [o for o in functions if o is not None]
     return (lambda users: np.concatenate([o(users) for o in some])) if some else None
+
+# %% ../../nbs/62_serve.recommend.ipynb #970de0fd
+def _choice(learn, asked, candidates, exclude):
+    "The rows of the items to choose from, ascending, and functions from users (see `_Asked`) to more to hide."
+    rows, hide = learn.side('item').vocab.id_rows, []
+    if hasattr(candidates, 'columns'):
+        own = _own_pairs(learn, candidates, asked)
+        rows = np.unique(own[:,1])
+        hide.append(lambda users: _not_among(own, users, rows))
+    elif candidates is not None: rows = _known_items(learn, 'candidates', candidates)
+    if hasattr(exclude, 'columns'):
+        pairs = _own_pairs(learn, exclude, asked)
+        hide.append(lambda users: pairs[np.isin(pairs[:,0], users)])
+    elif exclude is not None: rows = np.setdiff1d(rows, _known_items(learn, 'exclude', exclude))
+    return rows, hide
 
 # %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
@@ -259,7 +247,7 @@ def recommend(self:CollabLearner,
     explore:float=0., # how many standard deviations to order by: above 0 for items to try, below for safe ones
 ) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
-    _check_k(k)
+    check_count('k', k)
     if ratings is not None: ratings = own_columns(self, ratings)
     asked = _asked_users(self, users, ratings, on_unknown)
     if ratings is not None and not asked.has_ratings.any(): _check_values(self, ratings)  # else `fold_in` does
@@ -312,17 +300,6 @@ def _sure_of(learn, asked, ratings, on_unknown):
     every = torch.arange(len(items.mean), device=items.mean.device)
     return replace(posterior, users=own, items=with_first(items, users, every))
 
-# %% ../../nbs/62_serve.recommend.ipynb #ee0eef5b
-def _predicted_lines(learn, sure, top):
-    "Prediction and standard deviation, float32 (n,) each, of each line of lists."
-    who, rank = np.nonzero(top >= 0)
-    x = torch.from_numpy(np.stack([who, top[who,rank]], 1)).to(sure.users.mean.device)
-    model = get_model(learn.model)
-    pairs = sure.users.take(x[:,0]), sure.items.take(x[:,1])
-    score, std = (o.cpu().numpy() for o in predicted_pairs(*pairs, sure.noise, y_range_of(model)))
-    limits = getattr(model, 'limits', None)
-    return score if limits is None else score.clip(*limits), std
-
 # %% ../../nbs/62_serve.recommend.ipynb #4f02d697
 class BoundScores(DotScores):
     "Scores, and some standard deviations of their doubt."
@@ -340,7 +317,17 @@ class BoundScores(DotScores):
         super().__call__(rows, out)
         out += self.explore*(self.users[rows] @ self.doubts.T).sqrt()
 
-# %% ../../nbs/62_serve.recommend.ipynb #696ccfc0
+# %% ../../nbs/62_serve.recommend.ipynb #ee0eef5b
+def _predicted_lines(learn, sure, top):
+    "Prediction and standard deviation, float32 (n,) each, of each line of lists."
+    who, rank = np.nonzero(top >= 0)
+    x = torch.from_numpy(np.stack([who, top[who,rank]], 1)).to(sure.users.mean.device)
+    model = get_model(learn.model)
+    pairs = sure.users.take(x[:,0]), sure.items.take(x[:,1])
+    score, std = (o.cpu().numpy() for o in predicted_pairs(*pairs, sure.noise, y_range_of(model)))
+    limits = getattr(model, 'limits', None)
+    return score if limits is None else score.clip(*limits), std
+
 def _explored(learn, asked, sure, item_rows, k, hidden, explore):
     "Lists by a bound; their scores are predicted ratings all the same."
     model, place = get_model(learn.model), np.argsort(asked.rows)
@@ -356,7 +343,7 @@ def _explored(learn, asked, sure, item_rows, k, hidden, explore):
 # %% ../../nbs/62_serve.recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
-    _check_k(k)
+    check_count('k', k)
     vocab, role = learn.side(side).vocab, f'{side[0]}_weight'
     ids, rows = asked_ids(learn, side, ids)
     check_known(learn, side, ids, rows, 'leave the others out')
