@@ -74,6 +74,7 @@ class MeanRowCallback(ForgetfulCallback):
     trained:dict = {}  # side -> bool (rows,), those that steps of this fit have trained
     def before_fit(self): self.trained, self.pairs, self.n_stepped, self.cancelled = {}, [], 0, False
     def forget(self): self.pairs, self.n_stepped = [], 0
+    def after_cancel_backward(self): self.pairs.pop()
     def after_cancel_step(self): self.cancelled = True
 
     def before_batch(self):

@@ -11,6 +11,7 @@ __all__ = ['EmbeddingDotBias', 'y_range_of', 'collab_splitter', 'table_widths', 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from fastai import collab
 from fastai.collab import EmbeddingNN
@@ -20,7 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from ..core import SIDES, UnknownIdError, VocabError, WeightsError, examples
+from ..core import NA, SIDES, UnknownIdError, VocabError, WeightsError, examples
 from ..ids.vocab import Vocab
 from ..weights.roles import find_roles, flat_weights, roles
 
@@ -103,7 +104,9 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
         'the model has no vocabulary; expected one made with `EmbeddingDotBias.from_classes`')
     col = self.item if is_item else self.user
     vocab = Vocab.of(self.classes[col], f'the vocabulary of {col}')
-    rows = vocab.rows(arr)
+    is_na = np.array([isinstance(o, str) and o == NA for o in arr], dtype=bool)
+    rows = np.full(len(is_na), -1 if vocab.na_row is None else vocab.na_row)
+    rows[~is_na] = vocab.rows([o for o in arr if o != NA] if is_na.any() else arr)
     lost = [o for o, row in zip(arr, rows, strict=True) if row < 0]
     if lost: raise UnknownIdError(
         f'{col}: {len(lost)} of {len(rows)} {SIDES[is_item]}s have no row '
@@ -114,7 +117,7 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
 @patch
 def weight(self:EmbeddingDotBias,
-    arr, # ids of items, or of users
+    arr, # ids of items, or of users; '#na#' has row 0
     is_item:bool=True, # False for users
 ) -> Tensor: # (len(arr), n_factors) on the CPU, without gradient; a copy
     "The vectors of `arr`."
@@ -122,7 +125,7 @@ def weight(self:EmbeddingDotBias,
 
 @patch
 def bias(self:EmbeddingDotBias,
-    arr, # ids of items, or of users
+    arr, # ids of items, or of users; '#na#' has row 0
     is_item:bool=True, # False for users
 ) -> Tensor: # (len(arr),), or () for one id as fastai has it; on the CPU, without gradient; a copy
     "The biases of `arr`."
