@@ -42,7 +42,7 @@ from collab_pretrained.cli.options import (
 
 from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, VocabError, examples, one_writer
 from ..data.files import pick_columns, read_ids, read_table, write_table
-from ..data.loaders import CollabDataLoaders, titles_of
+from ..data.loaders import CollabDataLoaders, read_like, titles_of
 from ..data.ratings import read_ratings
 from ..ids.matching import id_casts, match_classes, two_vocabs
 from ..learner.core import CollabLearner
@@ -456,17 +456,19 @@ def cli_update(
 commands['update'] = cli_update
 
 # %% ../../nbs/83_cli.commands.ipynb #922ec8a6
-def _with_and_without_rows(learn, df, k, min_rating, seen):
+def _with_and_without_rows(learn, ratings, k, min_rating, seen):
     "The figures of all ratings; and where some are of users or items without a row, of those with and without one."
-    res = learn.evaluate(df, k, min_rating, seen)
-    table = read_ratings(df, *learn.vocab, implicit=True, id_cast=learn.dls.train_ds.id_cast)
+    table = read_like(learn.dls, ratings)
+    res = learn.evaluate(table, k, min_rating, seen)
     has_rows = (table.on(learn.vocab) >= 0).all(1)  # ty: ignore[missing-attribute] it is patched in
     if has_rows.all(): return res
     parts = [res]
     for name, some in (('with rows', has_rows), ('without rows', ~has_rows)):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', CollabWarning)  # said of all
-            if some.any(): parts.append(learn.evaluate(df[some], k, min_rating, seen).rename({'all': name}))
+            if not some.any(): continue
+            part = table.take(np.flatnonzero(some))
+            parts.append(learn.evaluate(part, k, min_rating, seen).rename({'all': name}))
     return pd.concat(parts)
 
 # %% ../../nbs/83_cli.commands.ipynb #cf66a87b

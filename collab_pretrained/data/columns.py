@@ -166,6 +166,7 @@ def encode_ids(
     cast=None, # function from an id to an id; None for none
 ): # codes, int32, one for each of `values`; ids in vocabulary order, int64 or object (of str)
     "Number the ids of a column."
+    if not len(values): return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
     codes, ids = _distinct(values)
     if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
     ids = canonical_ids(ids, f'column {name!r}')

@@ -6,7 +6,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.loaders.html.md
 
 # %% auto #0
 __all__ = ['CollabDataset', 'table_facts', 'with_table_facts', 'holds_ratings', 'rating_blocks', 'row_counts', 'CollabDL',
-           'batch_slices', 'transform_batch', 'SplitReport', 'CollabDataLoaders', 'loaders_like', 'with_datasets']
+           'batch_slices', 'transform_batch', 'SplitReport', 'CollabDataLoaders', 'loaders_like', 'with_datasets',
+           'read_like']
 
 # %% ../../nbs/34_data.loaders.ipynb #811b1715
 import inspect
@@ -29,7 +30,7 @@ from ..ids.matching import id_casts, match_vocab, two_vocabs
 from ..ids.vocab import Vocab
 from .columns import one_of_each, warn_user
 from .files import open_parquet, read_csv
-from .ratings import open_table, read_ratings, schema_names
+from .ratings import Ratings, check_index, open_table, read_ratings, schema_names
 from .splits import seed_or_fresh, split_ratings
 
 # %% ../../nbs/34_data.loaders.ipynb #5c8365c3
@@ -555,6 +556,26 @@ def with_datasets(
     res.report = None
     return res
 
+# %% ../../nbs/34_data.loaders.ipynb #553b5e75
+def read_like(
+    dls, # loaders, ours or fastai's
+    ratings, # table with their user and item columns, as `read_ratings` takes it; it may be empty
+    with_ratings:bool|None=None, # read the rating column? None for yes if it is there
+) -> Ratings: # with times and weights where the loaders have such columns, and the table too
+    "Read a table by the columns and casts that loaders were made with."
+    ds, names, there = dls.train_ds, list(dls.classes), schema_names(ratings := open_table(ratings))
+    own = {o: getattr(ds, o, None) for o in ('rating_name', 'time_name', 'weight_name', 'id_cast')} # fastai's have none
+    check_index(ratings, there, names)
+    if with_ratings is None: with_ratings = own['rating_name'] in there
+    implicit = not with_ratings or own['rating_name'] is None
+    lost = [o for o in [*names, *([] if implicit else [own['rating_name']])] if o not in there]
+    if lost: raise RatingsError(
+        f'no column {lost[0]!r}; the columns are {examples(there, 12)}, and expected are those of training, '
+        f'{examples([*names, own["rating_name"]])}: rename them')
+    time_name, weight_name = (o if (o := own[k]) in there else None for k in ('time_name', 'weight_name'))
+    return read_ratings(ratings, *names, None if implicit else own['rating_name'], time_name=time_name,
+                        weight_name=weight_name, id_cast=own['id_cast'], implicit=implicit, allow_empty=True)
+
 # %% ../../nbs/34_data.loaders.ipynb #24dd9290
 @patch
 def test_dl(self:CollabDataLoaders,
@@ -568,11 +589,9 @@ def test_dl(self:CollabDataLoaders,
     "A loader of rows to score."
     ds = self.valid_ds
     if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
-    test_items = open_table(test_items)
-    if with_labels is None: with_labels = ds.rating_name in schema_names(test_items)
-    implicit = not with_labels or ds.rating_name is None
-    rating_name = None if implicit else ds.rating_name
-    table = read_ratings(test_items, *ds.classes, rating_name, id_cast=ds.id_cast, implicit=implicit)
+    if with_labels is None: with_labels = ds.rating_name in schema_names(open_table(test_items))
+    table = read_like(self, test_items, with_labels)
+    if not len(table): raise RatingsError('no ratings in a table of 0 rows; expected at least one')
     tensors = _dataset(table, np.arange(len(table)), _rows(table, ds.classes), ds.classes, ds.id_cast).tensors
     ds = ds.new(tensors if with_labels else tensors[:1])
     return self.valid.new(ds, bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)

@@ -60,12 +60,22 @@ class Ratings:
         if self.rows is None: columns['rows'] = np.arange(len(self))
         return replace(self, **{k: o[idx] for k, o in columns.items() if o is not None})
 
+    def compact(self): # `Ratings`; itself where every id has one
+        "The same ratings without ids that none of them has."
+        res = {}
+        for codes, ids in (('users', 'user_ids'), ('items', 'item_ids')):
+            is_used = np.bincount(getattr(self, codes), minlength=len(getattr(self, ids))) > 0
+            if is_used.all(): continue
+            res[codes] = (is_used.cumsum(dtype=np.int32) - 1)[getattr(self, codes)]
+            res[ids] = getattr(self, ids)[is_used]
+        return replace(self, **res) if res else self
+
 # %% ../../nbs/32_data.ratings.ipynb #cb588d39
 def open_table(
     table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
 ): # a table of pandas, polars or pyarrow, not yet read where it is lazy
     "A table that the functions below can read."
-    if isinstance(table, pd.DataFrame) or hasattr(table, 'collect_schema'): return table
+    if isinstance(table, (Ratings, pd.DataFrame)) or hasattr(table, 'collect_schema'): return table
     if hasattr(getattr(table, 'schema', None), 'names'): return table  # pyarrow's; a LazyFrame warns of a look at its
     try:
         if hasattr(table, '__arrow_c_stream__'): return pa.table(table)
@@ -76,6 +86,7 @@ def open_table(
 
 def schema_names(table) -> list:
     "The names of a table's columns."
+    if isinstance(table, Ratings): return [o for o in table.names if o is not None]
     if isinstance(table, pd.DataFrame): return list(table.columns)
     return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)
 
@@ -103,7 +114,7 @@ def as_frame(table, names:list) -> pd.DataFrame:
     return _without_runs(table).to_pandas(types_mapper=_pandas_type, ignore_metadata=True)
 
 # %% ../../nbs/32_data.ratings.ipynb #11c03ffc
-def _check_index(table, cols, names):
+def check_index(table, cols, names):
     "Raise where one of `names` is in the index of a DataFrame, as `groupby` leaves it."
     if not isinstance(table, pd.DataFrame): return
     if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(
@@ -112,7 +123,7 @@ def _check_index(table, cols, names):
 def _names_in(table, roles, extra, implicit):
     "The names of the user, item and rating columns of `table`, which must have the `extra` columns, times and weights."
     cols = schema_names(table)
-    _check_index(table, cols, roles + extra)
+    check_index(table, cols, roles + extra)
     names = column_names(cols, *roles, implicit)
     for name, role in zip(extra, ('time', 'weight'), strict=True):
         if name is not None: check_column(cols, name, role)
@@ -142,12 +153,21 @@ def _complete_columns(table, names, extra, on_missing):
     rows = complete_rows(frame, used, on_missing)
     series = _columns(frame, used, rows)
     _check_no_header(series, names)
-    if len(series[names[0]]): return series, rows, len(frame)
-    raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
+    return series, rows, len(frame)
+
+# %% ../../nbs/32_data.ratings.ipynb #80f5cca2
+def _already_read(ratings, names, implicit):
+    "`Ratings`, whose columns must be those that are asked for."
+    for name, own, role in zip(names, ratings.names, ('user', 'item', 'rating'), strict=True):
+        if name not in (None, own) and not (implicit and role == 'rating'): raise RatingsError(
+            f'ratings that were read with {own!r} as the {role} column, expected {name!r}: read the table with '
+            f'`{role}_name={name!r}`')
+    if implicit: ratings = replace(ratings, names=[*ratings.names[:2], None], values=np.ones_like(ratings.values))
+    return ratings.compact()
 
 # %% ../../nbs/32_data.ratings.ipynb #61984b87
 def read_ratings(
-    ratings, # table with a row for each rating: pandas, polars, pyarrow, or another that gives an Arrow stream
+    ratings, # table with a row for each rating: pandas, polars, pyarrow, or another with an Arrow stream; or `Ratings`
     user_name=None, # name of the user column; None for the first
     item_name=None, # name of the item column; None for the second
     rating_name=None, # name of the rating column; None for the third
@@ -157,12 +177,16 @@ def read_ratings(
     id_cast=None, # what ids go through first: a function, a name of `id_casts`, or column -> either; None for nothing
     on_missing:str='raise', # rows where an id, a rating or a time is missing: 'raise', or 'drop' them and say how many
     implicit:bool=False, # count every row as a rating of 1 and read no rating column?
+    allow_empty:bool=False, # is a table without a rating fine?
 ) -> Ratings: # what the table holds, by number, in the caller's order
     "Read a ratings table, or raise `RatingsError`."
+    if isinstance(ratings, Ratings): return _already_read(ratings, [user_name, item_name, rating_name], implicit)
     table = open_table(ratings)
     names = _names_in(table, [user_name, item_name, rating_name], [time_name, weight_name], implicit)
     user_cast, item_cast = casts_of(id_cast, names[:2])
     series, rows, n_given = _complete_columns(table, names, [time_name, weight_name], on_missing)
+    if not allow_empty and not len(series[names[0]]): raise RatingsError(
+        f'no ratings in a table of {n_given} rows; expected at least one')
     users, user_ids = encode_ids(series[names[0]], names[0], user_cast)
     items, item_ids = encode_ids(series[names[1]], names[1], item_cast)
     values = np.ones(len(users), dtype=np.float32) if names[2] is None else read_numbers(series[names[2]], names[2])
@@ -173,7 +197,7 @@ def read_ratings(
 # %% ../../nbs/32_data.ratings.ipynb #06daf8c8
 def _same_kind(name, ids, vocab):
     "Raise where ids of a column could never match a vocabulary."
-    if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
+    if len(ids) and len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
         f'column {name!r}: {examples(ids)}, and the vocabulary has {examples(vocab.ids)}; expected ids of one kind, '
         'integers or text: cast the column')
 

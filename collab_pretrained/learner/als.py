@@ -28,7 +28,6 @@ from collab_pretrained.core import (
     CollabWarning,
     RatingsError,
     UnknownIdError,
-    VocabError,
     WeightsError,
     examples,
     side_index,
@@ -63,8 +62,8 @@ from collab_pretrained.models.posterior import (
 from ..data.age import Ages, age_weights, ages_from, ages_of_tables, check_half_life, days_of
 from ..data.columns import cast_of
 from ..data.features import Encoding, Features, read_features
-from ..data.loaders import CollabDataset, check_rows, rating_blocks
-from ..data.ratings import Ratings, open_table, read_ratings, schema_names
+from ..data.loaders import CollabDataset, check_rows, rating_blocks, read_like
+from ..data.ratings import Ratings
 from ..data.seen import Seen, seen_in, seen_of_tables
 from ..ids.matching import MatchReport
 from ..models.embeddings import EmbeddingDotBias, y_range_of
@@ -664,24 +663,17 @@ def check_scale(
         f'{values.min():g} to {values.max():g}; expected the scale of training', CollabWarning, stacklevel=5)
 
 # %% ../../nbs/52_learner.als.ipynb #dbfefe69
-def _kind_of_ids(col, known, own): return VocabError(
-    f'column {col!r}: {examples(own)}, and the learner has {examples(known)}; expected ids of one kind, integers or '
-    'text: cast the column')
-
 def read_for(
     learn:CollabLearner, # over our own loaders
-    ratings, # table of ratings with the learner's column names: pandas, polars or pyarrow
+    ratings, # table of ratings with the learner's column names, or `Ratings`
 ) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 where there is none
     "Read a table as the learner's own was read; raises `VocabError` for ids of another kind."
-    ds, (user, item) = own_dataset(learn), learn.vocab
-    there = schema_names(ratings := open_table(ratings))
-    names = {k: name for k in ('time_name', 'weight_name') if (name := getattr(ds, k)) in there}
-    table = read_ratings(ratings, user, item, ds.rating_name, id_cast=ds.id_cast, implicit=ds.implicit, **names)
-    ids = table.user_ids, table.item_ids
-    for (col, known), own in zip(learn.vocab.items(), ids, strict=True):
-        if len(known.ids) and known.ids.dtype != own.dtype: raise _kind_of_ids(col, known.ids, own)
+    ds = own_dataset(learn)
+    table = read_like(learn.dls, ratings, with_ratings=True)
+    if not len(table): raise RatingsError('no ratings in a table of 0 rows; expected at least one')
+    rows = table.id_rows(learn.vocab)
     if not ds.implicit: check_scale(learn, table.values)
-    return table, [v.rows(o) for v, o in zip(learn.vocab.values(), ids, strict=True)]
+    return table, rows
 
 # %% ../../nbs/52_learner.als.ipynb #969230a9
 def of_known(

@@ -17,9 +17,8 @@ from fastai.learner import Metric
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples
-from ..data.loaders import CollabDataset, rating_blocks, row_counts
-from ..data.ratings import as_frame, open_table, read_ratings, schema_names
+from ..core import SIDES, CollabWarning, RatingsError
+from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
 from ..data.seen import seen_pairs
 from ..learner.als import days_in, n_rows_of, train_ratings
 from ..learner.core import CollabLearner
@@ -65,37 +64,15 @@ def predictions_for(model, x):
     parts = [model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]
     return torch.cat(parts).numpy()
 
-# %% ../../nbs/60_serve.evaluate.ipynb #4fb9ff19
-def own_columns(learn, table):
-    "The user and the item column of a table, and the rating column if it is there, as a DataFrame."
-    opened = open_table(table)
-    names = schema_names(opened)
-    lost = [o for o in learn.vocab if o not in names]
-    if lost: raise RatingsError(f'no column {lost[0]!r}; the columns are {examples(names, 12)}, and expected are '
-                                f'those of training, {list(learn.vocab)}: rename them')
-    rating_name = getattr(learn.dls.train_ds, 'rating_name', None)  # fastai's loaders have none
-    return as_frame(opened, [*learn.vocab, *([rating_name] if rating_name in names else [])])
-
-def _check_kind(col, vocab, ids):
-    if len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
-        f'column {col!r}: {examples(ids)}, and the learner has {examples(vocab.ids)}; expected ids of one kind, '
-        'integers or text: cast the column')
-
 # %% ../../nbs/60_serve.evaluate.ipynb #1df598a7
 def pairs_in(learn, table, new=()):
     "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
-    frame = own_columns(learn, table)
-    if not len(frame): return np.zeros((0, 2), dtype=np.int64)
-    id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's have none
-    read = read_ratings(frame, *learn.vocab, implicit=True, id_cast=id_cast)
-    res, of_read = [], ((read.user_ids, read.users), (read.item_ids, read.items))
-    for (col, vocab), (ids, codes) in zip(learn.vocab.items(), of_read, strict=True):
-        _check_kind(col, vocab, ids)
-        res.append(vocab.rows(ids)[codes])
+    read = read_like(learn.dls, table, with_ratings=False)
+    pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
     if len(new):
         at = pd.Index(new).get_indexer(read.user_ids)[read.users]
-        res[0] = np.where(at >= 0, len(learn.side('user').vocab) + at, res[0])
-    return np.stack(res, 1)
+        pairs[:,0] = np.where(at >= 0, len(learn.side('user').vocab) + at, pairs[:,0])
+    return pairs
 
 
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
@@ -183,7 +160,7 @@ class BiasModel:
 def bias_model(learn, seen=None, measured=None):
     "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
-    if seen is not None and getattr(learn.dls.train_ds, 'rating_name', None) in own_columns(learn, seen):
+    if seen is not None and read_like(learn.dls, seen).names[2] is not None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', CollabWarning)  # it may have ids without a row
             parts.append(pairs_of(learn.dls.test_dl(seen).dataset))

@@ -20,8 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples
-from ..data.columns import cast_of, check_choice, encode_ids, read_numbers
-from ..data.loaders import row_counts
+from ..data.columns import cast_of, check_choice, encode_ids
+from ..data.loaders import read_like, row_counts
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.als import check_scale
@@ -30,7 +30,7 @@ from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
 from ..models.topk import CosineScores, DotScores, best, scores_of
 from ..weights.roles import find_roles, flat_weights
-from .evaluate import check_count, known_pairs, own_columns, pairs_in
+from .evaluate import check_count, known_pairs, pairs_in
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
@@ -87,9 +87,10 @@ class _Asked:
 def _asked_users(learn, users, ratings, on_unknown):
     "Who is asked for: `users`, else those of `ratings`, else all; `on_unknown` says what becomes of the unknown."
     check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
-    of, rated = learn.side('user'), []
-    if ratings is not None: rated = asked_ids(learn, 'user', ratings[of.column])[0]
-    ids, rows = asked_ids(learn, 'user', rated if users is None and ratings is not None else users)
+    of = learn.side('user')
+    rated = of.vocab.ids[:0] if ratings is None else ratings.user_ids[pd.unique(ratings.users)]
+    if users is None and ratings is not None: ids, rows = rated, of.vocab.rows(rated)
+    else: ids, rows = asked_ids(learn, 'user', users)
     has_ratings = (rows < 0) & pd.Index(ids).isin(rated)
     unknown = (rows < 0) & ~has_ratings
     if on_unknown == 'skip' and len(ids) and unknown.all(): warnings.warn(
@@ -185,11 +186,6 @@ def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
     if len(ids) <= 16: scores.size = min(scores.size, len(ids))  # all lines are computed, asked for or not
     return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
-def _check_values(learn, ratings):
-    "Warn of later ratings on another scale than the model's answers."
-    name = getattr(learn.dls.train_ds, 'rating_name', None)
-    if name in ratings: check_scale(learn, read_numbers(ratings[name].dropna(), name))
-
 # %% ../../nbs/62_serve.recommend.ipynb #e8f15d78
 def _known_items(learn, name, ids):
     "The rows, ascending, of the `ids` of items that have one; warns of the others, and raises where none has."
@@ -248,9 +244,10 @@ def recommend(self:CollabLearner,
 ) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     check_count('k', k)
-    if ratings is not None: ratings = own_columns(self, ratings)
+    if ratings is not None: ratings = read_like(self.dls, ratings)
     asked = _asked_users(self, users, ratings, on_unknown)
-    if ratings is not None and not asked.has_ratings.any(): _check_values(self, ratings)  # else `fold_in` does
+    if ratings is not None and ratings.names[2] is not None and len(ratings) and not asked.has_ratings.any():
+        check_scale(self, ratings.values)  # else `fold_in` does
     item_rows, not_theirs = _choice(self, asked, candidates, exclude)
     hidden = _all_of([_seen_by(self, asked, exclude_seen, seen, ratings), *not_theirs])
     sure = _sure_of(self, asked, ratings, on_unknown) if with_std or explore else None
