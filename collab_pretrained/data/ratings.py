@@ -146,14 +146,15 @@ def _check_no_header(series, names):
         'columns, among the rows; expected one header: where files were joined, leave out the headers of all but the '
         'first')
 
-def _complete_columns(table, names, extra, on_missing):
+def _complete_columns(table, names, extra, on_missing, allow_empty):
     "The columns by name, without incomplete rows; which rows these are, None for all; and how many there were."
     used = [o for o in dict.fromkeys([*names, *extra]) if o is not None]
     frame = as_frame(table, used)
     rows = complete_rows(frame, used, on_missing)
     series = _columns(frame, used, rows)
     _check_no_header(series, names)
-    return series, rows, len(frame)
+    if allow_empty or len(series[names[0]]): return series, rows, len(frame)
+    raise RatingsError(f'no ratings in a table of {len(frame)} rows; expected at least one')
 
 # %% ../../nbs/32_data.ratings.ipynb #80f5cca2
 def _already_read(ratings, names, implicit):
@@ -184,9 +185,7 @@ def read_ratings(
     table = open_table(ratings)
     names = _names_in(table, [user_name, item_name, rating_name], [time_name, weight_name], implicit)
     user_cast, item_cast = casts_of(id_cast, names[:2])
-    series, rows, n_given = _complete_columns(table, names, [time_name, weight_name], on_missing)
-    if not allow_empty and not len(series[names[0]]): raise RatingsError(
-        f'no ratings in a table of {n_given} rows; expected at least one')
+    series, rows, n_given = _complete_columns(table, names, [time_name, weight_name], on_missing, allow_empty)
     users, user_ids = encode_ids(series[names[0]], names[0], user_cast)
     items, item_ids = encode_ids(series[names[1]], names[1], item_cast)
     values = np.ones(len(users), dtype=np.float32) if names[2] is None else read_numbers(series[names[2]], names[2])
