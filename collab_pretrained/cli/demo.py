@@ -35,7 +35,6 @@ def _movielens():
     titles = pd.read_csv(folder/'u.item', sep='|', encoding='latin-1', header=None, usecols=[0, 1], index_col=0)[1]
     return ratings.sort_values('timestamp', kind='stable', ignore_index=True), titles
 
-# %% ../../nbs/86_cli.demo.ipynb #ea4ef3ba
 def _turned_around(table, rating):
     "The table with its best ratings in the place of its worst."
     values = table[rating]

@@ -23,7 +23,6 @@ from typing import get_args
 import pandas as pd
 from fastcore.docments import docments
 
-# %% ../../nbs/82_cli.options.ipynb #05359359
 from ..core import CollabError, RatingsError, examples
 from ..data.columns import complete_rows
 from ..data.files import read_table, says_itself
@@ -40,7 +39,7 @@ def _number(text):
     return float(text)
 _number.__name__ = 'number'
 
-# %% ../../nbs/82_cli.options.ipynb #77a767a5
+# %% ../../nbs/82_cli.options.ipynb #fbb34b7c
 def _add_option(parser, name, param):
     "Add a parameter of a function to a parser."
     kind = next((o for o in get_args(param.anno) if o is not types.NoneType), param.anno)

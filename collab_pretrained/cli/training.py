@@ -16,7 +16,6 @@ import time
 from collections.abc import Generator
 from typing import Any, TextIO
 
-import numpy as np
 from fastai.callback.core import Callback
 
 from ..learner.core import CollabLearner
@@ -68,18 +67,17 @@ def progress_to_stderr(
         if not sys.stderr.isatty(): stack.enter_context(learn.no_bar())
         yield
 
-# %% ../../nbs/80_cli.training.ipynb #8e7d88fc
-class _Watch(Callback):
-    "Keeps and prints the metric and the seconds of each epoch."
+# %% ../../nbs/80_cli.training.ipynb #bfee7373
+class _EpochLines(Callback):
+    "Prints the metric and the seconds of each epoch."
     order = 60  # after the recorder
     learn:Any = None  # the learner that has this callback
-    def __init__(self): self.values, self.seconds = [], []
     def before_epoch(self): self.start = time.perf_counter()
     def after_epoch(self):
-        self.seconds.append(time.perf_counter() - self.start)
-        self.values.append(float(self.learn.recorder.values[-1][-1]) if len(self.dls.valid) else np.nan)
-        said = f'{self.learn.metrics[-1].name.lstrip("_")} {self.values[-1]:.4f}, ' if len(self.dls.valid) else ''
-        print(f'epoch {self.epoch + 1} of {self.n_epoch}: {said}{self.seconds[-1]:.1f} s', file=sys.stderr)
+        name, value = self.learn.metrics[-1].name.lstrip('_'), self.learn.recorder.values[-1][-1]
+        said = f'{name} {value:.4f}, ' if len(self.dls.valid) else ''
+        seconds = time.perf_counter() - self.start
+        print(f'epoch {self.epoch + 1} of {self.n_epoch}: {said}{seconds:.1f} s', file=sys.stderr)
 
 # %% ../../nbs/80_cli.training.ipynb #3696de87
 def train_with_log(
@@ -89,11 +87,8 @@ def train_with_log(
     wd:float|None=.4, # weight decay; None for the learner's
     method:str='sgd', # 'sgd' descends in epochs, 'als' solves rows in rounds
     half_life:float|str|None=None, # with 'als': of ratings, or of a ranking's popularity, in days; or 'auto'
-) -> tuple: # the last metric before and after each epoch (NaN without a validation part), and the seconds of each
+):
     "Train, with a line for each epoch on standard error."
-    watch = _Watch()
     with progress_to_stderr(learn), learn.no_logging():
-        before = float(learn.validate()[-1]) if len(learn.dls.valid) else np.nan
-        if epochs and method == 'als': learn.fit_als(epochs, cbs=watch, half_life=half_life)
-        elif epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=watch)
-    return [before, *watch.values], [0., *watch.seconds]
+        if epochs and method == 'als': learn.fit_als(epochs, cbs=_EpochLines(), half_life=half_life)
+        elif epochs: learn.fit_one_cycle(epochs, lr, wd=wd, cbs=_EpochLines())

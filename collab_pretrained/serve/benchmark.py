@@ -102,6 +102,7 @@ def _by_time(ratings, names, time_name, seed, ranks):
     names = [o for o in dict.fromkeys([*table.names, time_name]) if o is not None]
     return as_frame(ratings, names)[names].iloc[order].reset_index(drop=True)
 
+# %% ../../nbs/61_serve.benchmark.ipynb #201be455
 def _later_and_earlier(df, time_name, bs, seed):
     "Loaders of the earlier ratings of a table, and of the later, which validate on what the earlier have not."
     early, late = two_corpora(df)
