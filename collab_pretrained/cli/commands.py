@@ -75,7 +75,6 @@ def _check_options(kwargs):
         expected, is_allowed = _ranges.get(name, ('', lambda _: True))
         if value is not None and not is_allowed(value): raise RatingsError(f'{flag} {value}; expected {expected}')
 
-# %% ../../nbs/83_cli.commands.ipynb #250b2446
 def _check_folder(out):
     if out and isfile(out): raise RatingsError(f'{out}: a file; expected a folder to write to, new or not')
 
@@ -92,6 +91,17 @@ def _call(name, kwargs):
     f(**kwargs)
 
 def _is_memory(error): return isinstance(error, (MemoryError, RuntimeError)) and 'memory' in repr(error).lower()
+
+@contextlib.contextmanager
+def _ending_in_order():
+    "Let `kill` end the program as an exception does, so that nothing half-written is left behind."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def stop(number, frame): sys.exit(128 + number)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/83_cli.commands.ipynb #b955bca4
 def _status(name, args):
@@ -119,18 +129,6 @@ def _status(name, args):
             message, status = 'a fault of the program itself; please report the lines above', 3
     _say(in_options(str(message), options))
     return status
-
-# %% ../../nbs/83_cli.commands.ipynb #f86efd07
-@contextlib.contextmanager
-def _ending_in_order():
-    "Let `kill` end the program as an exception does, so that nothing half-written is left behind."
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    def stop(number, frame): sys.exit(128 + number)
-    before = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../../nbs/83_cli.commands.ipynb #5cf45809
 def run(
@@ -187,16 +185,6 @@ def _check_overlap(match, min_overlap):
         if share < min_overlap: raise FellShort(f'{share:.1%} of the {side}s have a row in the model, '
                                                 f'expected {min_overlap:.1%} (--min-overlap)')
 
-# %% ../../nbs/83_cli.commands.ipynb #38a8696d
-def _write(df, path):
-    "Write a table, and remove what writers into the same folder that were killed an hour ago or more have left there."
-    write_table(df, path)
-    for o in Path(path).parent.glob('.*.part*'):
-        is_ours = re.fullmatch(r'\.[0-9a-f]{32}\.part(\.\w+)*', o.name)
-        with contextlib.suppress(OSError):
-            if is_ours and time.time() - o.stat().st_mtime > 3600: o.unlink()
-
-# %% ../../nbs/83_cli.commands.ipynb #acbcdcc4
 def _liked_from(learn): return learn.ranking.threshold(learn.dls.train_ds.tensors[1])
 
 def _is_ranking(learn, max_rmse):
@@ -211,10 +199,9 @@ def _check_rmse(value, max_rmse, n):
     if not n: raise RatingsError(f'--max-rmse {max_rmse:g}, and no ratings to measure on; expected some (--valid-pct)')
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
-# %% ../../nbs/83_cli.commands.ipynb #3559f3df
+# %% ../../nbs/83_cli.commands.ipynb #cc28d34f
 def _held_out(learn): return held_out_figure(learn, _liked_from(learn) if learn.ranking else None)
 
-# %% ../../nbs/83_cli.commands.ipynb #5b0ee5f1
 def _print_held_out(learn, what, before=None):
     "Print the figure on the ratings held out beside its floor, warn if it is worse, and return it; NaN without any."
     if not len(learn.dls.valid_ds): return np.nan
@@ -223,6 +210,25 @@ def _print_held_out(learn, what, before=None):
     print(f'{name} on {what}: {value:.4f}{began}; {floor_name} alone: {floor:.4f}')
     check_floor(name, value, floor_name, floor, higher_is_better=name != 'RMSE')
     return value
+
+# %% ../../nbs/83_cli.commands.ipynb #38a8696d
+def _write(df, path):
+    "Write a table, and remove what writers into the same folder that were killed an hour ago or more have left there."
+    write_table(df, path)
+    for o in Path(path).parent.glob('.*.part*'):
+        is_ours = re.fullmatch(r'\.[0-9a-f]{32}\.part(\.\w+)*', o.name)
+        with contextlib.suppress(OSError):
+            if is_ours and time.time() - o.stat().st_mtime > 3600: o.unlink()
+
+def _save(learn, folder, wait):
+    "Save, while no other command writes there."
+    with one_writer(folder, wait): print(f'saved: {learn.save_pretrained(folder)}')
+
+def _every_id(report):
+    "A line for each id of a match: side, id, and whether it is matched, new or dropped."
+    return pd.concat([
+        pd.DataFrame({'side': f'{side}s', 'id': getattr(report.side(side), kind).astype(str), 'kind': kind})
+        for side in SIDES for kind in ('matched', 'new', 'dropped')])
 
 # %% ../../nbs/83_cli.commands.ipynb #5b1600e8
 def _text_columns(source, user, item, reading):
@@ -233,12 +239,20 @@ def _text_columns(source, user, item, reading):
     vocabs = two_vocabs(source.vocab, 'the model')[0]
     return [name for name, vocab in zip(columns, vocabs, strict=True) if vocab.kind == 'text']
 
-# %% ../../nbs/83_cli.commands.ipynb #3e578f00
 def _cast_of(id_cast, source):
     "The name of the cast that is asked for, else that of the model `source`."
     if id_cast not in (None, *id_casts): raise RatingsError(f'--id-cast {id_cast}; expected {", ".join(id_casts)}')
     cast = source.meta.get('id_cast') if source else None
     return cast if id_cast is None and isinstance(cast, str) else id_cast
+
+def _half_life(text, method, source, time):
+    "The option --half-life as `fit_als` takes it."
+    if text is None: return None
+    if method != 'als' or source or time is None: raise RatingsError(
+        f'--half-life {text}; expected it with --time, which says when ratings were given, with --method als, and '
+        'without --pretrained, whose own is kept')
+    try: return text if text == 'auto' else float(text)
+    except ValueError: raise RatingsError(f'--half-life {text}; expected a number of days, or auto') from None
 
 # %% ../../nbs/83_cli.commands.ipynb #e812288b
 def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
@@ -282,18 +296,6 @@ def _learner(dls, source, loss, n_factors, method, min_overlap, seed):
     if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
     return learn
 
-# %% ../../nbs/83_cli.commands.ipynb #ef1c8162
-def _half_life(text, method, source, time):
-    "The option --half-life as `fit_als` takes it."
-    if text is None: return None
-    if method != 'als' or source or time is None: raise RatingsError(
-        f'--half-life {text}; expected it with --time, which says when ratings were given, with --method als, and '
-        'without --pretrained, whose own is kept')
-    try: return text if text == 'auto' else float(text)
-    except ValueError: raise RatingsError(f'--half-life {text}; expected a number of days, or auto') from None
-
-def _half_life_text(learn): return 'none' if learn.ages.half_life is None else f'{learn.ages.half_life:g} days'
-
 # %% ../../nbs/83_cli.commands.ipynb #ceea0584
 def _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life):
     "Train in the way that was chosen; a model to start from learns what is new to it."
@@ -301,15 +303,12 @@ def _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life):
         with contextlib.redirect_stdout(sys.stderr): learn.adapt()
     if method == 'als' and not source:
         train_with_log(learn, rounds if epochs is None else epochs, method='als', half_life=half_life)
-        if half_life == 'auto': print(f'half-life chosen: {_half_life_text(learn)}')
+        if half_life == 'auto':
+            days = learn.ages.half_life
+            print(f"half-life chosen: {'none' if days is None else f'{days:g} days'}")
     if method == 'als': return
     if not learn.ranking: lr, wd = lr or 5e-3, .4 if wd is None else wd
     train_with_log(learn, 5 if epochs is None else epochs, lr, wd)
-
-# %% ../../nbs/83_cli.commands.ipynb #6ccb5034
-def _save(learn, folder, wait):
-    "Save, while no other command writes there."
-    with one_writer(folder, wait): print(f'saved: {learn.save_pretrained(folder)}')
 
 # %% ../../nbs/83_cli.commands.ipynb #d7c81bd1
 def cli_train(
@@ -364,7 +363,6 @@ def cli_train(
     _check_rmse(_print_held_out(learn, 'the ratings held out', before), max_rmse, len(dls.valid_ds))
     _save(learn, out, wait)
 
-# %% ../../nbs/83_cli.commands.ipynb #5c3ef6bd
 commands['train'] = cli_train
 
 # %% ../../nbs/83_cli.commands.ipynb #ff5ce539
@@ -390,16 +388,6 @@ def cli_match(
     if out: _write(_every_id(report), out)
     _check_overlap(report, min_overlap)
 
-# %% ../../nbs/83_cli.commands.ipynb #4ff2a1f1
-def _every_id(report):
-    "A line for each id of a match: side, id, and whether it is matched, new or dropped."
-    parts = []
-    for side in SIDES:
-        for kind in ('matched', 'new', 'dropped'):
-            ids = getattr(report.side(side), kind).astype(str)
-            parts.append(pd.DataFrame({'side': f'{side}s', 'id': ids, 'kind': kind}))
-    return pd.concat(parts)
-
 commands['match'] = cli_match
 
 # %% ../../nbs/83_cli.commands.ipynb #81612a85
@@ -409,7 +397,6 @@ def _config_of(model):
     if not path.is_file(): raise RatingsError(f'{model}: no model there; expected a folder that `train` wrote')
     return path.read_bytes()
 
-# %% ../../nbs/83_cli.commands.ipynb #93404796
 def _updated(model, df, old, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
@@ -452,7 +439,6 @@ def cli_update(
                                                         'which this one is not made of; nothing is saved: run it again')
         print(f'saved: {learn.save_pretrained(model)}')
 
-# %% ../../nbs/83_cli.commands.ipynb #c326c8fd
 commands['update'] = cli_update
 
 # %% ../../nbs/83_cli.commands.ipynb #922ec8a6
@@ -495,7 +481,6 @@ def cli_evaluate(
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
-# %% ../../nbs/83_cli.commands.ipynb #669009ac
 commands['evaluate'] = cli_evaluate
 
 # %% ../../nbs/83_cli.commands.ipynb #48f629d6
@@ -555,7 +540,6 @@ def cli_recommend(
     if out: _write(res, out)
     else: res.to_csv(sys.stdout, index=False)
 
-# %% ../../nbs/83_cli.commands.ipynb #9380e967
 commands['recommend'] = cli_recommend
 
 # %% ../../nbs/83_cli.commands.ipynb #5edfc25a

@@ -236,6 +236,7 @@ def check_floor(name, value, floor_name, floor, higher_is_better=False):
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor; train longer, or with another learning rate', CollabWarning, stacklevel=4)
 
+# %% ../../nbs/60_serve.evaluate.ipynb #4a3d4116
 def check_count(name, value, what='the length of the lists'):
     "Raise unless `value` is a whole number, 1 or more."
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

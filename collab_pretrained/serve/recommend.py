@@ -154,6 +154,7 @@ def _as_average(learn, item_rows):
     vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), len(item_rows))
     return vals[0], items[0]
 
+# %% ../../nbs/62_serve.recommend.ipynb #bf843078
 def _first_unseen(vals, items, users, seen, k):
     "The first `k` of ranked `items`, one list for all `users`, that each has not seen."
     pairs = np.zeros((0, 2), dtype=np.int64) if seen is None else seen(users)
@@ -200,6 +201,7 @@ def _own_pairs(learn, table, asked):
     pairs = pairs_in(learn, table, asked.new_ids)
     return pairs[(pairs >= 0).all(1)]
 
+# %% ../../nbs/62_serve.recommend.ipynb #d46830b9
 def _not_among(own, users, item_rows):
     "The pairs of `users` and `item_rows` that are not in `own`."
     users, free = np.unique(users), np.ones((len(np.unique(users)), len(item_rows)), dtype=bool)
