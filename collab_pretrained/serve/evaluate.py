@@ -96,10 +96,10 @@ def known_pairs(learn, rows):
 # %% ../../nbs/60_serve.evaluate.ipynb #442226aa
 def top_lists(learn, x, relevant, k, seen=None, scores=None):
     """Users with a row and a relevant item, ascending, and the `k` best items of each by `scores` (the model's), but
-    those that they are known to have seen, by the learner or the table `seen`, and that are not among `x`."""
+    those that they are known to have seen, by the learner or in the pairs `seen`, and that are not among `x`."""
     items = learn.side('item').vocab
     asked = np.intersect1d(relevant[:,0], learn.side('user').vocab.id_rows)
-    measured, more = _keys(x, len(items)), x[:0] if seen is None else pairs_in(learn, seen)
+    measured, more = _keys(x, len(items)), x[:0] if seen is None else seen
     def seen_elsewhere(rows):
         pairs = np.concatenate([known_pairs(learn, rows), more])
         return pairs[~np.isin(_keys(pairs, len(items)), measured)]
@@ -158,9 +158,9 @@ class BiasModel:
 
 # %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
 def bias_model(learn, seen=None, measured=None):
-    "`BiasModel` of the training part and of the table `seen`, without the pairs `measured`; None without any."
+    "`BiasModel` of the training part and of `seen`, without the pairs `measured`; None without any."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
-    if seen is not None and read_like(learn.dls, seen).names[2] is not None:
+    if seen is not None and len(seen) and seen.names[2] is not None:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', CollabWarning)  # it may have ids without a row
             parts.append(pairs_of(learn.dls.test_dl(seen).dataset))
@@ -264,6 +264,7 @@ def _errors_by_group(learn, x, y, seen):
 # %% ../../nbs/60_serve.evaluate.ipynb #094426c5
 def _lists_by_group(learn, x, relevant, k, seen):
     "For each group: measures of the lists of the model, the NDCG of floors, and the share of items in any list."
+    seen = None if seen is None else pairs_in(learn, seen)
     users, top = top_lists(learn, x, relevant, k, seen)
     floors = {o: top_lists(learn, x, relevant, k, seen, scores)[1] for o, scores in list_floors(learn).items()}
     id_rows, res = learn.side('item').vocab.id_rows, {}
@@ -286,6 +287,7 @@ def evaluate(self:CollabLearner,
 ) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items
     "How far predictions are off, how good lists of the best `k` items are, and what biases and popularity alone reach."
     check_lists(k, min_rating)
+    if seen is not None: seen = read_like(self.dls, seen)
     x, y = rated_pairs(self, ratings)
     lists = _lists_by_group(self, x, relevant_pairs(self, x, y, min_rating), k, seen)
     errors = _errors_by_group(self, x, y, seen)
