@@ -1,4 +1,6 @@
 "What ids are, as a part of the prior: encodings, the regression behind it, and features that travel with a model."
+import shutil
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -14,6 +16,7 @@ from collab_pretrained.all import (
     collab_learner,
     planted_ratings,
 )
+from collab_pretrained.cli import main
 from collab_pretrained.core import CheckpointError
 from collab_pretrained.data.features import Encoding, fit_encoding
 from collab_pretrained.models.als import fit_rounds
@@ -114,6 +117,96 @@ def test_folders_pairs_and_nights_keep_features(tmp_path):
     assert (rows > 0).all() and again.features['item'].values[rows].abs().sum(1).gt(0).all()
     assert torch.equal(again.features['item'].values, again.posterior.items.features)
     assert same(from_folder(again.save_pretrained(tmp_path/'night')), again)
+
+
+def people(ids=range(1, 101)):
+    "What users are: whether they rate high, in truth."
+    high = RATINGS.groupby('user').truth.mean().reindex(ids).fillna(3.) > RATINGS.truth.mean()
+    return pd.DataFrame({'high': high}).rename_axis('user').reset_index()
+
+
+@pytest.mark.parametrize('loss', [None, 'ials'])
+def test_newcomers_get_rows_from_what_they_are(loss, tmp_path):
+    dls = CollabDataLoaders.from_df(EARLY, seed=1, valid_pct=.01)
+    learn = collab_learner(dls, n_factors=4, seed=0, features={'user': people()}, loss=loss)
+    with learn.no_bar(), learn.no_logging(): learn.fit_als(6)
+    new = people([101, 102]).assign(high=[True, False])
+    folded = learn.fold_in(features=new)
+    kept = from_folder(learn.save_pretrained(tmp_path/'m'))
+    learn.add_ids('user', new)
+    rows = torch.from_numpy(learn.vocab['user'].rows([101, 102]))
+    assert folded.ids.tolist() == [101, 102] and not torch.equal(*folded.rows)
+    torch.testing.assert_close(folded.vectors, learn.model.weight([101, 102], is_item=False))
+    if not loss: torch.testing.assert_close(folded.variance, learn.posterior.users.variance[rows])
+    lists, later = kept.recommend(features=new, k=3), learn.recommend([101, 102], k=3)
+    assert lists.drop(columns='score').equals(later.drop(columns='score'))
+    came = EARLY[:4].assign(user=102)
+    for o in (learn, kept): o.fold_in(came, features=new, ids='all', commit=True)
+    weights = [o.model.weight([101, 102], is_item=False) for o in (learn, kept)]
+    torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+    assert torch.equal(kept.features['user'].values[kept.vocab['user'].rows([101, 102])], learn.features['user'].values[rows])
+
+
+def test_features_of_which_a_model_has_learned_nothing_are_refused():
+    with pytest.raises(RatingsError, match='features of users, and the learner knows none'):
+        solved(features=films).recommend(features=people())
+    with pytest.raises(RatingsError, match='neither ratings nor features'): solved().fold_in()
+
+
+def command(*args): return main(list(map(str, args)))
+
+
+def test_features_by_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    films().rename_axis('item').to_csv('films.csv')
+    people(range(1, 101)).to_csv('people.csv', index=False)
+    films([70, 71]).assign(item=[900, 901]).to_csv('new.csv', index=False)
+    EARLY.to_csv('early.csv', index=False)
+    LATE[:600].to_csv('late.csv', index=False)
+    told = '--item-features', 'films.csv', '--user-features', 'people.csv'
+    assert command('train', 'early.csv', 'model', '--n-factors', 4, *told) == 0
+    learn = from_folder('model')
+    assert learn.vocab['item'].ids.tolist() == [*range(1, 80)] and learn.features['item'].values[1:].any(1).all()
+    kinds = {o.name: o.kind for f in learn.features.values() for o in f.encoding.columns}
+    assert kinds == {'kind': 'number', 'quality': 'number', 'high': 'number'}
+    assert command('inspect', 'model') == 0 and "features of items: 'kind', 'quality'" in capsys.readouterr().out
+    shutil.copytree('model', 'updated')
+    assert command('update', 'updated', 'late.csv', '--item-features', 'new.csv') == 0
+    updated = from_folder('updated')
+    learn.update(LATE[:600], features={'item': pd.read_csv('new.csv')}, seed=1)
+    assert same(updated, learn)
+    assert command('night', 'model', 'late.csv', '--item-features', 'new.csv', '--delta', 'delta') == 0
+    replica = shutil.copytree('model/versions/00001', 'replica')
+    assert command('apply', replica, 'delta') == 0
+    served = from_folder('model')
+    assert same(served, from_folder(replica)) and (served.vocab['item'].rows([900, 901]) > 0).all()
+    assert torch.equal(served.features['item'].values[-1], learn.features['item'].values[-1])
+    people([555]).to_csv('newcomer.csv', index=False)
+    assert command('recommend', 'model', '--user-features', 'newcomer.csv', '--k', 2, '--out', 'lists.csv') == 0
+    lists = pd.read_csv('lists.csv')
+    assert lists.user.tolist() == [555]*2
+    assert lists['item'].tolist() == served.recommend(features=people([555]), k=2)['item'].tolist()
+
+
+def test_files_of_features_are_read_by_kind(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    EARLY.assign(item='f' + EARLY['item'].astype(str)).to_csv('early.csv', index=False, sep=';')
+    table = films().rename(index='f{}'.format).rename_axis('item').assign(when='2020-01-01')
+    table = table.assign(kind='kind ' + table.kind.astype(str), quality=table.quality.where(table.quality > 2))
+    def trained(df, *args):
+        df.to_csv('films.csv', sep=';')
+        return command('train', 'early.csv', 'model', '--n-factors', 4, '--sep', ';', '--item-features', 'films.csv', *args)
+    assert trained(table) == 0
+    kinds = {o.name: o.kind for o in from_folder('model').features['item'].encoding.columns}
+    assert kinds == {'kind': 'category', 'quality': 'number', 'when': 'date'}
+    capsys.readouterr()
+    for df, args, why in ((table.assign(title='film ' + table.index), [], "'title' has 79 different texts in 79 rows"),
+                          (table.rename_axis('film'), [], "no column 'item'"),
+                          (table, ['--loss', 'bpr'], 'trained by descent')):
+        assert trained(df, *args) == 2 and why in capsys.readouterr().err
+    table.drop(columns='kind').to_csv('films.csv', sep=';')
+    assert command('update', 'model', 'early.csv', '--item-features', 'films.csv') == 2
+    assert "no column 'kind'; expected the columns that the model knows" in capsys.readouterr().err
 
 
 def test_new_items_are_predicted_better():

@@ -21,7 +21,7 @@ from ..serve.delta import apply_delta, write_delta
 from ..serve.night import forget, night
 from ..serve.report import night_html
 from ..serve.versions import history, lineage_of, read_facts, version_path
-from .commands import FellShort, commands, ids_given, tables_of
+from .commands import FellShort, commands, features_of, ids_given, tables_of
 from .options import BY_ENDING, Reading
 
 # %% ../../nbs/84_cli.night.ipynb #811838cb
@@ -57,6 +57,8 @@ def cli_night(
     model:str, # folder of a saved model
     ratings:str, # tonight's ratings: a table with the columns of training
     time:str|None=None, # its time column; else that of the night before, if any
+    item_features:str|None=None, # file that says what new items are: a row for each, rated or not
+    user_features:str|None=None, # likewise for users
     hold_out:str|None=None, # ratings to measure on: time, user_time or random; else the latest where times are known
     valid_pct:float=.2, # share of the new ratings to measure on, 0 to below 1
     max_loss:float=.01, # share of last night's error by which tonight's may be larger, beyond chance
@@ -76,10 +78,11 @@ def cli_night(
 ):
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
     def table(learn): return tables_of(learn, ratings, reading)
+    def features(learn): return features_of(learn, item_features, user_features, reading)
     report = night(
-        model, table, limits=_limits(limits), files=[ratings], recommend=recommend, export=export, wait=wait, say=_say,
-        time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep, seed=seed,
-        forget_after=forget_after)
+        model, table, features=features, limits=_limits(limits), files=[ratings], recommend=recommend, export=export,
+        wait=wait, say=_say, time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep,
+        seed=seed, forget_after=forget_after)
     if delta and report.verdict == 'promoted': _save_delta(model, delta)
     if html: _write_page(model, report, html, titles)
     print(config_bytes(report.to_dict()).decode() if json else report)

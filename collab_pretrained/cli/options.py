@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.options.html.md"
 
 # %% auto #0
 __all__ = ['BY_ENDING', 'option_parser', 'Reading', 'facts_of', 'with_facts', 'read_file', 'drop_incomplete', 'tables_for',
-           'in_options']
+           'features_in', 'in_options']
 
 # %% ../../nbs/82_cli.options.ipynb #233a1450
 import re
@@ -189,6 +189,38 @@ def tables_for(
             f'on, {list(vocab)}: {"rename them" if says_itself(path) else "`--columns` names them"}')
         parts.append(drop_incomplete(df, path, [*vocab, *others], with_facts(reading, kept)))
     return parts[0] if len(parts) == 1 else pd.concat([o.reset_index(drop=True) for o in parts], ignore_index=True)
+
+# %% ../../nbs/82_cli.options.ipynb #2c27026c
+def _as_feature(values, path, known):
+    "A column of a file as a feature: texts become categories, or dates where all are in ISO format."
+    there = values.dropna()
+    if known == 'category' or not len(there) or not isinstance(there.iloc[0], str): return values
+    dates = pd.to_datetime(values, format='ISO8601', errors='coerce', utc=True)
+    if dates.notna().sum() == len(there): return dates
+    n = there.nunique()
+    if n > max(20, len(there)/2): raise RatingsError(
+        f'{path}: column {values.name!r} has {n} different texts in {len(there)} rows, such as {examples(there, 2)}; '
+        'expected numbers, dates such as 2024-03-01, or texts that many rows share: leave it out')
+    return values.astype('category')
+
+# %% ../../nbs/82_cli.options.ipynb #d77dda4a
+def features_in(
+    path:str, # of a file with a line for each id
+    column, # of the ratings: what the column of ids is called; a number, of files without a header, is the first
+    reading:Reading, # how it is read; the names of its columns are its own
+    text:Sequence=(), # names of columns to read as text
+    kinds:dict|None=None, # column -> kind of those whose encoding is known
+    kept:dict|None=None, # what the model keeps of how its ratings were read; None for nothing
+) -> pd.DataFrame: # the ids by the name of the ratings' column, and features that a learner takes
+    "What ids are, by a file."
+    reading = replace(with_facts(reading, kept), columns=None, header=None)
+    df = read_file(path, reading, text)
+    if isinstance(column, int): df = df.rename(columns={df.columns[0]: column})
+    if column not in df: raise RatingsError(
+        f'{path}: no column {column!r}; the columns are {list(df)}, and expected is that of the ids, called as in the '
+        'ratings, in a file written as they are (or Parquet)')
+    df = drop_incomplete(df, path, [column], reading)
+    return df.assign(**{o: _as_feature(df[o], path, (kinds or {}).get(o)) for o in df if o != column})
 
 # %% ../../nbs/82_cli.options.ipynb #d25a2c36
 _SAME = {'user_name': 'user', 'item_name': 'item', 'rating_name': 'rating', 'time_name': 'time', 'seen': 'history'}

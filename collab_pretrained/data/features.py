@@ -34,6 +34,9 @@ class Column:
     has_missing: bool # of a number or a date: whether a further column says where it is missing
 
     @property
+    def has_texts(self) -> bool: return self.kind == 'category' and all(isinstance(o, str) for o in self.levels)
+
+    @property
     def names(self) -> list: # of str, one for each number
         "What the numbers are called."
         if self.kind == 'category': return [f'{self.name}={o}' for o in self.levels]

@@ -6,9 +6,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'moved_rows',
-           'move_features', 'feature_values', 'settle_posterior', 'move_solved', 'frozen_rows_of', 'frozen_masks',
-           'days_in', 'ages_of', 'n_rows_of', 'run_rounds', 'is_solved_by_rows', 'positives_of', 'known_positives',
-           'set_factors', 'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
+           'move_features', 'feature_values', 'described_ids', 'settle_posterior', 'move_solved', 'frozen_rows_of',
+           'frozen_masks', 'days_in', 'ages_of', 'n_rows_of', 'run_rounds', 'is_solved_by_rows', 'positives_of',
+           'known_positives', 'set_factors', 'factors_of', 'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -61,9 +61,9 @@ from collab_pretrained.models.posterior import (
 
 from ..data.age import Ages, age_weights, ages_from, ages_of_tables, check_half_life, days_of
 from ..data.columns import cast_of
-from ..data.features import Encoding, Features, read_features
+from ..data.features import Encoding, Features, read_features, split_ids
 from ..data.loaders import CollabDataset, check_rows, rating_blocks, read_like
-from ..data.ratings import Ratings
+from ..data.ratings import Ratings, check_kind
 from ..data.seen import Seen, seen_in, seen_of_tables
 from ..ids.matching import MatchReport
 from ..models.embeddings import EmbeddingDotBias, y_range_of
@@ -186,6 +186,18 @@ def feature_values(
 ) -> dict: # 'user', 'item' -> (rows, p) float32, on the model's device; {} where nothing is known
     "The features of its ids."
     return {o: f.values.to(_device(learn)) for o, f in (learn.features or {}).items()}
+
+# %% ../../nbs/52_learner.als.ipynb #3395fe1a
+def described_ids(
+    learn:CollabLearner, # over our own loaders
+    side:str, # 'user' or 'item'
+    table, # of features, as for `set_features`
+) -> tuple: # ids as the vocabulary has them, and their features in the same order
+    "A table of features as ids and features; raises `VocabError` for ids of another kind than the learner's."
+    place = learn.side(side)
+    ids, frame = split_ids(table, place.column, cast_of(own_dataset(learn).id_cast, place.column))
+    check_kind(place.column, ids, place.vocab)
+    return ids, frame
 
 def _informed(learn, posterior):
     "A posterior with what the learner knows of its ids."

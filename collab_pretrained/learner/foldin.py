@@ -20,11 +20,13 @@ from torch import Tensor
 from collab_pretrained.learner.als import (
     ages_of,
     days_in,
+    described_ids,
     dot_product,
     factors_of,
     feature_values,
     frozen_rows_of,
     known_positives,
+    moved_rows,
     positives_of,
     read_for,
     set_factors,
@@ -36,6 +38,7 @@ from collab_pretrained.learner.als import (
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
 from ..data.age import age_weights
 from ..data.columns import cast_of
+from ..data.ratings import Ratings
 from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
 from ..models.als import fold_in as solve_new_rows
@@ -43,7 +46,7 @@ from ..models.als import with_rows
 from ..models.embeddings import y_range_of
 from ..models.ials import ImplicitFactors, ials_fold_in, with_fallback
 from ..models.losses import liking_offset, solve_liking
-from ..models.posterior import faded
+from ..models.posterior import expected_row, faded
 from ..models.ranking import is_positive
 from .core import CollabLearner
 from .forget import add_rows
@@ -86,6 +89,7 @@ class _Asked:
     y: Tensor # (n,) float32
     weight: Tensor|None # (n,) float32
     days: np.ndarray|None # (n,): when; None where it isn't known, which means now
+    features: Tensor|None # (n_ids, p) float32: what each id is; None for what is known of its row
 
     def rows_on(self): return torch.from_numpy(self.rows).to(self.x.device)
     def take(self, some):
@@ -94,10 +98,29 @@ class _Asked:
         return replace(self, x=self.x[some], y=self.y[some], weight=weight, days=days)
 
 # %% ../../nbs/57_learner.foldin.ipynb #72d74b6d
-def _ratings_to_solve(learn, ratings, side, ids):
+def _no_ratings(learn):
+    "What `read_for` would say of a table without a line."
+    none, ids = np.zeros(0, dtype=np.int64), [o.ids[:0] for o in learn.vocab.values()]
+    return Ratings(list(learn.vocab), none, none, *ids, none.astype(np.float32), None, None, 0, None), [none, none]
+
+def _with_described(learn, side, names, codes, table):
+    "The ids of ratings and of a table of features, the ratings' codes among them, their rows, and what they are."
+    known, (ids, frame) = (learn.features or {}).get(side), described_ids(learn, side, table)
+    if known is None: raise RatingsError(
+        f'features of {side}s, and the learner knows none; expected one that was trained with `features=`')
+    every = np.union1d(names, ids)
+    rows, own = learn.side(side).vocab.rows(every), feature_values(learn)[side]
+    said = torch.from_numpy(known.encoding.encode(frame)).to(own)
+    values = moved_rows(own, rows).index_copy(0, torch.from_numpy(np.searchsorted(every, ids)).to(own.device), said)
+    return every, np.searchsorted(every, names)[codes], rows, values
+
+# %% ../../nbs/57_learner.foldin.ipynb #fce33390
+def _ratings_to_solve(learn, ratings, side, ids, features):
     "The ids of one side that are asked for and their ratings, without those of ids that have no row on the other side."
-    k, (table, rows) = side_index(side), read_for(learn, ratings)
-    codes, names = (table.users, table.items), (table.user_ids, table.item_ids)
+    k, (table, rows) = side_index(side), _no_ratings(learn) if ratings is None else read_for(learn, ratings)
+    codes, names, values = [table.users, table.items], [table.user_ids, table.item_ids], None
+    if features is not None:
+        names[k], codes[k], rows[k], values = _with_described(learn, side, names[k], codes[k], features)
     cast = cast_of(learn.dls.train.dataset.id_cast, learn.side(side).column)
     some = _asked(names[k], rows[k], ids, cast)
     place = np.full(len(names[k]), -1)
@@ -108,7 +131,8 @@ def _ratings_to_solve(learn, ratings, side, ids):
     weight = None if table.weights is None else torch.tensor(table.weights[use]).to(device)
     y = torch.tensor(table.values[use]).to(device)
     days = None if table.times is None else days_in(learn, torch.tensor(table.times[use]))
-    return _Asked(names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), y, weight, days)
+    if values is not None: values = values[torch.from_numpy(some).to(device)]
+    return _Asked(names[k][some], rows[k][some], torch.from_numpy(x[use]).to(device), y, weight, days, values)
 
 def _warn_of_lost(x, other):
     asked = x[:,0] >= 0
@@ -147,29 +171,35 @@ def _is_new(learn, side, asked):
     return (pairs < 0).any(1) | ~torch.from_numpy(evidence.has(pairs.clamp(min=0).cpu().numpy())).to(rows.device)
 
 def _solved(learn, side, asked, y_range):
-    "Mean and variance of rows of ratings; known rows without a new rating are as they were, to the bit."
-    own, rows = learn.posterior.side(side)[0], asked.rows_on()
+    """Mean and variance of rows of ratings. Without a new rating, known rows are as they were, to the bit, and new ones
+    what their features say."""
+    (own, other), rows = learn.posterior.side(side), asked.rows_on()
     prior, weight = _by_age(learn, asked)
-    mean, variance = solve_new_rows(prior, side, asked.x, asked.y, rows, weight, y_range)
-    same = ((rows >= 0) & (torch.bincount(asked.x[:,0], minlength=len(rows)) == 0))[:,None]
+    mean, variance = solve_new_rows(prior, side, asked.x, asked.y, rows, weight, y_range, features=asked.features)
+    without, known = (torch.bincount(asked.x[:,0], minlength=len(rows)) == 0)[:,None], (rows >= 0)[:,None]
+    if asked.features is not None:
+        mean = torch.where(without, expected_row(own, other) + asked.features @ own.effects, mean)
+    same = without & known
     return torch.where(same, own.mean[rows], mean), torch.where(same, own.variance[rows], variance)
 
 # %% ../../nbs/57_learner.foldin.ipynb #ab218665
 @patch
 def fold_in(self:CollabLearner,
-    ratings, # table of ratings with the learner's column names
+    ratings=None, # table of ratings with the learner's column names; None for none, with `features`
     side:str='user', # 'user' or 'item': whose rows are wanted; the other side stays as it is
-    ids:str|Iterable='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings`
+    ids:str|Iterable='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings` or `features`
     commit:bool=False, # whether to put the rows into model and vocabulary; the optimizer then starts anew
+    features=None, # table of what ids are, see `set_features`, rated or not; None for what is known of them
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: a new id starts from the prior, a known one from its own posterior."
     y_range = y_range_of(dot_product(self))
-    asked = _ratings_to_solve(self, ratings, side, ids)
+    if ratings is None and features is None: raise RatingsError('neither ratings nor features; expected some')
+    asked = _ratings_to_solve(self, ratings, side, ids, features)
     new = _is_new(self, side, asked)
     if not new.all(): asked = asked.take(new)
     if self.ranking is not None: res = FoldedIn(asked.ids, _fold_ranking(self, side, asked), None)
     else: res = FoldedIn(asked.ids, *_solved(self, side, asked, y_range))
-    if commit: _commit(self, side, res, asked)
+    if commit: _commit(self, side, res, asked, features)
     return res
 
 # %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
@@ -177,7 +207,7 @@ def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias."
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
     liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
-    if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked])
+    if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked], asked.features)
     has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
     centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
@@ -190,7 +220,16 @@ def _offset(learn, users, items):
     return liking_offset(users, items, x, is_positive(y[:,None], learn.ranking.threshold(y)))
 
 # %% ../../nbs/57_learner.foldin.ipynb #8ac0af5e
-def _fold_ials(learn, side, known, pairs):
+def _without_positives(learn, side, known, features):
+    "The rows of ids without a positive."
+    factors, said, n = factors_of(learn), feature_values(learn), len(known)
+    if features is None: return with_fallback(factors, said)[side_index(side)][known.clamp(min=0)]
+    def longer(o): return torch.cat([o, o.new_zeros(n, *o.shape[1:])])
+    grown = factors._replace(**{f'{side}s': longer(getattr(factors, f'{side}s')),
+                                f'{side}_counts': longer(getattr(factors, f'{side}_counts'))})
+    return with_fallback(grown, {**said, side: torch.cat([said[side], features])})[side_index(side)][-n:]
+
+def _fold_ials(learn, side, known, pairs, features):
     "Rows from these positives and those that known ids are known to have."
     k, factors, old = side_index(side), factors_of(learn), known_positives(learn)
     place = torch.full((len(factors[k]),), -1, device=known.device)
@@ -199,8 +238,7 @@ def _fold_ials(learn, side, known, pairs):
     every = torch.cat([pairs, torch.stack([place[mine[:,k]], mine[:,1-k]], 1)]).unique(dim=0)
     vectors = ials_fold_in(factors, side, every, len(known))
     lost = (torch.bincount(every[:,0], minlength=len(known)) == 0)[:,None]
-    rest = with_fallback(factors, feature_values(learn))[k]
-    vectors = torch.where(lost, rest[known.clamp(min=0)] if k else rest[0], vectors)
+    vectors = torch.where(lost, _without_positives(learn, side, known, features), vectors)
     return torch.cat([vectors, torch.zeros_like(vectors[:,:1])], 1)
 
 # %% ../../nbs/57_learner.foldin.ipynb #0969cc43
@@ -223,11 +261,12 @@ def _refuse_frozen(learn, side, folded, rows):
         f"{side}s: {frozen.sum()} of {len(rows)} are frozen ({examples(folded.ids[frozen])}); expected ids whose rows "
         "may change: ids='new', or `learn.unfreeze_rows()` first")
 
-def _commit(learn, side, folded, asked):
+def _commit(learn, side, folded, asked, features):
     "Put folded rows into model, vocabulary and posterior."
     _refuse_frozen(learn, side, folded, asked.rows)
     place, added, learn.opt, learn.ages = learn.side(side), folded.ids[asked.rows < 0], None, ages_of(learn)
     if len(added): add_rows(learn, {**learn.vocab, place.column: place.vocab.grown(added)})
+    if features is not None: learn.set_features({side: features})
     rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(asked.x.device)
     pairs, sizes, known = _pairs(rows, asked.x, side).cpu().numpy(), [*map(len, learn.vocab.values())], learn.evidence()
     learn.ages = _ages_with(learn, pairs, asked)

@@ -23,15 +23,22 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import SIDES, CollabWarning, RatingsError, VocabError, WeightsError, examples
+from collab_pretrained.learner.als import (
+    ages_of,
+    described_ids,
+    is_solved_by_rows,
+    new_evidence,
+    of_known,
+    positives_of,
+    read_for,
+)
+
+from ..core import SIDES, CollabWarning, RatingsError, WeightsError
 from ..data.age import as_days
-from ..data.columns import cast_of
-from ..data.features import split_ids
 from ..data.loaders import check_rows, row_counts, with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes
-from .als import ages_of, is_solved_by_rows, new_evidence, of_known, positives_of, read_for
 from .core import CollabLearner
 from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
 
@@ -139,11 +146,15 @@ def _put_back_opt(opt, groups, states):
         state.update(saved)
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
-def _read(learn, ratings):
-    "A table, with the last rating of each pair, and the learner's vocabulary with the table's new ids behind it."
+def _read(learn, ratings, features):
+    """A table, with the last rating of each pair, and the learner's vocabulary with new ids behind it, of the table and
+    of features."""
     table, rows = read_for(learn, ratings)
     sides = zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True)
     grown = {col: vocab.grown(ids[of_ids < 0]) for (col, vocab), ids, of_ids in sides}
+    for side, o in features.items():
+        vocab, ids = grown[column := learn.side(side).column], described_ids(learn, side, o)[0]
+        grown[column] = vocab.grown(ids[vocab.rows(ids) < 0])
     return table.merge_repeats('last'), grown
 
 def _is_known(learn, x):
@@ -247,14 +258,14 @@ def update(self:CollabLearner,
     rounds:int=0, # rounds over all ratings that the learner holds, after tonight's were taken in
     valid_pct:float=0., # share of the new ratings to validate on, 0 to below 1
     seed:int|None=None, # of what is drawn; None takes one from torch's global seed
-    features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`; None for nothing new
+    features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`: each gets a row
     forget_after:float|str|timedelta|None=None, # days, or '365d': drop ids without a rating for longer; None for none
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
     "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
     seed = seed_or_fresh(seed)
     epochs = _check_update(self, replay, epochs, rounds, lr)
     with all_or_nothing(self):
-        table, classes = _read(self, ratings)
+        table, classes = _read(self, ratings, features or {})
         report = add_rows(self, classes, seed)
         if features: self.set_features(features)
         old, n_replaced, new, n_again = _parts(self, table, valid_pct, seed)
@@ -294,12 +305,9 @@ def add_ids(self:CollabLearner,
     ids, # ids; or a table with a row of features for each: its index, or the column called as in the ratings
 ) -> MatchReport: # of the vocabulary before and after
     "Give ids rows before their first rating."
-    place, cast = self.side(side), own_datasets(self)[0].id_cast
-    is_table, cast = hasattr(ids, 'columns') or hasattr(ids, 'collect_schema'), cast_of(cast, place.column)
+    place, is_table = self.side(side), hasattr(ids, 'columns') or hasattr(ids, 'collect_schema')
     frame = ids if is_table else pd.DataFrame(index=pd.Index(np.unique(np.asarray(ids))))
-    names, past = split_ids(frame, place.column, cast)[0], self.match_report
-    if len(names) and len(place.vocab.ids) and names.dtype != place.vocab.ids.dtype: raise VocabError(
-        f'{side}s: {examples(names)}, and the learner has {examples(place.vocab.ids)}; expected ids of one kind')
+    names, past = described_ids(self, side, frame)[0], self.match_report
     grown = place.vocab.grown(names[place.vocab.rows(names) < 0])
     with all_or_nothing(self):
         report = add_rows(self, {**self.vocab, place.column: grown})

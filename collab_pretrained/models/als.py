@@ -365,15 +365,16 @@ def _with_implicit(new, priors, before, both, sides):
     return [replace(learned[i][0], implicit=learned[i][0].implicit + learned[1-i][1]) for i in (0, 1)]
 
 # %% ../../nbs/49_models.als.ipynb #6013de07
-def _own_rows(own, rows, n):
+def _own_rows(own, rows, n, features):
     "The posterior of `n` ids, -1 among `rows` being one without a row."
     if rows is None:
         nothing = own.base.new_zeros(n, len(own.base))
+        features = nothing.new_zeros(n, own.features.shape[1]) if features is None else features
         return replace(own, mean=nothing, variance=nothing + own.new_variance(), counts=nothing[:,0], history=nothing,
-                       surplus=nothing[:,0], features=nothing.new_zeros(n, own.features.shape[1]))
+                       surplus=nothing[:,0], features=features)
     mine, known = own.take(rows.clamp(min=0)), rows >= 0
-    return replace(mine, counts=mine.counts*known, history=mine.history*known[:,None],
-                   features=mine.features*known[:,None])
+    features = mine.features*known[:,None] if features is None else features
+    return replace(mine, counts=mine.counts*known, history=mine.history*known[:,None], features=features)
 
 # %% ../../nbs/49_models.als.ipynb #5cf9617a
 @torch.no_grad()
@@ -386,6 +387,7 @@ def fold_in(
     weight:Tensor|None=None, # (n,) float32
     y_range:tuple|None=None, # of the model
     n_steps:int|None=None, # of Gauss-Newton; None is 1 for a linear model, which needs no more, and 3 with `y_range`
+    features:Tensor|None=None, # (n_ids, p) float32: what each id is; None for what is known of its row
 ) -> tuple[Tensor, Tensor]: # mean and variance (n_ids, k+1), in the order of the positions
     "Rows of ids from their ratings, the other side staying as it is."
     own, other = posterior.side(side)
@@ -393,7 +395,7 @@ def fold_in(
     others = other.mean, other.variance, other.implicit
     if n_ids == 1: ratings, others = single_row(y, weight), [o[x[:,1]] for o in others]
     else: ratings = sort_ratings(x, y, n_ids, len(other.mean), len(own.base), weight)
-    prior = _tonight(_own_rows(own, rows, n_ids), others[2], ratings, torch.zeros((), device=y.device))
+    prior = _tonight(_own_rows(own, rows, n_ids, features), others[2], ratings, torch.zeros((), device=y.device))
     mean, doubt = prior.mean, DOUBT*others[1]
     for _ in range(n_steps or (1 if y_range is None else 3)):
         mean, variance, _ = solve_rows(ratings, prior.mean, prior.variance, others[0], doubt, posterior.noise, y_range,

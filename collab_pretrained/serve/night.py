@@ -308,22 +308,23 @@ class NightSettings:
     forget_after:float|str|None = None # drop ids without a rating for so long: days, or '365d'; None for none
 
 # %% ../../nbs/68_serve.night.ipynb #090ea00d
-def _take_in(learn, ratings):
-    with learn.no_bar(), learn.no_logging(): learn.update(ratings, seed=0)
+def _take_in(learn, ratings, features=None):
+    with learn.no_bar(), learn.no_logging(): learn.update(ratings, seed=0, features=features)
 
 def learn_and_compare(
     learn:CollabLearner, # last night's model; it takes in `rest`
     rest:pd.DataFrame, # ratings to learn from
     held_out:pd.DataFrame, # ratings to measure on; maybe none
     k:int=10, # length of the lists
+    features:dict|None=None, # 'user', 'item' -> a table of what ids are; None for nothing new
 ) -> list[Compared]: # [] without ratings to measure on
     "Take in most of tonight's ratings, and compare the model before and after on the others."
     if not len(held_out) or learn.ranking is not None and not len(_liked(learn, held_out)):
-        _take_in(learn, rest)
+        _take_in(learn, rest, features)
         return []
     before = measures(learn, held_out, rest, k)
     known = has_rows(learn, held_out if learn.ranking is None else before.reset_index())
-    _take_in(learn, rest)
+    _take_in(learn, rest, features)
     floor = floor_of(learn, rest)
     by_floor = measures(floor, held_out, rest, k) if floor else None
     return compare(before, measures(learn, held_out, rest, k), by_floor, known)
@@ -346,13 +347,14 @@ def learn_tonight(
     learn:CollabLearner, # last night's model; it becomes tonight's
     new:pd.DataFrame, # the new ratings
     how:NightSettings, # of the night
+    features:dict|None=None, # 'user', 'item' -> a table of what ids are; None for nothing new
 ) -> dict: # 'reason' ('' unless it must not be served), 'compared', and 'lists' and 'examples' where it may
     "Take in the new ratings, unless that makes the model worse."
     rest, held_out = hold_out(new, list(learn.vocab), how.time, how.hold_out, how.valid_pct, how.seed)
     sample = _sample(learn, new, how.seed)
     users = pd.unique(np.concatenate(list(sample.values())))
     before = lists_for(learn, users, how.k)
-    compared = learn_and_compare(learn, rest, held_out, how.k)
+    compared = learn_and_compare(learn, rest, held_out, how.k, features)
     if is_worse(compared, how.max_loss): return {'reason': _worse(compared[0], how.max_loss), 'compared': compared}
     if len(held_out): _take_in(learn, held_out)
     after = lists_for(learn, users, how.k)
@@ -425,6 +427,7 @@ def night(
     model:str|Path, # folder of a saved model
     ratings, # tonight's: a table with the columns of training, or a function that reads one for a learner
     *,
+    features:dict|Callable|None=None, # 'user', 'item' -> what ids are (see `update`); or a function, likewise
     limits:dict|None=None, # of the checks: name -> a number in the place of what earlier nights say (see `check_table`)
     files:Sequence=(), # where the ratings came from, for the report
     recommend:str|Path|None=None, # file to write the lists of all users to, once the model is promoted; None for none
@@ -445,7 +448,8 @@ def night(
         profile, checks = check_night(learn, tonight, past, limits)
         reason = _why_not(tonight, checks)
         if not reason: say('learning')
-        done = {'reason': reason} if reason else learn_tonight(learn, tonight.new, how)
+        told = features if features is None or isinstance(features, dict) else features(learn)
+        done = {'reason': reason} if reason else learn_tonight(learn, tonight.new, how, told)
         report = _report(tonight, checks, done, served_version(folder), files, started)
         if report.verdict == 'promoted':
             say('saving')

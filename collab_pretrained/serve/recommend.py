@@ -24,7 +24,7 @@ from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import read_like, row_counts
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
-from ..learner.als import check_scale
+from ..learner.als import check_scale, described_ids
 from ..learner.core import CollabLearner
 from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
@@ -74,32 +74,34 @@ class _Asked:
     ids: np.ndarray # (n,)
     rows: np.ndarray # int64 (n,): theirs; n_users and more for those without one, ascending
     n_users: int # rows of the users' table
-    has_ratings: np.ndarray # bool (n,): without a row, but with later ratings to get one from
+    is_new: np.ndarray # bool (n,): without a row, but with later ratings or features to get one from
 
     @property
     def known(self): return self.rows < self.n_users
     @property
-    def unknown(self): return ~self.known & ~self.has_ratings
+    def unknown(self): return ~self.known & ~self.is_new
     @property
     def new_ids(self): return self.ids[~self.known]
 
 # %% ../../nbs/62_serve.recommend.ipynb #fb934dde
-def _asked_users(learn, users, ratings, on_unknown):
-    "Who is asked for: `users`, else those of `ratings`, else all; `on_unknown` says what becomes of the unknown."
+def _asked_users(learn, users, ratings, on_unknown, features):
+    """Who is asked for: `users`, else those of `ratings` and `features`, else all. `on_unknown` says what becomes of
+    those who are not known."""
     check_choice(on_unknown, ('raise', 'popular', 'mean', 'skip'), 'on_unknown')
-    of = learn.side('user')
-    rated = of.vocab.ids[:0] if ratings is None else ratings.user_ids[pd.unique(ratings.users)]
-    if users is None and ratings is not None: ids, rows = rated, of.vocab.rows(rated)
-    else: ids, rows = asked_ids(learn, 'user', users)
-    has_ratings = (rows < 0) & pd.Index(ids).isin(rated)
-    unknown = (rows < 0) & ~has_ratings
+    of, told = learn.side('user'), []
+    if ratings is not None: told.append(ratings.user_ids[pd.unique(ratings.users)])
+    if features is not None: told.append(described_ids(learn, 'user', features)[0])
+    new = pd.unique(np.concatenate([of.vocab.ids[:0], *told]))
+    ids, rows = (new, of.vocab.rows(new)) if users is None and told else asked_ids(learn, 'user', users)
+    is_new = (rows < 0) & pd.Index(ids).isin(new)
+    unknown = (rows < 0) & ~is_new
     if on_unknown == 'skip' and len(ids) and unknown.all(): warnings.warn(
         f'none of the {len(ids)} users has a row ({examples(ids)}): no lists', CollabWarning, stacklevel=4)
-    if on_unknown == 'skip': ids, rows, has_ratings = (o[~unknown] for o in (ids, rows, has_ratings))
-    if on_unknown == 'raise': check_known(learn, 'user', ids, np.where(has_ratings, 0, rows), 'leave them out, or say '
+    if on_unknown == 'skip': ids, rows, is_new = (o[~unknown] for o in (ids, rows, is_new))
+    if on_unknown == 'raise': check_known(learn, 'user', ids, np.where(is_new, 0, rows), 'leave them out, or say '
                                           "what they get with `on_unknown='popular'`, 'mean' or 'skip'")
     numbered = np.where(rows < 0, len(of.vocab) + (rows < 0).cumsum() - 1, rows)
-    return _Asked(ids, numbered, len(of.vocab), has_ratings)
+    return _Asked(ids, numbered, len(of.vocab), is_new)
 
 # %% ../../nbs/62_serve.recommend.ipynb #9f3ebb6e
 def _rated_before(learn):
@@ -175,9 +177,9 @@ def _with_users(model, rows):
     res.u_weight, res.u_bias = (nn.Embedding.from_pretrained(o) for o in (rows[:,:-1], rows[:,-1:]))
     return res
 
-def _best_of_new(learn, ratings, ids, users, item_rows, k, seen):
-    "`best` for the users `ids`, numbered `users` (ascending), by rows from their `ratings`."
-    folded = learn.fold_in(ratings, ids=ids)
+def _best_of_new(learn, told, ids, users, item_rows, k, seen):
+    "`best` for the users `ids`, numbered `users` (ascending), by rows from what is `told`, ratings and features."
+    folded = learn.fold_in(**told, ids=ids)
     at = pd.Index(folded.ids).get_indexer(ids)
     model = _with_users(get_model(learn.model), folded.rows[torch.from_numpy(at).to(folded.rows.device)])
     def hidden(rows):
@@ -233,7 +235,7 @@ def _choice(learn, asked, candidates, exclude):
 # %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
 def recommend(self:CollabLearner,
-    users=None, # ids of users: one, or any number, each answered once; None for those of `ratings`, else all
+    users=None, # ids of users: one, or any number, each answered once; None for those of the tables below, else all
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
     exclude_seen=True, # leave out what users have seen? A table of ratings means True, and is the same as `seen`
     candidates=None, # ids of the items to choose from, or a table of users and their items; None for all with a row
@@ -243,18 +245,19 @@ def recommend(self:CollabLearner,
     exclude=None, # ids of items that nobody gets, or a table of users and the items they don't get; None for none
     with_std:bool=False, # whether a column `std` says how far a rating may be from its prediction
     explore:float=0., # how many standard deviations to order by: above 0 for items to try, below for safe ones
+    features=None, # table of what users are, see `set_features`: who has no row gets one for this answer; None for none
 ) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
     "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
     check_count('k', k)
     if ratings is not None: ratings = read_like(self.dls, ratings)
-    asked = _asked_users(self, users, ratings, on_unknown)
-    if ratings is not None and ratings.names[2] is not None and len(ratings) and not asked.has_ratings.any():
+    asked, told = _asked_users(self, users, ratings, on_unknown, features), dict(ratings=ratings, features=features)
+    if ratings is not None and ratings.names[2] is not None and len(ratings) and not asked.is_new.any():
         check_scale(self, ratings.values)  # else `fold_in` does
     item_rows, not_theirs = _choice(self, asked, candidates, exclude)
     hidden = _all_of([_seen_by(self, asked, exclude_seen, seen, ratings), *not_theirs])
-    sure = _sure_of(self, asked, ratings, on_unknown) if with_std or explore else None
+    sure = _sure_of(self, asked, told, on_unknown) if with_std or explore else None
     if sure and explore: vals, top = _explored(self, asked, sure, item_rows, k, hidden, explore)
-    else: vals, top = _answers(self, asked, item_rows, k, hidden, ratings, on_unknown)
+    else: vals, top = _answers(self, asked, item_rows, k, hidden, told, on_unknown)
     res = _table('user', asked.ids, 'item', self.side('item').vocab, vals, top)
     if sure and with_std: res['std'] = _predicted_lines(self, sure, top)[1]
     if on_unknown != 'popular' or not asked.unknown.any(): return res
@@ -263,17 +266,17 @@ def recommend(self:CollabLearner,
     return res.assign(score=res['score'].mask(of_popular), popularity=popularity)
 
 # %% ../../nbs/62_serve.recommend.ipynb #796aa8ce
-def _answers(learn, asked, item_rows, k, hidden, ratings, on_unknown):
+def _answers(learn, asked, item_rows, k, hidden, told, on_unknown):
     "Scores and item rows of each user's list, (n, k)."
     show, model = hasattr(learn, 'progress'), get_model(learn.model)
     def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
-    def by_ratings(rows): return _best_of_new(learn, ratings, asked.ids[asked.has_ratings], rows, item_rows, k, hidden)
+    def as_new(rows): return _best_of_new(learn, told, asked.ids[asked.is_new], rows, item_rows, k, hidden)
     def as_unknown(rows):
         ranked = (_popular if on_unknown == 'popular' else _as_average)(learn, item_rows)
         return _first_unseen(*ranked, rows, hidden, k)
     shape, limits = (len(asked.ids), min(k, len(item_rows))), getattr(model, 'limits', None)
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
-    for some, answer in ((asked.known, by_row), (asked.has_ratings, by_ratings), (asked.unknown, as_unknown)):
+    for some, answer in ((asked.known, by_row), (asked.is_new, as_new), (asked.unknown, as_unknown)):
         if not some.any(): continue
         vals[some], top[some] = answer(asked.rows[some])
         is_rating = limits is not None and (on_unknown != 'popular' or answer is not as_unknown)
@@ -281,7 +284,7 @@ def _answers(learn, asked, item_rows, k, hidden, ratings, on_unknown):
     return vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #8a3c146c
-def _sure_of(learn, asked, ratings, on_unknown):
+def _sure_of(learn, asked, told, on_unknown):
     "The posterior, with the rows of those who are asked for in the place of users."
     if learn.ranking is not None or on_unknown == 'popular': raise RatingsError(
         '`with_std` and `explore` say how sure a predicted rating is, and '
@@ -290,9 +293,9 @@ def _sure_of(learn, asked, ratings, on_unknown):
     posterior = learn.posterior
     users, items = posterior.users, posterior.items
     def on(rows): return torch.tensor(rows).to(users.mean.device)  # a copy, since these may be read-only
-    own, has = with_first(users, items, on(np.where(asked.known, asked.rows, 0))), asked.has_ratings
+    own, has = with_first(users, items, on(np.where(asked.known, asked.rows, 0))), asked.is_new
     if has.any():
-        folded, to = learn.fold_in(ratings, ids=asked.ids[has]), on(np.flatnonzero(has))
+        folded, to = learn.fold_in(**told, ids=asked.ids[has]), on(np.flatnonzero(has))
         at = on(pd.Index(folded.ids).get_indexer(asked.ids[has]))
         own = replace(own, mean=own.mean.index_copy(0, to, folded.rows[at]),
                       variance=own.variance.index_copy(0, to, folded.variance[at]))
