@@ -570,6 +570,7 @@ def cli_recommend(
     if out: _write(res, out)
     else: res.to_csv(sys.stdout, index=False)
 
+# %% ../../nbs/83_cli.commands.ipynb #9380e967
 commands['recommend'] = cli_recommend
 
 # %% ../../nbs/83_cli.commands.ipynb #5edfc25a
