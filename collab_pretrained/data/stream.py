@@ -66,17 +66,13 @@ class StreamDataset(CollabDataset):
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
 
-    def raw(self,
-        start:int, # the first rating, 0 or more
-        stop:int, # the one behind the last; what lies beyond the file is left out
-    ) -> np.ndarray: # int32 (stop - start, 3)
-        "Some ratings as the file has them."
+    def raw(self, start:int, stop:int) -> np.ndarray: # int32 (stop - start, 3)
+        "Some ratings as the file has them; what lies beyond it is left out."
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
 
-# %% ../../nbs/35_data.stream.ipynb #4d7f398e
+# %% ../../nbs/35_data.stream.ipynb #ad969b9e
 _pieces = 64  # of a window
 
-# %% ../../nbs/35_data.stream.ipynb #ad969b9e
 class StreamDL(CollabDL):
     "Batches from a `StreamDataset`: every row once an epoch, shuffled by the window, in an order that `seed` fixes."
     def __init__(self,
@@ -118,10 +114,8 @@ def _windows(dl):
 
 # %% ../../nbs/35_data.stream.ipynb #68d2a2dc
 @patch
-def create_batches(self:StreamDL,
-    samps=None, # accepted as fastai's loaders do, and not used
-) -> Iterator: # of (x, y), on the loader's device
-    "Read windows and slice batches off."
+def create_batches(self:StreamDL, samps=None) -> Iterator: # of (x, y), on the loader's device
+    "Read windows and slice batches off; `samps` is not used."
     bs, rest = self.bs, torch.empty(0, 3, dtype=torch.int32, device=self.device)
     for window in _windows(self):
         raw = torch.cat((rest, torch.from_numpy(window).to(self.device)))
@@ -245,17 +239,8 @@ def _encoded(block, names, classes, casts):
     raw[:,2] = values.view(np.int32)
     return raw
 
-# %% ../../nbs/35_data.stream.ipynb #169c3722
-def _write(
-    lf, # polars `LazyFrame`, complete, with the numbers of its rows
-    names:list, # of the user, item and rating columns; None for the last where each row counts as a 1
-    classes:dict, # column name -> `Vocab`
-    casts:list, # for users and for items, a function from an id to an id; None for none
-    valid_pct:float, # share to validate on, where no column says so
-    seed:int,
-    files:list, # paths to write to: what trains, what validates
-):
-    "Encode the ratings."
+def _write(lf, names, classes, casts, valid_pct, seed, files):
+    "Encode the ratings of `lf` into two files: what trains, and what validates."
     rng, is_split = np.random.default_rng(seed % 2**64), _valid in lf.collect_schema()
     used = [_row, *(o for o in names if o is not None), *[_valid]*is_split]
     with open(files[0], 'wb') as train, open(files[1], 'wb') as valid:
@@ -266,11 +251,6 @@ def _write(
             valid.write(raw[validates].tobytes())
 
 # %% ../../nbs/35_data.stream.ipynb #007dea35
-def _na_ratings(ds):
-    "How many ratings have a user or an item without a row of its own."
-    na_rows = torch.tensor([-1 if v.na_row is None else v.na_row for v in ds.classes.values()])
-    return sum(int((x == na_rows).any(1).sum()) for x, *_ in ds.blocks())
-
 def _report(train, valid):
     "The `SplitReport` of two datasets."
     vocabs = list(train.classes.values())
@@ -283,8 +263,9 @@ def _report(train, valid):
         for rows, of_new, here in zip(x.T, is_new, new, strict=True): of_new[rows[here]] = True
         new_ratings += int(new.any(0).sum())
     new_ids = [int(o.sum()) for o in is_new]
-    n_ids, na_ratings = [len(v.ids) for v in vocabs], _na_ratings(train) + _na_ratings(valid)
-    return SplitReport(len(train), len(valid), *n_ids, *new_ids, new_ratings, na_ratings)
+    na_rows = torch.tensor([-1 if v.na_row is None else v.na_row for v in vocabs])
+    na_ratings = sum(int((x == na_rows).any(1).sum()) for ds in (train, valid) for x, *_ in ds.blocks())
+    return SplitReport(len(train), len(valid), *(len(v.ids) for v in vocabs), *new_ids, new_ratings, na_ratings)
 
 # %% ../../nbs/35_data.stream.ipynb #4cd29525
 def _vocabularies(lf, names, casts, vocab, min_count):

@@ -62,20 +62,17 @@ def _id_column(columns, id_name, label):
     if id_name is None: id_name = 'id' if 'id' in columns else columns[0] if len(columns) else 'id'
     return _known_columns([id_name], columns, label)[0]
 
+# %% ../../nbs/23_weights.importers.ipynb #14af18bb
 def _is_list(o): return isinstance(o, (list, tuple, np.ndarray))
 
-def _columns_beside(columns, id_name, vector_name, label):
-    "The columns that may hold vectors: those named, or all but the ids."
-    if vector_name is None: return [c for c in columns if c != id_name]
-    return _known_columns(list(vector_name) if _is_list(vector_name) else [vector_name], columns, label)
-
-# %% ../../nbs/23_weights.importers.ipynb #14af18bb
 def _frame_vectors(frame, id_name, vector_name, label):
     "The ids and vectors in a table, whose index may hold the ids if it has a name."
     if frame.index.name is not None: frame = frame.reset_index()
     id_name = _id_column(frame.columns, id_name, label)
     if not len(frame): raise CheckpointError(f'{label}: no rows; expected ids and their vectors')
-    rest = _columns_beside(frame.columns, id_name, vector_name, label)
+    rest = [c for c in frame.columns if c != id_name]
+    if vector_name is not None:
+        rest = _known_columns(list(vector_name) if _is_list(vector_name) else [vector_name], frame.columns, label)
     lists = [c for c in rest if _is_list(frame[c].iloc[0])]
     if len(lists) == 1: return Vectors(frame[id_name], frame[lists[0]].tolist())
     odd = lists or [c for c in rest if not pd.api.types.is_numeric_dtype(frame[c])]
@@ -168,27 +165,23 @@ def _text_vectors(path, lines, width, n, first):
     return Vectors([k for k, _ in rows], np.stack([v for _, v in rows]))
 
 # %% ../../nbs/23_weights.importers.ipynb #d8aff692
-def _binary_rows(path, m, at, width, n):
-    "The keys and the vectors in the bytes `m` from `at` on."
-    keys, vectors = [], np.empty((n, width), dtype=np.float32)
-    for row in range(n):
-        start = m.find(b' ', at) + 1
-        if not start or start + 4*width > len(m): raise CheckpointError(
-            f'{path}: ends in vector {row} of {n}; expected all that its first line promises')
-        keys.append(m[at:start-1].lstrip(b'\n'))
-        vectors[row] = np.frombuffer(m, '<f4', width, start)
-        at = start + 4*width
-    if m[at:].strip(): raise CheckpointError(
-        f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
-    return keys, vectors
-
 def _binary_vectors(path, at, width, n):
     "Ids and vectors of the bytes from `at` on."
+    keys, vectors = [], np.empty((n, width), dtype=np.float32)
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        keys, vectors = _binary_rows(path, m, at, width, n)
-    try: return Vectors([o.decode() for o in keys], vectors)
-    except UnicodeDecodeError as e: raise CheckpointError(
-        f'{path}: the key {e.object[:40]!r} is no text; expected a word2vec file') from None
+        for row in range(n):
+            start = m.find(b' ', at) + 1
+            if not start or start + 4*width > len(m): raise CheckpointError(
+                f'{path}: ends in vector {row} of {n}; expected all that its first line promises')
+            key = m[at:start-1].lstrip(b'\n')
+            try: keys.append(key.decode())
+            except UnicodeDecodeError: raise CheckpointError(
+                f'{path}: the key {key[:40]!r} is no text; expected a word2vec file') from None
+            vectors[row] = np.frombuffer(m, '<f4', width, start)
+            at = start + 4*width
+        if m[at:].strip(): raise CheckpointError(
+            f'{path}: {len(m) - at} bytes after the last of {n} vectors; expected none')
+    return Vectors(keys, vectors)
 
 # %% ../../nbs/23_weights.importers.ipynb #e100c3da
 def _promised(path, first):
@@ -326,10 +319,6 @@ def from_cmfrec(
                        meta={'y_range': None} if explicit else None, name='cmfrec')
 
 # %% ../../nbs/23_weights.importers.ipynb #a6b7d34b
-_not_trusted = ('an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, '
-                'if you know where '
-                'it comes from, or a file of `learn.save` or a folder of `learn.save_pretrained`, which run nothing')
-
 def load_export(
     path:str|Path, # of a file that `learn.export` wrote
     *,
@@ -338,15 +327,17 @@ def load_export(
     "Load a learner that fastai exported, once you have said that you trust the file."
     if not Path(path).is_file(): raise CheckpointNotFoundError(
         f'{path}: no such file; expected what `learn.export` wrote')
-    if trust is not True: raise CheckpointError(f'{path}: {_not_trusted}')
+    if trust is not True: raise CheckpointError(
+        f'{path}: an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, if you '
+        'know where it comes from, or a file of `learn.save` or a folder of `learn.save_pretrained`, which run nothing')
     from fastai.learner import load_learner
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # it warns of what `trust` has answered
             learn = load_learner(path)
     except Exception as e: raise CheckpointError(
-        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, '
-        'and the modules that it names') from e
+        f'{path}: {type(e).__name__}: {str(e)[:200]}; expected what `learn.export` wrote, and the modules that it '
+        'names') from e
     if not hasattr(getattr(learn, 'dls', None), 'classes'): raise CheckpointError(
         f'{path}: {type(learn).__name__}; expected a learner over users and items')
     return learn
