@@ -42,29 +42,21 @@ def check_column(cols, name, role):
         near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
         raise RatingsError(
             f'no column {name!r}; the columns are {examples(cols, 12)}: name the {role} column with `{role}_name=`'
-                           + (f', perhaps {near[0]!r}' if near else ''))
+            + (f', perhaps {near[0]!r}' if near else ''))
     if cols.count(name) > 1: raise RatingsError(
         f'{cols.count(name)} columns are called {name!r}; expected different names: rename or drop one')
 
 # %% ../../nbs/31_data.columns.ipynb #7604c31a
 _ids = '|'.join([*f"{_role_words['user']} {_role_words['item']}".split(), ''])
 
-def looks_like_header(
-    name:str, # the first line of a list of ids
-    column=None, # what a header would say; None where that is unknown
-) -> bool:
-    "Whether a line is the name of a column of ids, and not an id."
+def looks_like_header(name:str, column=None) -> bool:
+    "Whether the first line of a list of ids is the name of their column, `column` if that is known."
     if name == column: return True
     letters = re.sub('[^a-z]', '', name.lower())
     if not letters or re.search(r'\d', name): return False
     return bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
 
-# %% ../../nbs/31_data.columns.ipynb #04ce5b5a
-def check_guess(
-    name, # of a column
-    role:str, # what its position takes it for: 'user', 'item' or 'rating'
-    options:str='`user_name=`, `item_name=`, `rating_name=`', # what names columns
-):
+def check_guess(name, role:str, options:str='`user_name=`, `item_name=`, `rating_name=`'):
     "Raise or warn where a column that was taken for `role` by its position looks like another."
     said, remedy = f'column {name!r} would be taken for the {role}s, and', f'or name all columns: {options}'
     if re.fullmatch(r'Unnamed: 0|__index_level_\d+__|', str(name)): raise RatingsError(
@@ -98,7 +90,7 @@ def column_names(cols, user_name=None, item_name=None, rating_name=None, implici
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes, n):
-    "One of the places of each of 0 to `n`-1 in `codes`, -1 where it is not; most are found in a part of them."
+    "One of the places of each of 0 to `n`-1 in `codes`, -1 for none; most are found in a part of them."
     res = np.full(n, -1)
     for k in range(8):
         res[codes[k::8]] = np.arange(k, len(codes), 8)
@@ -160,12 +152,8 @@ def _cast_ids(ids, cast, name):
         f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
 
 # %% ../../nbs/31_data.columns.ipynb #bd64a908
-def encode_ids(
-    values, # Series, none missing
-    name, # of its column, for messages
-    cast=None, # function from an id to an id; None for none
-): # codes, int32, one for each of `values`; ids in vocabulary order, int64 or object (of str)
-    "Number the ids of a column."
+def encode_ids(values:pd.Series, name, cast=None) -> tuple: # int32 codes, and ids in vocabulary order
+    "Number the ids of a complete column, after the function `cast`."
     if not len(values): return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
     codes, ids = _distinct(values)
     if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
@@ -193,12 +181,8 @@ def complete_rows(frame, names, on_missing):
     return complete
 
 # %% ../../nbs/31_data.columns.ipynb #abf3c845
-def _bad_number(
-    bad:pd.Series, # the values that are none
-    name, # of their column
-    above:float, # what they must be above
-) -> str:
-    "What is wrong with a column of numbers."
+def _bad_number(bad, name, above) -> str:
+    "What is wrong with a column `name` in which the values `bad` are no numbers above `above`."
     first, index = bad.tolist()[0], bad.index
     where = f'line {index[0]}' if index.name == 'line' else f'row {index[0]} (counted from 0)'
     said = f'column {name!r}: {first!r} in {where}'
@@ -211,12 +195,8 @@ def _bad_number(
     return f'{said} is not a {kind}{more}; {hint}'
 
 # %% ../../nbs/31_data.columns.ipynb #213021e9
-def read_numbers(
-    values:pd.Series, # none missing; its index says which row of the table, or which line of the file, each is from
-    name, # of its column, for messages
-    above:float=-np.inf, # what all of them must be above
-) -> np.ndarray: # float32, all of them finite
-    "Read a column of numbers, of ratings or of weights."
+def read_numbers(values:pd.Series, name, above:float=-np.inf) -> np.ndarray: # float32
+    "Read a complete column of finite numbers; its index says which row, or line of a file, each is from."
     if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
     numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(object), errors='coerce')
     with np.errstate(over='ignore'): res = numbers.to_numpy(dtype=np.float32)
