@@ -144,7 +144,6 @@ def _warn_of_zeros(df, path, said, options):
                                 f'{int(lost.iloc[0])}; where they are ids, read them as text: '
                                 f'`dtype={{{df.columns[k]!r}: str}}`')
 
-# %% ../../nbs/33_data.files.ipynb #d03dc077
 def _csv_options(kwargs):
     "pandas' options: no index, and the type of a column by all its lines, of which the last may be the first text."
     sep = kwargs.get('sep', kwargs.get('delimiter', ','))
@@ -152,6 +151,7 @@ def _csv_options(kwargs):
     if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
     return {**options, **({'low_memory': False} if len(sep) == 1 else {'engine': 'python'})}
 
+# %% ../../nbs/33_data.files.ipynb #d03dc077
 def read_csv(
     csv, # path, URL or open file
     **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header`, `quoting` and the rest

@@ -42,6 +42,8 @@ from .ratings import as_frame
 from .splits import check_valid_pct, seed_or_fresh
 
 # %% ../../nbs/35_data.stream.ipynb #d2cf65a8
+_pieces = 64  # of a window
+
 def _tensors(raw):
     "Encoded ratings (n, 3) as x, int64 (n, 2), and y, float32 (n, 1)."
     return raw[:,:2].long(), raw[:,2:].contiguous().view(torch.float32)
@@ -71,8 +73,6 @@ class StreamDataset(CollabDataset):
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
 
 # %% ../../nbs/35_data.stream.ipynb #ad969b9e
-_pieces = 64  # of a window
-
 class StreamDL(CollabDL):
     "Batches from a `StreamDataset`: every row once an epoch, shuffled by the window, in an order that `seed` fixes."
     def __init__(self,

@@ -29,6 +29,7 @@ def _known_rows(vocab, ids, side):
         f'{side}: {examples(canonical_ids(ids)[rows < 0])} have no row; expected ids of {vocab}')
     return torch.from_numpy(rows)
 
+# %% ../../nbs/22_weights.pretrained.ipynb #8696880f
 class Pretrained(NamedTuple):
     "A model to start from."
     wgts: dict # name -> tensor
