@@ -9,6 +9,7 @@ __all__ = ['CollabError', 'RatingsError', 'VocabError', 'UnknownIdError', 'Weigh
            'CheckpointNotFoundError', 'SaveError', 'CollabWarning', 'planted_ratings']
 
 # %% ../nbs/00_core.ipynb #d21db6aa
+import errno
 import hashlib
 import json
 import os
@@ -79,16 +80,22 @@ def rename_synced(old:Path, new:Path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-def replace_file(path:Path, raw:bytes):
-    "Write a file, whole or not at all."
-    part = path.with_name(f'.{uuid.uuid4().hex}.part')
+@contextmanager
+def new_file(path:Path) -> Generator[Path]:
+    "A path to write to, with the same ending, that becomes `path` in one step once the block has ended well."
+    if path.is_dir(): raise IsADirectoryError(errno.EISDIR, 'a folder, where a file was to be', str(path))
+    part = path.with_name(f'.{uuid.uuid4().hex}.part{path.suffix}')
     try:
-        with open(part, 'xb') as f:
-            f.write(raw)
-            f.flush()
-            os.fsync(f.fileno())
+        yield part
         rename_synced(part, path)
     finally: part.unlink(missing_ok=True)
+
+def replace_file(path:Path, raw:bytes):
+    "Write a file, whole or not at all."
+    with new_file(path) as part, open(part, 'xb') as f:
+        f.write(raw)
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/00_core.ipynb #4491aede
 def config_checksum(config:dict) -> str: # 64 hexadecimal digits

@@ -156,3 +156,12 @@ def test_rankings_are_checked(loss):
     assert 'mean' not in earlier[0] and all(o.ok for o in check_table(profile(nights[-1]), earlier))
     shuffled = other_catalogue(nights[-1])
     assert {'popularity', 'item fit'} & {o.name for o in check_table(profile(shuffled), earlier) if not o.ok}
+
+
+def test_few_users_say_little():
+    "A night of three users may have three new ones, or only one user; of a hundred it is a fault."
+    def refused(users, top, **tonight):
+        usual = {'n_ratings': 150, 'n_new': 150, 'known_users': 1., 'effective_users': users, 'top_user': top}
+        return [o.name for o in check_table({**usual, **tonight}, [usual]*10) if not o.ok]
+    for tonight, name in ({'known_users': .1}, 'known users'), ({'effective_users': 1., 'top_user': 1.}, 'one user'):
+        assert not refused(3., .5, **tonight) and refused(100., .02, **tonight) == [name]

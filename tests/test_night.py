@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_checkpoint_files import Folder, child, model, status, tables
@@ -22,7 +23,8 @@ from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
 from collab_pretrained.serve import night as module
-from collab_pretrained.serve.night import forget, is_worse, night
+from collab_pretrained.serve.delta import apply_delta
+from collab_pretrained.serve.night import compare, forget, is_worse, night
 from collab_pretrained.serve.versions import (
     add_version,
     clean_up,
@@ -111,7 +113,7 @@ def test_other_models_have_nights(tmp_path, kind):
     report = night(learn.save_pretrained(tmp_path/'model'), NIGHTS[0], time='time')
     assert report.verdict == 'promoted', report.reason
     assert {o.metric for o in report.compared} == ({'rmse'} if kind == 'network' else {'ndcg@10', 'recall@10'})
-    assert np.isfinite(report.compared[0].floor) == (kind != 'network')
+    assert np.isfinite(report.compared[0].floor)
 
 
 def test_a_save_over_versions_is_served_and_becomes_one(served):
@@ -259,7 +261,59 @@ def test_the_command(served, tmp_path):
     assert command('forget', served)[0] == 2 and command('forget', served, '--users', 'user-00003')[0] == 0
 
 
-def test_lists_that_cannot_be_written_are_told_of_and_the_night_stands(served, tmp_path):
-    (tmp_path/'lists.csv').mkdir()
-    with pytest.raises(OSError): night(served, NIGHTS[0], recommend=tmp_path/'lists.csv')
-    assert served_version(served) == 2
+def test_what_cannot_be_written_leaves_all_as_it_was(served, tmp_path, monkeypatch):
+    "Lists, vectors and a delta are whole before the model is switched, so that none of them is of another model."
+    outputs = {'recommend': tmp_path/'out/lists.csv', 'export': tmp_path/'out/vectors', 'delta': tmp_path/'out/delta'}
+    night(served, NIGHTS[0], **outputs)
+    before = content(tmp_path)
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    for target, name in ((pd.DataFrame, 'to_csv'), (pq, 'ParquetWriter'), (module, 'delta_between'), (torch.Tensor, 'numpy')):
+        with monkeypatch.context() as m:
+            m.setattr(target, name, full)
+            with pytest.raises((OSError, SaveError), match='No space left'): night(served, NIGHTS[1], **outputs)
+        assert content(tmp_path) == before
+    assert night(served, NIGHTS[1], **outputs, keep=1).version == 3
+    (tmp_path/'folder').mkdir()
+    with pytest.raises(SaveError, match='a folder, where a file'): night(served, NIGHTS[2], recommend=tmp_path/'folder')
+    assert served_version(served) == 3
+
+
+def test_a_delta_of_a_night_is_followed_and_forgotten(served, tmp_path):
+    night(served, NIGHTS[0])
+    copy = Path(shutil.copytree(served/'versions/00002', tmp_path/'copy'))
+    night(served, NIGHTS[1], delta=tmp_path/'delta', keep=1)
+    apply_delta(copy, tmp_path/'delta')
+    assert content(copy) == content(served/'versions/00003')
+    done = forget(served, [FIRST.user.iloc[0]])
+    assert done.deltas == [str(tmp_path/'delta')] and 'copies that follow it' in str(done)
+    assert not (tmp_path/'delta').exists()
+
+
+def test_a_model_below_its_floor_is_said_to_be(tmp_path):
+    "Vectors of noise make a model worse than biases alone, which the folder knows without the old ratings."
+    learn = CollabLearner.from_pretrained(trained(tmp_path/'model'))
+    good = night(tmp_path/'model', NIGHTS[0]).compared[0]
+    with torch.no_grad():
+        rng = torch.Generator().manual_seed(0)
+        for w in (learn.model.u_weight.weight, learn.model.i_weight.weight): w.normal_(0, 1.5, generator=rng)
+    unchecked = dict.fromkeys(['max_suspicion', 'min_item_fit', 'min_user_fit', 'max_error'])
+    bad = night(learn.save_pretrained(tmp_path/'bad'), NIGHTS[0], limits=unchecked)
+    assert not good.below and bad.compared[0].below and bad.compared[0].after > bad.compared[0].floor
+    assert 'worse than that beyond chance' in str(bad) and bad.to_dict()['compared'][0]['below']
+
+
+def test_few_users_have_wide_intervals():
+    def interval(n_users, shift, n=200):
+        rng = np.random.default_rng(n_users)
+        before = pd.DataFrame({'rmse': rng.normal(0, 1, n)**2}, np.arange(n) % n_users)
+        return compare(before, before*(1 + shift) + rng.normal(0, .1, (n, 1)), None, np.ones(n, dtype=bool))
+    assert is_worse(interval(5, .3)) and is_worse(interval(3, .5)) and not is_worse(interval(1, 5.))
+    widths = [np.diff([o.low, o.high])[0] for o in (interval(n, 0)[0] for n in (2, 4, 9))]
+    assert widths[0] > 2*widths[1] > 2*widths[2]
+
+
+def test_a_clock_of_the_past(served):
+    "With `now`, a night of long ago is judged as it would have been then."
+    late = NIGHTS[0].assign(time=1_300_000_000 + np.arange(250))
+    assert night(served, late, time='time', now=1_300_000_000 - 3*86_400).reason.startswith('clock: the newest rating lies 3.0')
+    assert night(served, late, time='time', now=1_300_003_600).verdict == 'promoted'

@@ -2,7 +2,9 @@
 folder."""
 import configparser
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,9 +72,13 @@ def test_shell_lines_of_the_nightly_job_run(tmp_path):
     done = subprocess.run(['sh', '-e', '-c', first], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path/'lists.parquet').is_file(), done.stderr
     lists = (tmp_path/'lists.parquet').read_bytes()
-    for name, status in ('tonight.csv', 1), ('missing.csv', 2):
-        done = subprocess.run(['sh', 'night.sh', name], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == status and (tmp_path/'lists.parquet').read_bytes() == lists, done.stderr
+    done = subprocess.run(['sh', 'night.sh', 'missing.csv'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and (tmp_path/'lists.parquet').read_bytes() == lists, done.stderr
+    (tmp_path/'recommender').symlink_to(tmp_path)
+    line = re.search(r'"15 2 \* \* \*  (.*)\\n"', (NBS/'howto/nightly_job.ipynb').read_text())[1]
+    env = {**os.environ, 'HOME': str(tmp_path)}
+    cron = subprocess.run(['sh', '-c', line], cwd='/', env=env, capture_output=True, text=True)
+    assert 'refused' in cron.stdout and (tmp_path/'lists.parquet').read_bytes() == lists, cron.stderr
 
 
 def test_commands_of_readme_run(tmp_path, monkeypatch):
@@ -87,11 +93,16 @@ def test_commands_of_readme_run(tmp_path, monkeypatch):
     assert (tmp_path/'lists.csv').is_file()
 
 
-def test_units_and_workflow_of_the_nightly_job_can_be_read():
+def test_units_and_workflow_of_the_nightly_job_can_be_read(tmp_path):
     page = NBS/'howto'/'nightly_job.ipynb'
     service, timer = (configparser.ConfigParser(interpolation=None) for _ in range(2))
     for parser, text in zip((service, timer), blocks(page, 'ini'), strict=True): parser.read_string(text)
     assert service['Service']['ExecStart'].endswith('sh night.sh tonight.csv') and timer['Timer']['Persistent'] == 'true'
+    if shutil.which('systemd-analyze'):
+        units = [tmp_path/'night.service', tmp_path/'night.timer']
+        for unit, text in zip(units, blocks(page, 'ini'), strict=True): unit.write_text(text)
+        done = subprocess.run(['systemd-analyze', 'verify', '--man=no', *units], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, '')
     steps = yaml.safe_load(blocks(page, 'yaml')[0])['jobs']['night']['steps']
     assert {'run': 'sh night.sh tonight.csv'} in steps
 

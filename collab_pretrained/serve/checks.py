@@ -38,11 +38,17 @@ class Rule:
     first: tuple|None = None # (usual value, spread on the scale) until there are earlier nights; None for no check
     fixed: float|None = None # the limit, whatever earlier nights were like
     of: str = 'n_new' # the number of ratings that a share is of
+    alike: float = 0. # how alike those of one user are, 0 to 1: so much less do they count than those of many
     fine: str|None = None # what was seen, where all is well; None for the same words
 
     def show(self, value):
         if self.scale == 'share': return f'{value:.1%}'
         return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+    def size(self, profile):
+        "The number of ratings that a share is of, as if each were of another user (Kish's design effect)."
+        n = profile[self.of]
+        return n/(1 + self.alike*(n/profile.get('effective_users', n) - 1))
 
 # %% ../../nbs/65_serve.checks.ipynb #4a508f4e
 def _in_order(table):
@@ -82,11 +88,9 @@ _of_rows = [
 def _share_of_largest(codes): return float(np.bincount(codes).max()/len(codes))
 
 def _id_shares(new, rows):
-    "How many users and items there are, and which shares of the ratings are of known ones, and of a single one."
+    "Which shares of the ratings are of known users and items, and of a single one; and how many users share them."
     known = rows >= 0
-    return {'n_users': len(np.unique(new.users)), 'n_items': len(np.unique(new.items)),
-            'known_users': float(known[:,0].mean()), 'known_items': float(known[:,1].mean()),
-            'known_both': float(known.all(1).mean()),
+    return {'known_users': float(known[:,0].mean()), 'known_items': float(known[:,1].mean()),
             'effective_users': float(1/((np.bincount(new.users)/len(new))**2).sum()),
             'top_user': _share_of_largest(new.users), 'top_item': _share_of_largest(new.items)}
 
@@ -101,23 +105,24 @@ def _values(learn, new):
     res = {'mean': y.mean(), 'std': y.std(), 'lowest': y.min(), 'highest': y.max(),
            'top_rating': np.unique(y, return_counts=True)[1].max()/len(y)}
     if limits: res['outside'] = ((y < limits[0] - 1e-6) | (y > limits[1] + 1e-6)).mean()
-    return {k: float(o) for k, o in res.items()} | {'quantiles': np.quantile(y, [.05, .25, .5, .75, .95]).tolist()}
+    return {k: float(o) for k, o in res.items()}
 
 # %% ../../nbs/65_serve.checks.ipynb #491701ec
-_ids = 'see whether ids in both columns still mean what they meant'
+_ids = 'see whether ids still mean what they meant: were {} renumbered or anonymised?'
+_user_ids, _item_ids, _any_ids = map(_ids.format, ('users', 'items', 'users or items'))
 _of_ids = [
-    Rule('known users', 'known_users', '{known_users:.1%} of the new ratings are of known users', _ids,
-         low='min_known_users'),
-    Rule('known items', 'known_items', '{known_items:.1%} of the new ratings are of known items', _ids,
-         low='min_known_items'),
+    Rule('known users', 'known_users', '{known_users:.1%} of the new ratings are of known users', _user_ids,
+         low='min_known_users', alike=1.),
+    Rule('known items', 'known_items', '{known_items:.1%} of the new ratings are of known items', _item_ids,
+         low='min_known_items', alike=.1),
     Rule('one user', 'top_user', '{top_user:.1%} of the ratings are of one user', 'leave out what a program has rated',
-         high='max_one_user', floor=1.2),
+         high='max_one_user', scale='count', floor=.7),
     Rule('one item', 'top_item', '{top_item:.1%} of the ratings are of one item', 'leave out what a program has rated',
          high='max_one_item'),
     Rule('popularity', 'popularity', 'the rated items lead over the mean item by {popularity:.3g} standard deviations, '
-         'in old ratings', _ids, low='min_popularity', scale='number', floor=.1),
+         'in old ratings', _item_ids, low='min_popularity', scale='number', floor=.1),
     Rule('activity', 'activity', 'the users who rated lead over the mean user by {activity:.3g} standard deviations, '
-         'in old ratings', _ids, low='min_activity', scale='number', floor=.3)]
+         'in old ratings', _user_ids, low='min_activity', scale='number', floor=.3)]
 
 # %% ../../nbs/65_serve.checks.ipynb #f4ecce1a
 _of_values = [
@@ -128,7 +133,7 @@ _of_values = [
     Rule('spread', 'std', 'the standard deviation of the ratings is {std:.3g}', 'see whether the scale of ratings has '
          'changed, or all became equal', low='min_std', high='max_std', scale='count', floor=.1),
     Rule('one rating', 'top_rating', '{top_rating:.1%} of the ratings are the same', 'see whether ratings were lost',
-         high='max_one_rating', floor=.6, first=(.4, 1.))]
+         high='max_one_rating', floor=.6, first=(.4, 1.), alike=.1)]
 
 # %% ../../nbs/65_serve.checks.ipynb #f44e91ce
 def _day(newest):
@@ -140,7 +145,7 @@ def _times(table, taken, earlier, now):
     "When the ratings were given, beside those of the night before."
     if table.times is None: return {}
     times = table.times.astype(np.float64)
-    res = {'oldest': float(times[~taken].min(initial=times.max())), 'newest': float(times.max())}
+    res = {'newest': float(times.max())}
     day = _day(res['newest'])
     if day: res['ahead'] = res['newest']/day - now/86_400
     since = next((p['newest'] for p in reversed(earlier) if 'newest' in p), None)
@@ -160,9 +165,10 @@ _of_times = [
     Rule('step', 'step', 'the newest rating is {step:,.3g} {unit} later than that of the night before', 'correct the '
          'times, or see whether nights were left out', high='max_step', scale='count', floor=1.),
     Rule('late ratings', 'late', '{late:.1%} of the new ratings are older than the newest of the night before',
-         f'is this an older file, or are times damaged? {_source.capitalize()}', high='max_late', first=(.05, .6)),
+         f'is this an older file, or are times damaged? {_source.capitalize()}. Where they are of a night that '
+         'was refused, `limits` with max_late=1 takes them in', high='max_late', first=(.05, .6), alike=.1),
     Rule('rated again', 'rerated', '{rerated:.1%} of the pairs that are newer than the night before were taken in '
-         'before', _ids, high='max_rerated', first=(.01, .6), of='n_ratings')]
+         'before', _any_ids, high='max_rerated', first=(.01, .6), of='n_ratings')]
 
 # %% ../../nbs/65_serve.checks.ipynb #4c3fd7d4
 def _losses(learn, rows, y, by=None):
@@ -179,16 +185,18 @@ def _without(rows, side):
     return np.where(np.arange(2) == side, 0, rows)
 
 # %% ../../nbs/65_serve.checks.ipynb #092c1c37
-def _lead(counts, rows):
-    "By how many standard deviations those rated tonight lead over all ids, in the logarithm of their old ratings."
+def _leads_of(counts):
+    "By how many standard deviations each id leads over all, in the logarithm of its ratings; last, one without any."
     logs = np.log1p(counts)
-    return float((np.append(logs, 0.)[rows].mean() - logs.mean())/max(logs.std(), 1e-9))  # -1 is an id without any
+    return (np.append(logs, 0.) - logs.mean())/max(logs.std(), 1e-9)
 
 def _leads(learn, rows):
     "How much more popular the rated items are than the mean item, and how much more active the users."
     if (evidence := learn.evidence()) is None: return {}
-    return {'popularity': _lead(np.bincount(evidence.items, minlength=evidence.n_items), rows[:,1]),
-            'activity': _lead(evidence.counts, rows[:,0])}
+    items, n = _leads_of(np.bincount(evidence.items, minlength=evidence.n_items)), evidence.counts
+    tastes = np.bincount(np.repeat(np.arange(len(n)), n), items[evidence.items], len(n))/n.clip(1)
+    return {'popularity': float(items[rows[:,1]].mean()), 'activity': float(_leads_of(n)[rows[:,0]].mean()),
+            'tastes': float(np.sqrt(np.cov(tastes, fweights=n, ddof=0))) if n.any() else 0.}
 
 def _fits(learn, new, rows):
     "What knowing the item, and the user, is worth; and the model's error."
@@ -249,11 +257,13 @@ def _suspects(learn, new):
 def _better(learn, new, rows, what, repaired, y):
     "By how many standard errors a repaired table explains the ratings better, and its mean loss."
     own, by, everyone = new.values.astype(np.float64), new.users, np.zeros(len(new), dtype=int)
-    group = everyone if 'swapped' in what else by
+    is_swapped = 'swapped' in what
+    group = everyone if is_swapped else by
     better = _losses(learn, rows, own, group) - _losses(learn, repaired, y, group)
-    if 'the user ids' in what: better = np.bincount(by, better)[np.unique(by)]
+    if is_swapped or 'the user ids' in what: better = np.bincount(by, better)[np.unique(by)]
     found, known = repaired >= 0, rows >= 0
-    gained = int((found & ~known).sum()) if not (known & ~found).any() and 'one too' not in what else 0
+    gained = 0 if (known & ~found).any() or 'one too' in what else sum(
+        len(np.unique(ids[now])) for ids, now in zip((by, new.items), (found & ~known).T, strict=True))
     return max(_standardized(better)*len(better)**.5, gained**.5), _losses(learn, repaired, y, everyone).mean(), what
 
 def _suspicion(learn, new, rows):
@@ -275,15 +285,15 @@ _of_fit = [
          'standard errors', 'repair the table, or the query that wrote it',
          high='max_suspicion', scale='number', fixed=3., fine='no sign of ids that are shifted, cut, swapped or '
          're-encoded, or of ratings upside down'),
-    Rule('item fit', 'item_fit', 'knowing the item is worth {item_fit:.3g} standard deviations', _ids,
+    Rule('item fit', 'item_fit', 'knowing the item is worth {item_fit:.3g} standard deviations', _item_ids,
          low='min_item_fit', scale='number', floor=.2, first=(.1, .1)),
-    Rule('user fit', 'user_fit', 'knowing the user is worth {user_fit:.3g} standard deviations', _ids,
+    Rule('user fit', 'user_fit', 'knowing the user is worth {user_fit:.3g} standard deviations', _user_ids,
          low='min_user_fit', scale='number', floor=.2, first=(.1, .1)),
     Rule('error', 'error', 'the RMSE of the served model is {error:.3g}', f'ids or ratings may be wrong: {_source}',
          high='max_error', scale='count', floor=.1)]
 
 # %% ../../nbs/65_serve.checks.ipynb #0e12e88a
-RULES = [*_of_rows, *_of_fit, *_of_ids, *_of_values, *_of_times]
+RULES = [*_of_rows, *_of_values, *_of_fit, *_of_ids, *_of_times]
 
 # %% ../../nbs/65_serve.checks.ipynb #1ccc5324
 def _some(new, rows, n=20_000):
@@ -329,33 +339,37 @@ def _on_scale(rule, value, n):
     p = (value*n + .5)/(n + 1)
     return np.log(p/(1 - p))
 
-def _off_scale(rule, value):
+def _off_scale(rule, value, n):
     if rule.scale == 'number': return value
-    return np.exp(value) if rule.scale == 'count' else 1/(1 + np.exp(-value))
+    if rule.scale == 'count': return np.exp(value)
+    return np.clip(((n + 1)/(1 + np.exp(-value)) - .5)/n, 0, 1)
 
 def _own_error(rule, profile, usual):
     "The standard error of tonight's value on the scale."
-    n, users = profile[rule.of], profile.get('effective_users', 1.)
+    n, users = rule.size(profile), profile.get('effective_users', 1.)
     if rule.scale == 'share':
         p = (np.array([profile[rule.key], usual])*n + .5)/(n + 1)
         return float(1/np.sqrt((n + 1)*(p*(1 - p)).max()))
     return {'mean': profile.get('std', 0.)/users**.5, 'std': (2*users)**-.5, 'error': (2*users)**-.5,
-            'item_fit': max(n, 1)**-.5, 'user_fit': max(users*profile.get('known_users', 1.), 1)**-.5}.get(rule.key, 0.)
+            'item_fit': max(n, 1)**-.5, 'user_fit': max(users*profile.get('known_users', 1.), 1)**-.5,
+            'popularity': profile.get('tastes', 0.)/users**.5, 'activity': users**-.5}.get(rule.key, 0.)
 
 # %% ../../nbs/65_serve.checks.ipynb #97b186c5
 def _usual(rule, profile, earlier):
     "The usual value, and the lowest and the highest that is expected; None where that takes more earlier nights."
-    earlier = [p for p in earlier[-30:] if p.get(rule.key) is not None]
-    past = np.array([_on_scale(rule, p[rule.key], p[rule.of]) for p in earlier])
+    earlier, n = [p for p in earlier[-30:] if p.get(rule.key) is not None], rule.size(profile)
+    values = [p[rule.key] for p in earlier]
+    past = np.array([_on_scale(rule, p[rule.key], rule.size(p)) for p in earlier])
     if len(past) < 3 and rule.first is None: return None
     if len(past) >= 3:
         centre = float(np.median(past))
         floor = rule.floor*(abs(centre) if rule.scale == 'number' else 1)
         spread = max(1.4826*float(np.median(np.abs(past - centre))), floor)*(1 + 2/len(past))
-    else: centre, spread = _on_scale(rule, rule.first[0], profile[rule.of]), rule.first[1]
-    reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre)))
-    low, high = (_off_scale(rule, o) for o in (min([centre - reach, *past]), max([centre + reach, *past])))
-    return float(np.median([p[rule.key] for p in earlier])) if earlier else rule.first[0], low, high
+    else: centre, spread = _on_scale(rule, rule.first[0], n), rule.first[1]
+    reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre, n)))
+    low, high = (_off_scale(rule, o, n) for o in (centre - reach, centre + reach))
+    usual = float(np.median(values)) if values else rule.first[0]
+    return usual, float(min(low, *values, np.inf)), float(max(high, *values, -np.inf))
 
 # %% ../../nbs/65_serve.checks.ipynb #859a797b
 @dataclass(frozen=True, repr=False)
@@ -394,7 +408,7 @@ def _check(rule, profile, earlier, limits):
     seen = rule.fine if ok and rule.fine else rule.seen.format(**profile)
     names = ' or '.join(f'`{o}`' for o in (rule.low, rule.high) if o)
     return Check(rule.name, bool(ok), seen, _expected(rule, low, high, usual, n),
-                 f'{rule.remedy}; if all is well, set the limit {names}')
+                 f'{rule.remedy}; if all is well, set the limit {names} by `limits`')
 
 # %% ../../nbs/65_serve.checks.ipynb #d00c6f7a
 def check_table(

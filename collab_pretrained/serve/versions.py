@@ -86,7 +86,7 @@ def clean_up(
     for o in model.glob('versions/*'):
         if not o.name.isdigit() or int(o.name) not in kept: shutil.rmtree(o, ignore_errors=True)
     old = config['files'] if 'folder' in config else ()  # of the save before the first version
-    for o in [model/name for name in old] + [*model.glob('.*.part')]:
+    for o in [model/name for name in old] + [*model.glob('.*.part*')]:
         with contextlib.suppress(OSError): o.unlink(missing_ok=True)
 
 # %% ../../nbs/66_serve.versions.ipynb #e0531f2f
