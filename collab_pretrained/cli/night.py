@@ -14,15 +14,15 @@ from pathlib import Path
 
 from pandas.api.types import is_numeric_dtype
 
-from ..core import RatingsError, SaveError, config_bytes, replace_file
+from ..core import RatingsError, config_bytes, replace_file
 from ..data.files import read_table
 from ..learner.core import CollabLearner
-from ..serve.delta import apply_delta, write_delta
+from ..serve.delta import apply_delta
 from ..serve.night import forget, night
 from ..serve.report import night_html
-from ..serve.versions import history, lineage_of, read_facts, version_path
+from ..serve.versions import history
 from .commands import FellShort, commands, features_of, ids_given, tables_of
-from .options import BY_ENDING, Reading
+from .options import BY_ENDING, Reading, in_options
 
 # %% ../../nbs/84_cli.night.ipynb #811838cb
 def _limits(given):
@@ -33,12 +33,6 @@ def _limits(given):
         if not m: raise RatingsError(f'--limits {o}: expected the name of a limit and a number, such as max_error=1.5')
         res[m[1]] = None if m[2] == 'none' else float(m[2])
     return res
-
-def _save_delta(model, path):
-    "Write what the version that is served changed, while both versions are there."
-    old, new = (version_path(model, o['version']) for o in lineage_of(read_facts(model))[-2:])
-    if not old.is_dir(): raise SaveError(f'{path}: not written, since {old} is gone; expected --keep 2 or more')
-    write_delta(old, new, path)
 
 def _write_page(model, report, path, titles):
     "A page about a night, with the titles in a file."
@@ -63,7 +57,7 @@ def cli_night(
     valid_pct:float=.2, # share of the new ratings to measure on, 0 to below 1
     max_loss:float=.01, # share of last night's error by which tonight's may be larger, beyond chance
     limits:list|None=None, # of the checks, in the place of what earlier nights say: max_error=1.5 min_known_users=none
-    recommend:str|None=None, # file to write the lists of all users to, once the model is promoted
+    recommend:str|None=None, # file to write the lists of all users to, if the model is promoted
     export:str|None=None, # folder to write the vectors to, likewise
     delta:str|None=None, # file to write what this night changed to, likewise, for `apply`
     html:str|None=None, # file to write a page about the night to, promoted or not
@@ -73,6 +67,7 @@ def cli_night(
     json:bool=False, # print the report as JSON
     seed:int=0, # of what is drawn
     forget_after:str|None=None, # drop users and items without a rating for so long, such as 365d
+    now:float|None=None, # what counts as now where times are checked, in s since 1970, for nights of the past
     wait:float=600., # how long to wait for another command that writes to the folder, in s
     reading:Reading=BY_ENDING, # how the table is read
 ):
@@ -81,11 +76,10 @@ def cli_night(
     def features(learn): return features_of(learn, item_features, user_features, reading)
     report = night(
         model, table, features=features, limits=_limits(limits), files=[ratings], recommend=recommend, export=export,
-        wait=wait, say=_say, time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k, keep=keep,
-        seed=seed, forget_after=forget_after)
-    if delta and report.verdict == 'promoted': _save_delta(model, delta)
+        delta=delta, wait=wait, say=_say, time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k,
+        keep=keep, seed=seed, forget_after=forget_after, now=now)
     if html: _write_page(model, report, html, titles)
-    print(config_bytes(report.to_dict()).decode() if json else report)
+    print(config_bytes(report.to_dict()).decode() if json else in_options(str(report), ['limits']))
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')
 
 commands['night'] = cli_night
