@@ -11,12 +11,11 @@ __all__ = ['read_csv', 'open_parquet', 'read_table', 'read_ids', 'ratings_by_tim
 import bz2
 import gzip
 import lzma
-import os
 import re
-import uuid
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from csv import QUOTE_NONE
 from csv import Error as CsvError
 from pathlib import Path
@@ -27,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset
 
-from ..core import CollabError, RatingsError, SaveError, examples
+from ..core import CollabError, RatingsError, SaveError, examples, new_file
 from .columns import check_guess, looks_like_header, warn_user
 from .ratings import as_frame, schema_names
 from .splits import sortable_times
@@ -208,7 +207,8 @@ def open_parquet(
 # %% ../../nbs/33_data.files.ipynb #a60fa2e8
 _json = '.jsonl', '.ndjson', '.json'
 _kinds = {  # -> separator; None where the first line tells, '' where there is none
-    '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, **dict.fromkeys((*_json, '.parquet'), '')}
+    '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, '.inter': '\t',
+    **dict.fromkeys((*_json, '.parquet'), '')}
 
 def _kind_of(path, kinds=(*_kinds,), sep=None):
     "The ending of `path` that says what is in it."
@@ -238,9 +238,10 @@ def _text_options(path, kind, text, kwargs):
     options = dict(kwargs)
     if options.get('sep') is None:
         options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
-    if text:
+    if text or kind == '.inter':
         has_names = 'header' not in options and 'names' not in options
         names = list(read_csv(path, **options, nrows=0 if has_names else 1).columns)
+        if kind == '.inter': text = [*text, *(o for o in names if str(o).endswith(':token'))]
         is_position = [isinstance(o, int) and o not in names and o < len(names) for o in text]
         options['dtype'] = {names[o] if at else o: str for o, at in zip(text, is_position, strict=True)}
     return options
@@ -289,7 +290,9 @@ def read_table(
     path = Path(path)
     _check_file(path, kwargs.get('encoding'))
     kind = _kind_of(path, sep=kwargs.get('sep'))
-    if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
+    if _kinds[kind] != '':
+        df = read_csv(path, **_text_options(path, kind, text, kwargs))
+        return df.rename(columns=lambda o: re.sub(':(token|float)(_seq)?$', '', str(o))) if kind == '.inter' else df
     if kwargs: raise RatingsError(
         f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text '
         'files')
@@ -364,18 +367,27 @@ def _write_text(df, path, sep):
         f'{path}: a value with a tab or a line break in it; expected none where tabs separate: write .csv or '
         '.parquet') from None
 
+# %% ../../nbs/33_data.files.ipynb #d91421f9
+@contextmanager
+def new_table(
+    df:pd.DataFrame, # without an index that matters
+    path:str|Path, # .csv, .tsv or .parquet
+) -> Generator[Path]: # of the file
+    "A table in a file that takes its place once the block has ended well."
+    path, kind = Path(path), _kind_of(path, _written)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as part:
+            if kind == '.parquet': df.to_parquet(part, index=False)
+            else: _write_text(df, part, _written[kind])
+            yield path
+    except OSError as e: raise SaveError(f'{path}: not written ({e}); what was there before is still there') from e
+
+# %% ../../nbs/33_data.files.ipynb #5c1a488f
 def write_table(
     df:pd.DataFrame, # without an index that matters
     path:str|Path, # .csv, .tsv or .parquet
 ) -> Path: # of the file
     "Write a table to a file, whole or not at all."
-    path, kind = Path(path), _kind_of(path, _written)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{uuid.uuid4().hex}.part{path.suffix}')
-    try:
-        if kind == '.parquet': df.to_parquet(part, index=False)
-        else: _write_text(df, part, _written[kind])
-        os.replace(part, path)
-    except OSError as e: raise SaveError(f'{path}: not written ({e}); what was there before is still there') from e
-    finally: part.unlink(missing_ok=True)
-    return path
+    with new_table(df, path) as res: return res
+
