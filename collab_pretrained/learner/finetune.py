@@ -36,11 +36,10 @@ class FrozenRowsCallback(ForgetfulCallback):
         return f'FrozenRowsCallback({", ".join(f"{len(ids)} {side}" for side, ids in self.ids.items())})'
 
     def before_fit(self):
-        self.kept = []
-        params = dict(get_model(self.learn.model).named_parameters())
+        self.kept, params = [], dict(get_model(self.learn.model).named_parameters())
         for role, names in find_roles(params).items():
-            rows = frozen_rows_of(self.learn, roles[role])
-            for p in (params[o] for o in names): self.kept.append((p, r := rows.to(p.device), p.detach()[r]))
+            rows = frozen_rows_of(self.learn, roles[role]).to(params[names[0]].device)
+            self.kept += [(params[o], rows, params[o].detach()[rows]) for o in names]
 
     def after_backward(self):
         for param, rows, _ in self.kept:
@@ -149,8 +148,7 @@ class AnchorCallback(Callback):
         for role, names in find_roles(params).items():
             held = torch.from_numpy((report.side(roles[role]).rows >= 0) | (self.which == 'all'))
             pull = value_of_side(self.strength, roles[role], 'strength', 0.)*held
-            for o, p in ((o, params[o]) for o in names):
-                self.anchors[o] = p.detach().clone(), pull.to(p).reshape(-1, *[1]*(p.dim()-1))
+            for o in names: self.anchors[o] = params[o].detach().clone(), pull.to(params[o])[:,None]
 
     @torch.no_grad()
     def before_step(self):

@@ -159,8 +159,8 @@ class Dropped(NamedTuple):
     ratings: int # of the training and validation parts, by one of them or of one of them
 
 def _without(vocab, ids):
-    left = np.setdiff1d(np.arange(len(vocab)), vocab.rows(ids))
-    return Vocab(np.array([*vocab, None], dtype=object)[:-1][left])
+    gone = set(vocab.rows(ids).tolist())
+    return Vocab([o for row, o in enumerate(vocab) if row not in gone])
 
 def _past_without(past, gone):
     "The counts of ratings that are no longer at hand, without those of ids that are gone."

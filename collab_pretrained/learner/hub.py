@@ -30,15 +30,12 @@ def _front_matter(license):
 
 def _table(*head, rows): return '\n'.join(f'| {k} | {v} |' for k, v in [head, ('---', '---'), *rows])
 
-def _what(config):
-    "The model, in words, and the arguments of `collab_learner` for one like it."
+def _settings(config):
+    "The arguments of `collab_learner` that make a model like that of a checkpoint."
     y_range = config.get('y_range') and tuple(config['y_range'])
-    bounds = f'answers within {y_range}' if y_range else 'answers without bounds'
-    if 'n_factors' in config: size, kwargs = f'width {config["n_factors"]}', {'n_factors': config['n_factors']}
-    else:
-        size = f'widths {config.get("widths")} and layers {config.get("layers")}'
-        kwargs = {'use_nn': True, 'layers': config.get('layers')}
-    return f'`{config["kind"]}` of {size}, {bounds}', {**kwargs, 'y_range': y_range}
+    if 'n_factors' in config: kwargs = {'n_factors': config['n_factors']}
+    else: kwargs = {'use_nn': True, 'layers': config.get('layers')}
+    return ', '.join(f'{k}={v!r}' for k, v in {**kwargs, 'y_range': y_range}.items())
 
 # %% ../../nbs/56_learner.hub.ipynb #72f3c974
 def _sizes(config):
@@ -49,21 +46,14 @@ def _sizes(config):
     if 'users' in counts: rows.append(('ratings in training', sum(counts['users'])))
     return _table('of', 'number', rows=rows)
 
-def _metrics(config):
-    "A table of the metrics of the last epoch."
-    metrics = config.get('metrics')
-    if not metrics: return 'None were recorded.'
-    return _table('metric', 'last epoch', rows=[(k, f'{v:.4g}') for k, v in metrics.items()])
-
 def _use(config, repo_id):
     "Code that loads the checkpoint."
     users, items = config.get('columns') or SIDES
-    kwargs = ', '.join(f'{k}={v!r}' for k, v in _what(config)[1].items())
     return f"""```python
 from collab_pretrained.all import CollabLearner, collab_learner
 learn = CollabLearner.from_pretrained({repo_id!r})  # ready to predict
 learn.predict({{{users!r}: ..., {items!r}: ...}})
-learn = collab_learner(dls, {kwargs}, pretrained={repo_id!r})  # or a start for your own ratings
+learn = collab_learner(dls, {_settings(config)}, pretrained={repo_id!r})  # or a start for your own ratings
 ```"""
 
 # %% ../../nbs/56_learner.hub.ipynb #435c7fce
@@ -75,14 +65,15 @@ def model_card(
 ) -> str: # Markdown, with the hub's front matter
     "The card of a checkpoint: what it is, on what it was trained, what it is worth, how to use it."
     versions = ', '.join(f'{k} {v}' for k, v in (config.get('versions') or {}).items())
-    parts = [
+    metrics = [(k, f'{v:.4g}') for k, v in (config.get('metrics') or {}).items()]
+    return '\n\n'.join([
         f'{_front_matter(license)}\n# {repo_id}',
-        f'A collaborative-filtering model of `collab_pretrained`: {_what(config)[0]}. '
+        f'A collaborative-filtering model of `collab_pretrained`: `{config["kind"]}` with `{_settings(config)}`. '
         'Its embeddings are matched by id to a ratings table of your own.',
         '## Data', data or 'What the ratings are was not stated.', _sizes(config),
         'The ids of all users and items are in `vocab.json`.',
-        '## Metrics', _metrics(config), '## Use', _use(config, repo_id), f'Written by {versions}.\n']
-    return '\n\n'.join(parts)
+        '## Metrics', _table('metric', 'last epoch', rows=metrics) if metrics else 'None were recorded.',
+        '## Use', _use(config, repo_id), f'Written by {versions}.\n'])
 
 # %% ../../nbs/56_learner.hub.ipynb #4f494092
 def _why_not(e): return f'{type(e).__name__}: {str(e).partition(chr(10))[0][:150]}'

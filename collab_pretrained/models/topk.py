@@ -76,7 +76,6 @@ def _lines(width, device):
 
 def _padded(vecs): return F.pad(vecs, (0, 0, 0, -len(vecs) % _block))
 
-# %% ../../nbs/47_models.topk.ipynb #d890eff8
 class DotScores:
     "Scores of `EmbeddingDotBias`."
     def __init__(self,
@@ -168,7 +167,6 @@ def _places(rows, size):
     chunk[order] = np.arange(len(rows)) - np.searchsorted(line[order], line[order])
     return chunk, line
 
-# %% ../../nbs/47_models.topk.ipynb #abec3066
 def _find(values, among):
     "Where each of `values` (rows, or -1) stands in `among` (distinct rows), -1 where it doesn't."
     at = np.full(max(values.max(initial=-1), among.max(initial=-1)) + 2, -1)  # the last is for -1
