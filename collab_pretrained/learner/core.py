@@ -141,13 +141,11 @@ class NaDropout(Callback):
 
 # %% ../../nbs/51_learner.core.ipynb #270cf541
 METHODS = {  # method -> the module of a higher room that adds it, imported at its first use
-    **dict.fromkeys(['evaluate'], 'serve.evaluate'),
+    'evaluate': 'serve.evaluate', 'export_vectors': 'serve.export', 'save_delta': 'serve.delta',
+    'distrib_ctx': 'scale.distributed',
     **dict.fromkeys(['recommend', 'similar_items', 'similar_users'], 'serve.recommend'),
-    **dict.fromkeys(['export_vectors'], 'serve.export'),
-    **dict.fromkeys(['save_delta'], 'serve.delta'),
-    **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors'], 'serve.plots'),
-    **dict.fromkeys(['feature_effects', 'plot_features', 'surprising'], 'serve.plots'),
-    **dict.fromkeys(['distrib_ctx'], 'scale.distributed'),
+    **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors', 'feature_effects',
+                     'plot_features', 'surprising'], 'serve.plots'),
 }
 
 # %% ../../nbs/51_learner.core.ipynb #5ad8c51e
@@ -320,31 +318,24 @@ def vocab_difference(
     return f'its columns are {list(saved)}, and here they are {list(current)}'
 
 # %% ../../nbs/51_learner.core.ipynb #3b0cc6c3
-def _read_alone(path, vocab, with_opt):
-    "Weights without a vocabulary beside them, read as if saved over `vocab`; checked where they tell of their own."
+def _read_alone(wgts, name, vocab, with_opt):
+    "Weights, as bytes, without a vocabulary, read as if saved over `vocab`; checked where they tell of their own."
     with TemporaryDirectory() as tmp:
-        stand_in = Path(tmp)/'vocab.pkl'
+        path, stand_in = Path(tmp)/'model.pth', Path(tmp)/'vocab.pkl'
+        path.write_bytes(wgts)
         stand_in.write_bytes(pickle.dumps({col: list(names) for col, names in vocab.items()}))
-        try: return Pretrained(*read_pair(path, stand_in, with_opt=with_opt), str(path))
-        except CheckpointError as e: raise type(e)(str(e).replace(str(stand_in), 'this learner')) from None
+        try: return Pretrained(*read_pair(path, stand_in, with_opt), name)
+        except CheckpointError as e:
+            raise type(e)(str(e).replace(str(stand_in), 'this learner').replace(str(path), name)) from None
 
-def _read_file(learn, file, with_opt):
-    "The weights in an open file."
-    with TemporaryDirectory() as tmp:
-        path = Path(tmp)/'model.pth'
-        path.write_bytes(file.read())
-        try: return _read_alone(path, learn.vocab, with_opt)._replace(name='the open file')
-        except CheckpointError as e: raise type(e)(str(e).replace(str(path), 'the open file')) from None
-
-# %% ../../nbs/51_learner.core.ipynb #9e0bee47
 def _read_own(learn, file, with_opt):
     "What `save` wrote over this very vocabulary."
-    if not isinstance(file, (str, Path)): return _read_file(learn, file, with_opt)
+    if not isinstance(file, (str, Path)): return _read_alone(file.read(), 'the open file', learn.vocab, with_opt)
     path = Path(f'{_stem(learn, file)}.pth')
     try: pre = Pretrained(*read_pair(path, with_opt=with_opt), str(path))
     except CheckpointNotFoundError:
         if not path.is_file(): raise
-        pre = _read_alone(path, learn.vocab, with_opt)
+        pre = _read_alone(path.read_bytes(), str(path), learn.vocab, with_opt)
         if 'vocab' not in pre.meta: warnings.warn(
             f'{path}: no vocabulary beside it, as fastai\'s own `save` leaves none, so ids could not be checked; '
             'expected weights of this very vocabulary',
