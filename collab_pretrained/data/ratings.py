@@ -71,10 +71,8 @@ class Ratings:
         return replace(self, **res) if res else self
 
 # %% ../../nbs/32_data.ratings.ipynb #cb588d39
-def open_table(
-    table, # of pandas, polars or pyarrow, or anything that gives an Arrow stream, such as a relation of DuckDB
-): # a table of pandas, polars or pyarrow, not yet read where it is lazy
-    "A table that the functions below can read."
+def open_table(table):
+    "A table of pandas, polars or pyarrow, or what gives an Arrow stream, such as a relation of DuckDB, not yet read."
     if isinstance(table, (Ratings, pd.DataFrame)) or hasattr(table, 'collect_schema'): return table
     if hasattr(getattr(table, 'schema', None), 'names'): return table  # pyarrow's; a LazyFrame warns of a look at its
     try:
@@ -228,13 +226,7 @@ def _last_of_pairs(pairs, times):
     order = np.argsort(pairs, kind='stable') if times is None else np.lexsort((times, pairs))
     return order, np.append(pairs[order[1:]] != pairs[order[:-1]], True)
 
-# %% ../../nbs/32_data.ratings.ipynb #99712eeb
-def _means(
-    ratings:Ratings,
-    order, # positions of all ratings, those of a pair side by side
-    starts, # where in `order` each pair begins
-    last, # the position of each pair's last rating
-) -> dict: # 'values' and 'weights', of which those at `last` count
+def _means(ratings, order, starts, last) -> dict: # 'values' and 'weights', of which those at `last` count
     "The mean rating of each pair, in which a weight of 2 counts twice, and the mean of its weights."
     def summed(o): return np.add.reduceat(o[order], starts, dtype=np.float64)
     weights = np.ones(len(ratings), dtype=np.float32) if ratings.weights is None else ratings.weights
