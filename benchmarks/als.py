@@ -1,12 +1,13 @@
 """Seconds and memory of a round of `fit_als` over a million ratings, beside implicit's alternating least squares.
 
-Usage: python benchmarks/als.py [--factors 20 50] [--threads 1 2] [--rounds 6] [--ratings 1000000]   (a minute; each
-row is a process of its own) Planted ratings of 6,000 users and 4,000 items, 8 true factors. `fit_als` is called on a
-learner; the first round includes sorting; a round is the median of the others, by the wall, and CPU is that of all
-rounds, over their number. implicit (where it is installed) fits the same pairs as clicks, with 3 steps of conjugate
-gradients a row; `ratio` is our round over its, in the same run. Memory is the peak while training less what was held
-before, over the size of the ratings (two int64 and a float32 each). Targets, one thread: 0.7 s (20 factors), 1.8 s
-(50); two threads 1.7 times as fast; three times the ratings."""
+Usage: python benchmarks/als.py [--factors 20 50] [--threads 1 2] [--processes 1 2] [--rounds 6] [--ratings 1000000]
+[--users 6000] [--items 4000]   (a minute; each row is a process of its own, or as many as it says, by torchrun)
+Planted ratings with 8 true factors. `fit_als` is called on a learner; the first round includes sorting; a round is the
+median of the others, by the wall, and CPU is their mean in one process. implicit (where it is installed) fits the same
+pairs as clicks, with 3 steps of conjugate gradients a row; `ratio` is our round over its, in the same run. Memory is
+the peak while training less what was held before, over the size of the ratings (two int64 and a float32 each). Targets,
+one thread: 0.7 s (20 factors), 1.8 s (50); two threads 1.7 times as fast, two processes 1.6 times with 4M ratings;
+three times the ratings."""
 
 import argparse
 import json
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-def planted(n, n_users=6000, n_items=4000):
+def planted(n, n_users, n_items):
     "User, item and rating of each of `n` ratings, some users and items having many more than others."
     import numpy as np
     r = np.random.default_rng(0)
@@ -43,8 +44,8 @@ def ours(data, args):
     from collab_pretrained.all import CollabDataLoaders, collab_learner
     torch.set_num_threads(args.threads[0])
     class Clock(Callback):
-        def before_fit(self): self.at = [time.perf_counter()]
-        def after_epoch(self): self.at.append(time.perf_counter())
+        def before_fit(self): self.at, self.cpu = [time.perf_counter()], []
+        def after_epoch(self): self.at.append(time.perf_counter()), self.cpu.append(time.process_time())
     def learner(n):
         df = pd.DataFrame(dict(zip(('user', 'item', 'rating'), (o[:n] for o in data), strict=True)))
         return collab_learner(CollabDataLoaders.from_df(df, valid_pct=0., seed=0), n_factors=args.factors[0])
@@ -52,12 +53,13 @@ def ours(data, args):
         with learn.no_bar(), learn.no_logging(): learn.fit_als(n_rounds, **kwargs)
     fit(learner(1000), 1)
     learn, clock = learner(None), Clock()
-    forget_peak()
-    before, cpu = memory('VmRSS'), time.process_time()
-    fit(learn, args.rounds, cbs=clock)
-    cpu, seconds = time.process_time() - cpu, [b - a for a, b in zip(clock.at, clock.at[1:], strict=False)]
+    with learn.distrib_ctx():
+        forget_peak()
+        before = memory('VmRSS')
+        fit(learn, args.rounds, cbs=clock)
+    seconds = [b - a for a, b in zip(clock.at, clock.at[1:], strict=False)]
     size = 20*len(data[0])
-    return {'first': seconds[0], 'round': median(seconds[1:]), 'cpu': cpu/args.rounds,
+    return {'first': seconds[0], 'round': median(seconds[1:]), 'cpu': (clock.cpu[-1] - clock.cpu[0])/(args.rounds - 1),
             'memory': (memory('VmHWM') - before)/size}
 
 def implicit(data, args):
@@ -68,18 +70,20 @@ def implicit(data, args):
     pairs = csr_matrix((np.ones(len(users), dtype=np.float32), (users, items)))
     model = AlternatingLeastSquares(factors=args.factors[0], iterations=args.rounds, num_threads=args.threads[0],
                                     random_state=0)
-    at = []
+    at, cpu = [], []
     forget_peak()
-    before, cpu, start = memory('VmRSS'), time.process_time(), time.perf_counter()
-    model.fit(pairs, show_progress=False, callback=lambda *_: at.append(time.perf_counter()))
-    cpu, seconds = time.process_time() - cpu, [b - a for a, b in zip([start, *at], at, strict=False)]
-    return {'first': seconds[0], 'round': median(seconds[1:]), 'cpu': cpu/args.rounds,
+    before, start = memory('VmRSS'), time.perf_counter()
+    model.fit(pairs, show_progress=False, callback=lambda *_: (at.append(time.perf_counter()),
+                                                               cpu.append(time.process_time())))
+    seconds = [b - a for a, b in zip([start, *at], at, strict=False)]
+    return {'first': seconds[0], 'round': median(seconds[1:]), 'cpu': (cpu[-1] - cpu[0])/(args.rounds - 1),
             'memory': (memory('VmHWM') - before)/(20*len(users))}
 
-def measured(way, k, n_threads, args):
+def measured(way, k, n_threads, n_processes, args):
     "The figures of one process; None where the library is not there."
     call = [sys.executable, __file__, '--way', way, '--factors', str(k), '--threads', str(n_threads),
-            '--rounds', str(args.rounds), '--ratings', str(args.ratings)]
+            *(f'--{o}={getattr(args, o)}' for o in ('rounds', 'ratings', 'users', 'items'))]
+    if n_processes > 1: call[1:1] = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n_processes}']
     env = {**os.environ, **dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')}
     if way == 'ours': env['OMP_NUM_THREADS'] = str(n_threads)
     res = subprocess.run(call, capture_output=True, text=True, env=env)
@@ -91,19 +95,24 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--factors', type=int, nargs='+', default=[20, 50])
     p.add_argument('--threads', type=int, nargs='+', default=[1, 2])
-    p.add_argument('--rounds', type=int, default=6)
-    p.add_argument('--ratings', type=int, default=1_000_000)
+    p.add_argument('--processes', type=int, nargs='+', default=[1])
+    for name, n in dict(rounds=6, ratings=1_000_000, users=6000, items=4000).items():
+        p.add_argument(f'--{name}', type=int, default=n)
     p.add_argument('--way', choices=['ours', 'implicit'], help=argparse.SUPPRESS)
     args = p.parse_args()
-    if args.way: return print(json.dumps(globals()[args.way](planted(args.ratings), args)))
-    print(f'{"factors":>7}{"threads":>8}  {"":10}{"first s":>8}{"round s":>8}{"CPU s":>7}{"memory":>7}{"ratio":>7}')
+    if args.way:
+        res = globals()[args.way](planted(args.ratings, args.users, args.items), args)
+        return os.environ.get('RANK', '0') == '0' and print(json.dumps(res), flush=True)
+    print(f'{"factors":>7}{"threads":>8}{"processes":>10}  {"":10}'
+          f'{"first s":>8}{"round s":>8}{"CPU s":>7}{"memory":>7}{"ratio":>7}')
     for k in args.factors:
         for n_threads in args.threads:
-            rows = {way: measured(way, k, n_threads, args) for way in ('ours', 'implicit')}
-            for way, o in rows.items():
+            rows = {('ours', n): measured('ours', k, n_threads, n, args) for n in args.processes}
+            theirs = rows['implicit', 1] = measured('implicit', k, n_threads, 1, args)
+            for (way, n_processes), o in rows.items():
                 if o is None: continue
-                ratio = o['round']/rows['implicit']['round'] if rows['implicit'] else float('nan')
-                print(f'{k:7}{n_threads:8}  {way:10}{o["first"]:8.2f}{o["round"]:8.3f}{o["cpu"]:7.3f}'
+                ratio = o['round']/theirs['round'] if theirs else float('nan')
+                print(f'{k:7}{n_threads:8}{n_processes:10}  {way:10}{o["first"]:8.2f}{o["round"]:8.3f}{o["cpu"]:7.3f}'
                       f'{o["memory"]:7.1f}{ratio:7.2f}', flush=True)
 
 if __name__ == '__main__': main()

@@ -74,11 +74,12 @@ def ials_rounds(
     weight:Tensor|None=None, # (n,) float32, 0 or more: 2 counts as the pair twice; None for 1 each
     n_rounds:int=10, # each solves all users, then all items
     step:float=1., # over-relaxation of rows that had positives in `start`: 1 to below 2; 1 goes to the minimum itself
+    share:tuple|None=None, # which process this is, and of how many, as in `fit_rounds`; None for one
 ) -> Iterator[ImplicitFactors]: # after each round
     "Train by solving rows in closed form; yields the factors after each round."
     users, items, *before = start
     (n_users, k), n_items = users.shape, len(items)
-    by_user, by_item = sort_both(pairs, users.new_ones(len(pairs)), n_users, n_items, k, weight)
+    by_user, by_item = sort_both(pairs, users.new_ones(len(pairs)), n_users, n_items, k, weight, share)
     counts, had = (by_user.counts, by_item.counts), [o > 0 for o in before]
     users, items = (o*(c > 0)[:,None] for o, c in zip((users, items), counts, strict=True))
     penalties = [ridge(counts[k], int((counts[1-k] > 0).sum())) for k in (0, 1)]

@@ -11,9 +11,11 @@ __all__ = ['CHUNK_NUMBERS', 'FEW', 'PADDING', 'Chunk', 'SortedRatings', 'sort_ra
 # %% ../../nbs/41_models.solve.ipynb #a1ec67cd
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
 
@@ -38,7 +40,16 @@ def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[
 class SortedRatings:
     "The ratings of one side, sorted by its rows: sorted and cut into chunks once, used in every round."
     counts: Tensor # (n_rows,) float32: ratings of each row, or the sum of their weights
-    chunks: list # of `Chunk`: all rows with ratings
+    chunks: list # of `Chunk`: all rows with ratings, or those of this process
+    elsewhere: Tensor|None = None # bool (n_rows,): rows that other processes of torch's group solve; None for none
+
+    def complete(self,
+        *tables:Tensor, # (n_rows, ...), each changed in place
+    ) -> None:
+        "Have what other processes found in the rows that are theirs."
+        for o in () if self.elsewhere is None else tables:
+            o[self.elsewhere] = 0
+            dist.all_reduce(o)
 
     def sums(self,
         table:Tensor, # (n_others, width) float32
@@ -47,6 +58,7 @@ class SortedRatings:
         res, table = table.new_zeros(len(self.counts), table.shape[1]), _with_zeros(table)
         for o in self.chunks:
             res.index_copy_(0, o.rows, embedding_bag(o.others, table, mode='sum', per_sample_weights=o.weight))
+        self.complete(res)
         return res
 
     def history(self,
@@ -80,7 +92,14 @@ def _padded(rows, n, starts, lengths, n_others, others, y, weight):
     return Chunk(rows, pad(others, n_others), pad(y, 0.), None if weight is None else pad(weight, 0.))
 
 # %% ../../nbs/41_models.solve.ipynb #b1c56364
-def _sorted(own, other, y, n_rows, n_others, width, weight):
+def _elsewhere(chunks, lengths, share):
+    "The rows of other processes; those without ratings are the first's."
+    if share is None: return None
+    res = torch.ones_like(lengths, dtype=torch.bool) if share[0] else lengths > 0
+    for o in chunks: res[o.rows] = False
+    return res
+
+def _sorted(own, other, y, n_rows, n_others, width, weight, share=None):
     order = own.int().argsort(stable=True)
     lengths = torch.bincount(own, minlength=n_rows)
     starts = lengths.cumsum(0) - lengths
@@ -89,10 +108,10 @@ def _sorted(own, other, y, n_rows, n_others, width, weight):
     counts = lengths.float()
     if weight is not None: counts = torch.zeros_like(counts).index_add_(0, own[order], weight)
     del order
-    by_length = lengths.argsort(descending=True, stable=True)
-    bounds = _chunk_bounds(lengths[by_length].cpu().numpy(), width + 1)
+    by_length, (first, step) = lengths.argsort(descending=True, stable=True), share or (0, 1)
+    bounds = islice(_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1), first, None, step)
     chunks = [_padded(by_length[a:b], n, starts, lengths, n_others, others, y, weight) for a, b, n in bounds]
-    return SortedRatings(counts, chunks)
+    return SortedRatings(counts, chunks, _elsewhere(chunks, lengths, share))
 
 # %% ../../nbs/41_models.solve.ipynb #4ce957d3
 def sort_ratings(
@@ -114,11 +133,12 @@ def sort_both(
     n_items:int, # rows
     width:int, # numbers of a row
     weight:Tensor|None=None, # (n,) float32
+    share:tuple|None=None, # which process this is, and of how many: each has a part of the chunks; None for all
 ) -> list[SortedRatings]: # users', items'
     "The same ratings sorted for either side."
     users, items = x.T
-    return [_sorted(users, items, y, n_users, n_items, width, weight),
-            _sorted(items, users, y, n_items, n_users, width, weight)]
+    return [_sorted(users, items, y, n_users, n_items, width, weight, share),
+            _sorted(items, users, y, n_items, n_users, width, weight, share)]
 
 def single_row(
     y:Tensor, # (n,) float32: the ratings of one row
@@ -259,6 +279,7 @@ def solve_rows(
         if y_range is not None: m = _no_worse(at, m, chunk, designs, doubt, prior[rows], held, noise, y_range)
         mean[rows] = m
     _in_threads(solve, ratings.chunks, mean.device)
+    ratings.complete(mean, variance, error)
     return mean, variance, error
 
 # %% ../../nbs/41_models.solve.ipynb #f4b1be6b
@@ -281,5 +302,6 @@ def solve_means(
             rows[chunk.rows] = free - (scaled.mT @ dual[...,None])[...,0]
         else: rows[chunk.rows] = _cholesky_solve(design.mT @ design, diagonal, right[chunk.rows])
     _in_threads(solve, ratings.chunks, rows.device)
+    ratings.complete(rows)
     return rows
 

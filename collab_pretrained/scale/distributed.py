@@ -187,6 +187,8 @@ def _shared(learn, backend, kwargs) -> Generator[CollabLearner]:
     on_cpu = (device if has_memory else was_on).type == 'cpu'
     with _group(backend, kwargs, on_cpu) as device, ExitStack() as stack:
         stack.callback(learn.dls.to, was_on)
+        stack.callback(setattr, learn, 'process', None)
+        learn.process = dist.get_rank(), dist.get_world_size()
         if not is_first(): stack.enter_context(learn.no_bar()), stack.enter_context(learn.no_logging())
         stack.enter_context(learn.added_cbs([ShareCallback(), SumGradsCallback()]))
         if has_memory: learn.model.to(device)
