@@ -424,7 +424,7 @@ def _rating_rounds(learn, x, y, weight, n_rounds):
     "The rounds, which begin at `_start`."
     y_range = y_range_of(get_model(learn.model))
     first = _start(learn, x, y, weight, y_range)
-    return fit_rounds(first, x, y, weight, y_range, n_rounds, _rows_to_keep(learn, first, x))
+    return fit_rounds(first, x, y, weight, y_range, n_rounds, _rows_to_keep(learn, first, x), learn.process)
 
 def _widen_limits(model, y):
     "Keep answers within the range of the ratings so far, where no `y_range` does."
@@ -537,7 +537,7 @@ def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
         'or `fit_one_cycle`')
     _set_recency(learn, x, _is_liked(learn, y, weight), half_life, days)
     pairs, weight = positives_of(learn, x, y, weight)
-    rounds = ials_rounds(_first_factors(learn), pairs, weight, n_rounds)
+    rounds = ials_rounds(_first_factors(learn), pairs, weight, n_rounds, share=learn.process)
     def step():
         factors = next(rounds)
         set_factors(learn, factors)

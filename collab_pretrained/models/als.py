@@ -183,12 +183,13 @@ def fit_rounds(
     y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
     n_rounds:int=10, # 1 or more
     keep:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
-) -> Iterator[Posterior]: # one after each round
+    share:tuple|None=None, # which process this is, and of how many, each solving its part of the rows; None for all
+) -> Iterator[Posterior]: # one after each round, the same in every process
     """Solve all users, then all items, `n_rounds` times. `x` is all ratings there are: a row without any is the
     expected row."""
     sides, noise, keep = [posterior.users, posterior.items], posterior.noise, keep or [None, None]
     n_users, width = posterior.users.mean.shape
-    both = sort_both(x, y, n_users, len(posterior.items.mean), width, weight)
+    both = sort_both(x, y, n_users, len(posterior.items.mean), width, weight, share)
     least_noise, least = _least(y, weight, width-1, y_range)
     sides = [_kept(_with_ratings(sides[k], sides[1-k], both[k]), sides[k], keep[k], True) for k in (0, 1)]
     n, first = both[0].counts.sum(), [None if rows is None else o for rows, o in zip(keep, sides, strict=True)]
