@@ -251,6 +251,7 @@ def with_first(
     first = seen @ (own.mean - expected_row(own, other)).square_().add_(own.variance)/seen.sum()
     return replace(some, variance=torch.where((some.counts > 0)[:,None], some.variance, first))
 
+# %% ../../nbs/44_models.posterior.ipynb #59cb0589
 @torch.no_grad()
 def predicted_pairs(
     users:SidePosterior, # n rows, from `with_first`

@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
 
@@ -61,15 +62,18 @@ class SortedRatings:
         self.complete(res)
         return res
 
-    def history(self,
-        implicit:Tensor, # (n_others, width) float32: the implicit factors of the other side
-    ) -> Tensor: # (n_rows, width); zeros without ratings
-        "For each row, the sum of implicit factors over sqrt(number of ratings), as in SVD++ (Koren 2008)."
-        return self.sums(implicit)*self.per_root()
+# %% ../../nbs/41_models.solve.ipynb #13729da7
+@patch
+def history(self:SortedRatings,
+    implicit:Tensor, # (n_others, width) float32: the implicit factors of the other side
+) -> Tensor: # (n_rows, width); zeros without ratings
+    "For each row, the sum of implicit factors over sqrt(number of ratings), as in SVD++ (Koren 2008)."
+    return self.sums(implicit)*self.per_root()
 
-    def per_root(self) -> Tensor: # (n_rows, 1); 0 without ratings
-        "1/sqrt(number of ratings) of each row."
-        return torch.where(self.counts > 0, self.counts, torch.inf).rsqrt()[:,None]
+@patch
+def per_root(self:SortedRatings) -> Tensor: # (n_rows, 1); 0 without ratings
+    "1/sqrt(number of ratings) of each row."
+    return torch.where(self.counts > 0, self.counts, torch.inf).rsqrt()[:,None]
 
 # %% ../../nbs/41_models.solve.ipynb #bda0a6c6
 def _chunk_bounds(falling, width):

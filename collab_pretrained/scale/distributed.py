@@ -197,6 +197,7 @@ def _shared(learn, backend, kwargs) -> Generator[CollabLearner]:
         yield learn
         dist.barrier()  # what the first process saved is there for all
 
+# %% ../../nbs/70_scale.distributed.ipynb #7c66ea56
 @contextmanager
 def _alone(learn) -> Generator[CollabLearner]: yield learn
 
