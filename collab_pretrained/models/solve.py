@@ -16,7 +16,6 @@ from itertools import islice
 import numpy as np
 import torch
 import torch.distributed as dist
-from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
 
@@ -35,8 +34,6 @@ class Chunk:
     weight: Tensor|None # (rows, n) float32
 
 # %% ../../nbs/41_models.solve.ipynb #0031ec93
-def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
-
 @dataclass
 class SortedRatings:
     "The ratings of one side, sorted by its rows: sorted and cut into chunks once, used in every round."
@@ -44,36 +41,37 @@ class SortedRatings:
     chunks: list # of `Chunk`: all rows with ratings, or those of this process
     elsewhere: Tensor|None = None # bool (n_rows,): rows that other processes of torch's group solve; None for none
 
-    def complete(self,
-        *tables:Tensor, # (n_rows, ...), each changed in place
-    ) -> None:
-        "Have what other processes found in the rows that are theirs."
-        for o in () if self.elsewhere is None else tables:
-            o[self.elsewhere] = 0
-            dist.all_reduce(o)
-
     def sums(self,
         table:Tensor, # (n_others, width) float32
     ) -> Tensor: # (n_rows, width)
         "For each row, the sum over its ratings of the other side's rows, times the ratings' weights."
-        res, table = table.new_zeros(len(self.counts), table.shape[1]), _with_zeros(table)
-        for o in self.chunks:
-            res.index_copy_(0, o.rows, embedding_bag(o.others, table, mode='sum', per_sample_weights=o.weight))
-        self.complete(res)
-        return res
+        return _sums(self, table)
 
-# %% ../../nbs/41_models.solve.ipynb #13729da7
-@patch
-def history(self:SortedRatings,
-    implicit:Tensor, # (n_others, width) float32: the implicit factors of the other side
-) -> Tensor: # (n_rows, width); zeros without ratings
-    "For each row, the sum of implicit factors over sqrt(number of ratings), as in SVD++ (Koren 2008)."
-    return self.sums(implicit)*self.per_root()
+    def history(self,
+        implicit:Tensor, # (n_others, width) float32: the implicit factors of the other side
+    ) -> Tensor: # (n_rows, width); zeros without ratings
+        "For each row, the sum of implicit factors over sqrt(number of ratings), as in SVD++ (Koren 2008)."
+        return self.sums(implicit)*self.per_root()
 
-@patch
-def per_root(self:SortedRatings) -> Tensor: # (n_rows, 1); 0 without ratings
-    "1/sqrt(number of ratings) of each row."
-    return torch.where(self.counts > 0, self.counts, torch.inf).rsqrt()[:,None]
+    def per_root(self) -> Tensor: # (n_rows, 1); 0 without ratings
+        "1/sqrt(number of ratings) of each row."
+        return torch.where(self.counts > 0, self.counts, torch.inf).rsqrt()[:,None]
+
+# %% ../../nbs/41_models.solve.ipynb #43224397
+def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+def _complete(ratings, *tables):
+    "Have what other processes found in the rows that are theirs; the tables are changed in place."
+    for o in () if ratings.elsewhere is None else tables:
+        o[ratings.elsewhere] = 0
+        dist.all_reduce(o)
+
+def _sums(ratings, table):
+    res, table = table.new_zeros(len(ratings.counts), table.shape[1]), _with_zeros(table)
+    for o in ratings.chunks:
+        res.index_copy_(0, o.rows, embedding_bag(o.others, table, mode='sum', per_sample_weights=o.weight))
+    _complete(ratings, res)
+    return res
 
 # %% ../../nbs/41_models.solve.ipynb #bda0a6c6
 def _chunk_bounds(falling, width):
@@ -283,7 +281,7 @@ def solve_rows(
         if y_range is not None: m = _no_worse(at, m, chunk, designs, doubt, prior[rows], held, noise, y_range)
         mean[rows] = m
     _in_threads(solve, ratings.chunks, mean.device)
-    ratings.complete(mean, variance, error)
+    _complete(ratings, mean, variance, error)
     return mean, variance, error
 
 # %% ../../nbs/41_models.solve.ipynb #f4b1be6b
@@ -306,6 +304,6 @@ def solve_means(
             rows[chunk.rows] = free - (scaled.mT @ dual[...,None])[...,0]
         else: rows[chunk.rows] = _cholesky_solve(design.mT @ design, diagonal, right[chunk.rows])
     _in_threads(solve, ratings.chunks, rows.device)
-    ratings.complete(rows)
+    _complete(ratings, rows)
     return rows
 
