@@ -160,6 +160,7 @@ class CollabLearner(LeanLearner):
     liked:Seen|None = None  # of a ranking: the positives among `seen`
     features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None where nothing is known of them
     ages:Ages|None = None  # when rows last had a rating, and recent popularity; None where no times are known
+    process:tuple|None = None  # in `distrib_ctx`, which process this is, and of how many
     trained_here:bool = False  # whether the rows have learned from all of the training part
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
