@@ -53,6 +53,7 @@ from ..models.embeddings import table_widths
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
 from ..serve.evaluate import RankMetric, check_floor, held_out_figure
+from ..weights.folders import model_config
 from .training import Unbreakable, progress_to_stderr, train_with_log
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57
@@ -417,12 +418,6 @@ def cli_match(
 commands['match'] = cli_match
 
 # %% ../../nbs/83_cli.commands.ipynb #81612a85
-def _config_of(model):
-    "The configuration of a saved model as it is now; another after every save."
-    path = Path(model)/'config.json'
-    if not path.is_file(): raise RatingsError(f'{model}: no model there; expected a folder that `train` wrote')
-    return path.read_bytes()
-
 def _updated(model, df, old, features, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
@@ -457,14 +452,14 @@ def cli_update(
 ):
     "Take new ratings into a saved model, known and new users and items alike, and save it."
     _check_folder(out)
-    _config_of(model)
+    model_config(model)
     options = dict(replay=replay, epochs=epochs, lr=lr, valid_pct=valid_pct, seed=seed)
     work = (model, ratings, old, (item_features, user_features), min_overlap, max_rmse, reading)
     if out: return _save(_updated(*work, **options), out, wait)
     with one_writer(model, wait):
-        before = _config_of(model)
+        before = model_config(model)
         learn = _updated(*work, **options)
-        if _config_of(model) != before: raise SaveError(f'{model}: another program has saved a model there meanwhile, '
+        if model_config(model) != before: raise SaveError(f'{model}: another program has saved a model there meanwhile, '
                                                         'which this one is not made of; nothing is saved: run it again')
         print(f'saved: {learn.save_pretrained(model)}')
 

@@ -79,7 +79,8 @@ def _read_named(name, places, model_dir, with_opt):
         except CheckpointNotFoundError as e: lost = e
     if names_repository(name, [o.parent for o in places], model_dir):
         return Pretrained(*read_folder(hub_folder(name)), name)
-    raise CheckpointNotFoundError(f'pretrained={str(name)!r}: no such model at {", ".join(map(str, places))}; {lost}')
+    tried = ', '.join(dict.fromkeys(map(str, places)))
+    raise CheckpointNotFoundError(f'pretrained={str(name)!r}: no such model at {tried}; {lost}')
 
 def names_repository(
     name, # anything

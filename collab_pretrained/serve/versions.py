@@ -21,15 +21,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import CheckpointError, config_bytes, config_checksum, file_content, one_writer, replace_file
+from ..core import CheckpointError, config_bytes, config_checksum, one_writer, replace_file
+from ..weights.folders import model_config
 
 # %% ../../nbs/66_serve.versions.ipynb #a1409614
 def read_facts(
     model:str|Path, # folder of a saved model
 ) -> dict: # what its `config.json` says
     "The configuration of a model, without a look at its weights."
-    path = Path(model)/'config.json'
-    raw = file_content(path)
+    path, raw = Path(model)/'config.json', model_config(model)
     try: config = json.loads(raw)
     except ValueError: config = None
     if not isinstance(config, dict) or config.get('checksum') != config_checksum(config): raise CheckpointError(

@@ -170,12 +170,19 @@ def save_folder(
     commit_folder(folder, raw, parts)
 
 # %% ../../nbs/27_weights.folders.ipynb #e9c9d775
+def model_config(
+    folder:str|Path, # of a saved model
+) -> bytes: # another after every save
+    "The configuration of a saved model as it is now; raises `CheckpointNotFoundError` where there is none."
+    path = Path(folder)/'config.json'
+    if path.is_file(): return file_content(path)
+    raise CheckpointNotFoundError(f'{folder}: no model there; expected a folder with a `config.json`, as '
+                                  '`learn.save_pretrained` and `collab-pretrained train` write it')
+
 def _read_parts(path):
     "The configuration in `path`, and the bytes of the files that belong to it by name, all of one save or version."
     while True:
-        if not path.is_file(): raise CheckpointNotFoundError(
-            f'{path}: no such file; expected a folder that `learn.save_pretrained` wrote')
-        raw = path.read_bytes()
+        raw = model_config(path.parent)
         config = read_config(path, raw)
         place = path.parent/config.get('folder', '.')
         try: return config, {o: _part(place/o, config['files'][o]) for o in checkpoint_files(config)}
