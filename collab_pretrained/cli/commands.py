@@ -459,8 +459,9 @@ def cli_update(
     with one_writer(model, wait):
         before = model_config(model)
         learn = _updated(*work, **options)
-        if model_config(model) != before: raise SaveError(f'{model}: another program has saved a model there meanwhile, '
-                                                        'which this one is not made of; nothing is saved: run it again')
+        if model_config(model) != before: raise SaveError(
+            f'{model}: another program has saved a model there meanwhile, which this one is not made of; nothing is '
+            'saved: run it again')
         print(f'saved: {learn.save_pretrained(model)}')
 
 commands['update'] = cli_update
