@@ -58,6 +58,11 @@ def side_index(side:str) -> int: # 0 for users, 1 for items
 # %% ../nbs/00_core.ipynb #db463f3d
 def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would block
 
+def as_path(path:str|os.PathLike) -> Path:
+    "`path` as a `Path`; raises `CollabError` for what is no path."
+    if isinstance(path, (str, os.PathLike)): return Path(path)
+    raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
+
 def file_content(path:str|Path, n:int=-1) -> bytes:
     "The first `n` bytes of a file, or all of them."
     try:
@@ -113,7 +118,7 @@ def config_bytes(config:dict) -> bytes:
 @contextmanager
 def one_writer(folder:str|Path, timeout:float=600.) -> Generator[Path]: # the folder, made where it isn't there
     "Keep other programs from writing to `folder`; raises `SaveError` where one is busy for more than `timeout` s."
-    folder = Path(folder)
+    folder = as_path(folder)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
     lock = FileLock(Path(tempfile.gettempdir())/f'collab_pretrained-{name}.lock', mode=0o666)
     try:

@@ -213,6 +213,7 @@ def newest_unseen(
     n_seen:int, # how many of its first rows the earlier corpus has as well
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Validate on the newest fifth of each user's ratings, as far as the earlier corpus lacks it."
+    if user not in late: raise RatingsError(f'user={user!r}; expected one of the columns {list(late)}')
     valid = split_user_time(late[user])[1]
     valid = valid[valid >= n_seen]
     return np.setdiff1d(np.arange(len(late)), valid), valid

@@ -34,7 +34,7 @@ from collab_pretrained.data.loaders import (
     transform_batch,
 )
 
-from ..core import NA, RatingsError, examples
+from ..core import NA, RatingsError, as_path, examples
 from ..ids.vocab import Vocab
 from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
 from .files import hive_texts
@@ -157,7 +157,8 @@ def _scan(ratings):
         f'{type(ratings).__name__}; expected the path of Parquet files, or a polars `LazyFrame`: a table in memory is '
         'for `from_df`')
     try: return _scan_parquet(ratings)
-    except pl.exceptions.ComputeError as e: raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
+    except (pl.exceptions.PolarsError, TypeError) as e:
+        raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
 # %% ../../nbs/35_data.stream.ipynb #479061e1
 _row = 'row of the table'
@@ -321,6 +322,6 @@ def from_stream(cls:CollabDataLoaders,
     check_trains(len(train), len(valid))
     loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)
     dls = loader(train, bs=bs, shuffle=True), loader(valid, bs=val_bs)
-    res = cls(*dls, path=path, device=device)  # ty: ignore[not-callable] a class, by `cls_method`
+    res = cls(*dls, path=as_path(path), device=device)  # ty: ignore[not-callable] a class, by `cls_method`
     res.report = _report(train, valid)
     return res

@@ -292,7 +292,8 @@ def as_ranking(
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none
 ) -> Ranking|None: # with the pretrained model's `min_rating` unless `loss` has one; None where ratings are predicted
     "The ranking that a learner's arguments ask for."
-    if loss is not None and not isinstance(loss, Ranking) and loss not in rankings: raise RatingsError(
+    is_known = isinstance(loss, Ranking) or isinstance(loss, str) and loss in rankings
+    if loss is not None and not is_known: raise RatingsError(
         f'loss={loss!r}; expected {", ".join(map(repr, rankings))}, or a `Ranking`')
     saved = None if pretrained is None else _saved_ranking(pretrained.meta.get('loss'))
     if loss is None: return saved

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import SIDES, CheckpointError, SaveError, file_content, one_writer, replace_file
+from ..core import SIDES, CheckpointError, SaveError, as_path, file_content, one_writer, replace_file
 from ..data.seen import Seen, seen_of_tables
 from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
@@ -147,7 +147,7 @@ def write_delta(
     path:str|Path, # of the file to write
 ) -> Path: # `path`
     "Write what changed between two saved models, as `delta_between` says it."
-    path, raw = Path(path), delta_between(old, new)
+    path, raw = as_path(path), delta_between(as_path(old), as_path(new))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, raw)
@@ -239,7 +239,7 @@ def apply_delta(
 ) -> Path: # the folder of the new model
     "Make a saved model the one that `delta` was saved from, bit by bit; raises `CheckpointError` for another model's."
     with one_writer(folder if out is None else out) as target:
-        old, (tensors, facts) = _snapshot(folder), _read_delta(delta)
+        old, (tensors, facts) = _snapshot(folder), _read_delta(as_path(delta))
         if facts.get('parent') != old.config['checksum']: raise CheckpointError(
             f"{delta}: follows model {str(facts.get('parent'))[:12]}, and {folder} is {old.config['checksum'][:12]}; "
             'expected each delta once, in the order in which they were saved, from the model that the first follows')

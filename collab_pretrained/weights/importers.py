@@ -21,15 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from collab_pretrained.core import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    VocabError,
-    WeightsError,
-    examples,
-    file_content,
-)
-
+from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, as_path, examples, file_content
 from .pretrained import Pretrained, from_arrays
 
 # %% ../../nbs/23_weights.importers.ipynb #e1de3477
@@ -226,7 +218,7 @@ def read_vectors(
 ) -> Vectors: # ids and vectors, in the order in which `from_arrays` takes them; nothing in a file is run
     "The ids and the vectors in a file."
     if isinstance(source, pd.DataFrame): return _frame_vectors(source, id_name, vector_name, 'the table')
-    path = Path(source)
+    path = as_path(source)
     return _reader(path)(path, id_name, vector_name, id_type)
 
 # %% ../../nbs/23_weights.importers.ipynb #79717ecb
@@ -325,7 +317,7 @@ def load_export(
     trust:bool=False, # True says that you know where the file comes from, and let it run
 ) -> Any: # fastai's `Learner`, on the CPU, with its vocabulary as `dls.classes`
     "Load a learner that fastai exported, once you have said that you trust the file."
-    if not Path(path).is_file(): raise CheckpointNotFoundError(
+    if not as_path(path).is_file(): raise CheckpointNotFoundError(
         f'{path}: no such file; expected what `learn.export` wrote')
     if trust is not True: raise CheckpointError(
         f'{path}: an export of fastai is a pickle, and to load it runs what is in it; expected `trust=True`, if you '

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -88,6 +89,8 @@ def nearest(
     k:int=10, # how many of the most similar old ids are averaged, 1 or more, and those as similar as the last of them
 ) -> Callable: # to be given as `unseen=`
     "Fill with the mean of the `k` old rows whose ids are most alike, weighted by the cosine of their `features`."
+    if not isinstance(features, pd.DataFrame): raise VocabError(
+        f'features: {type(features).__name__}; expected a DataFrame whose index holds ids')
     if k < 1: raise VocabError(f'k={k}; expected 1 or more old ids to average')
     place, vecs = Vocab(features.index, 'the index of the features'), _unit_features(features)
     def fill(u:Unseen):
@@ -140,7 +143,7 @@ def _fill(new, old, match, fill, counts, min_count, generator):
 def _fill_of(unseen, side):
     fill = value_of_side(unseen, side, 'unseen', 'mean')
     if callable(fill): return fill
-    if fill not in fills: raise VocabError(
+    if not isinstance(fill, str) or fill not in fills: raise VocabError(
         f'unseen={fill!r}; expected one of {list(fills)}, `nearest(features)` or another function')
     return fills[fill]
 

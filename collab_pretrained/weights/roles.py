@@ -62,12 +62,15 @@ def flat_weights(wgts:Mapping) -> dict: # name -> detached dense tensor; the sam
 # %% ../../nbs/20_weights.roles.ipynb #4cc9881e
 def _named_roles(wgts, keys):
     "The roles that the caller named."
+    if not isinstance(keys, Mapping): raise WeightsError(
+        f"keys={keys!r:.60}; expected a dictionary from role to name, such as {{'u_weight': 'users.weight'}}")
     if odd := sorted(set(keys) - set(roles)): raise WeightsError(
         f'keys={dict(keys)!r}: {odd} are not roles; expected some of {list(roles)}')
     lost = [k for k in keys.values() if k not in wgts]
     if lost: raise WeightsError(f'keys={dict(keys)!r}: no {lost} in the weights; expected names among {list(wgts)}')
     return {role: [key] for role, key in keys.items()}
 
+# %% ../../nbs/20_weights.roles.ipynb #980a623a
 def find_roles(
     wgts:Mapping, # name -> anything: the names of a state dict
     keys:Mapping|None=None, # role -> name, for a model of another layout; None finds the roles by the names above
@@ -125,6 +128,7 @@ def load_pretrained_keys(
     keys:Mapping|None=None, # role ('u_weight', 'i_weight', 'u_bias', 'i_bias') -> name in `wgts`, if unknown
 ) -> tuple: # (missing keys, unexpected keys): the model's names that got nothing, and names in `wgts` that went nowhere
     "Load what is relevant in `wgts` into `model`, in the model's own dtype and on its own device."
+    if not isinstance(model, nn.Module): raise WeightsError(f'model: {type(model).__name__}; expected an `nn.Module`')
     wgts, model_wgts = flat_weights(wgts), model.state_dict()
     found, targets = find_roles(wgts, keys), find_roles(model_wgts)
     tables = {target: found[role][0] for role, named in targets.items() if role in found for target in named}
