@@ -23,7 +23,7 @@ from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import NA, RatingsError, VocabError, examples
+from ..core import NA, RatingsError, VocabError, as_path, examples
 from ..ids.matching import id_casts, match_vocab, two_vocabs
 from ..ids.vocab import Vocab
 from .columns import one_of_each, warn_user
@@ -486,7 +486,7 @@ class CollabDataLoaders(DataLoaders):
         shuffle = shuffle if shuffle_train is None else shuffle_train
         options = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=val_bs, shuffle=val_shuffle)]
         shared = dict(seed=seed, device=device, after_batch=after_batch)
-        res = cls(*_loaders(datasets, options, shared, dl_kwargs), path=path, device=device)
+        res = cls(*_loaders(datasets, options, shared, dl_kwargs), path=as_path(path), device=device)
         res.report = _report(table, train, valid, rows, classes)
         return res
 

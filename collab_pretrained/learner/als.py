@@ -12,7 +12,7 @@ __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -213,6 +213,8 @@ def set_features(self:CollabLearner,
     if not is_solved_by_rows(self): raise RatingsError(
         'features are part of the prior of rows that are solved, and this model is trained by descent; expected a dot '
         "product of ratings, or of `loss='ials'`")
+    if not isinstance(features, Mapping): raise RatingsError(
+        f"features: {type(features).__name__}; expected a dictionary: a table for 'user', for 'item', or for both")
     known, cast = self.features or {}, own_dataset(self).id_cast
     for side, table in features.items():
         place = self.side(side)

@@ -44,7 +44,7 @@ from collab_pretrained.models.embeddings import (
     y_range_of,
 )
 
-from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError
+from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, as_path
 from ..data.splits import seed_or_fresh
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
@@ -55,7 +55,7 @@ from ..weights.hub import hub_folder, is_hub_id
 from ..weights.moments import param_names
 from ..weights.pairs import find_pair, read_pair
 from ..weights.pretrained import Pretrained
-from .core import CollabLearner, WarmStart, interaction_counts, loss_facts, side_tables
+from .core import CollabLearner, WarmStart, check_loaders, interaction_counts, loss_facts, side_tables
 
 # %% ../../nbs/53_learner.factory.ipynb #b654748c
 def _read_saved(place, with_opt=False):
@@ -213,6 +213,8 @@ def _asked_ranking(loss, loss_func, source, dls, use_nn):
 # %% ../../nbs/53_learner.factory.ipynb #471da523
 def _split_options(start, kwargs):
     "What of a call's keywords is about the start, with `start`, and what is for the learner."
+    if not isinstance(start, WarmStart | None): raise RatingsError(
+        f'start={start!r:.60}; expected a `WarmStart`, or its fields as keywords')
     own = {k: kwargs[k] for k in kwargs if k in WarmStart.__dataclass_fields__}
     return replace(start or WarmStart(), **own), {k: v for k, v in kwargs.items() if k not in own}
 
@@ -254,6 +256,7 @@ def collab_learner(
     **kwargs
 ) -> CollabLearner: # with `match_report`, where it was started from another model
     "A `CollabLearner` on `dls`, from scratch or from a pretrained model; everything else goes to `Learner`."
+    check_loaders(dls)
     _check_sizes(n_factors, layers, seed)
     how, kwargs = _split_options(start, {'seed': seed, **kwargs} if seed is not None else kwargs)
     check_y_range(y_range, dls)
@@ -285,7 +288,8 @@ def from_pretrained(cls:CollabLearner,
 ) -> CollabLearner: # with `match_report`; in evaluation mode until it is trained
     "A learner from a checkpoint folder, over its own vocabulary or over that of `dls`."
     how, kwargs = _split_options(start, kwargs)
-    path = Path(folder)
+    path = as_path(folder)
+    if dls is not None: check_loaders(dls)
     if not path.is_dir() and names_repository(folder, [path.parent]): folder = hub_folder(str(folder), revision)
     saved = Pretrained(*read_folder(folder), str(folder))
     if dls is None: dls = _no_ratings(saved)
