@@ -390,4 +390,3 @@ def write_table(
 ) -> Path: # of the file
     "Write a table to a file, whole or not at all."
     with new_table(df, path) as res: return res
-
