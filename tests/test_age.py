@@ -20,6 +20,7 @@ from collab_pretrained.all import (
 from collab_pretrained.cli import main
 from collab_pretrained.data.age import age_weights, days_of
 from collab_pretrained.models.posterior import faded, start
+from collab_pretrained.serve.night import night
 
 DAY = 86400
 
@@ -160,15 +161,33 @@ def test_who_is_gone_is_forgotten_and_comes_back_as_new(tmp_path):
     rows = [o.posterior.users.mean[o.side('user').vocab.rows(np.array([u]))] for o, u in ((again, 7), (learn, 7_000))]
     assert torch.equal(*rows)
 
-def test_forgetting_needs_times(tmp_path):
+def test_without_times_nights_are_counted(tmp_path):
+    df = ratings()
+    learn = fitted(rated(df[df.user < 50][:800], time_name=None), 3)
+    before = tables(learn)
+    with pytest.raises(RatingsError, match="'30d', and the ratings have no times; expected a number of nights"):
+        learn.update(df[-100:], forget_after='30d')
+    with pytest.raises(RatingsError, match='forget_after=-1; expected a number of days'):
+        learn.update(df[-100:], forget_after=-1)
+    assert same(before, tables(learn)) and learn.ages is None
+    nights = [df[df.user % 3 == k].tail(60).assign(item=100 + k).drop_duplicates('user') for k in range(3)]
+    assert learn.update(nights[0], forget_after=1).forgotten[:2] == (0, 0)  # from now on
+    before = set(learn.side('user').vocab.ids)
+    learn = CollabLearner.from_pretrained(learn.save_pretrained(tmp_path/'m'))
+    with pytest.warns(CollabWarning): learn.update(nights[0], forget_after=1)
+    assert learn.ages.in_nights and learn.ages.now == 0  # no news is no night
+    for table in nights[1:]: report = learn.update(table, forget_after=1)
+    kept = set(nights[1].user) | set(nights[2].user)
+    assert set(learn.side('user').vocab.ids) == kept and report.forgotten.users == len(before - kept) > 0
+
+def test_a_guarded_night_is_one_night(tmp_path):
     df = ratings()
     learn = fitted(rated(df[:1000], time_name=None), 3)
-    before = tables(learn)
-    with pytest.raises(RatingsError, match='when ids had their last rating is not known'):
-        learn.update(df[1000:], forget_after=30)
-    assert same(before, tables(learn))
-    with pytest.raises(RatingsError, match='forget_after=-1; expected a number of days'):
-        fitted(rated(df[:1000]), 3).update(df[1000:], forget_after=-1)
+    learn.save_pretrained(tmp_path/'m')
+    for k in range(3): report = night(tmp_path/'m', df[1000 + 30*k:1030 + 30*k], forget_after='1')
+    learn = CollabLearner.from_pretrained(tmp_path/'m')
+    assert report.verdict == 'promoted' and learn.ages.now == 2
+    assert set(learn.side('user').vocab.ids) == set(df.user[1030:1090])
 
 def test_recent_popularity_is_a_floor():
     df = waves()

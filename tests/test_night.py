@@ -93,7 +93,7 @@ def test_the_newest_rating_of_a_pair_counts(served):
 
 def test_a_model_that_got_worse_is_refused(served, monkeypatch):
     take_in, before = module._take_in, served_files(served)
-    def spoiled(learn, ratings):
+    def spoiled(learn, ratings, features=None):
         take_in(learn, ratings)
         with torch.no_grad(): learn.model.i_bias.weight.add_(2)
     monkeypatch.setattr(module, '_take_in', spoiled)

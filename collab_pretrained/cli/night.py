@@ -66,7 +66,7 @@ def cli_night(
     keep:int=5, # versions to keep
     json:bool=False, # print the report as JSON
     seed:int=0, # of what is drawn
-    forget_after:str|None=None, # drop users and items without a rating for so long, such as 365d
+    forget_after:str|None=None, # drop users and items without a rating for so long: 365d, or nights without times: 30
     now:float|None=None, # what counts as now where times are checked, in s since 1970, for nights of the past
     wait:float=600., # how long to wait for another command that writes to the folder, in s
     reading:Reading=BY_ENDING, # how the table is read

@@ -8,8 +8,10 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.age.html.md"""
 __all__ = ['Ages']
 
 # %% ../../nbs/38_data.age.ipynb #717ad271
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import ClassVar
 
 import numpy as np
@@ -48,11 +50,15 @@ def check_half_life(half_life:float|str|None) -> float|str|None:
     raise RatingsError(f"half_life={half_life!r}; expected a number of days above 0, 'auto', or None for none")
 
 # %% ../../nbs/38_data.age.ipynb #8a245f64
-def as_days(duration, name:str) -> float: # above 0
-    "A number of days, a `timedelta`, or text such as '365d', the value of the parameter `name`, as days."
-    is_number = isinstance(duration, (int, float, np.number)) and not isinstance(duration, bool)
-    try: days = float(duration) if is_number else pd.Timedelta(duration)/pd.Timedelta(days=1)
+def as_days(duration, name:str, in_nights:bool=False) -> float: # above 0
+    "A number of days, a `timedelta`, or text such as '365d', the value of the parameter `name`, as days; or nights."
+    is_span = isinstance(duration, (np.timedelta64, timedelta)) or str(duration)[-1:].isalpha()
+    text = re.sub('(?<=[0-9])d$', 'D', duration) if isinstance(duration, str) else duration  # as pandas has it
+    try: days = pd.Timedelta(text)/pd.Timedelta(days=1) if is_span else float(duration)
     except (TypeError, ValueError): days = 0.
+    if in_nights and is_span: raise RatingsError(
+        f'{name}={duration!r}, and the ratings have no times; expected a number of nights (updates), or loaders with '
+        '`time_name=` and that column in each table')
     if 0 < days < np.inf: return days
     raise RatingsError(f"{name}={duration!r}; expected a number of days above 0, a timedelta, or text such as '365d'")
 
@@ -66,12 +72,17 @@ class Ages:
     half_life: float|None = None # in days, of what ratings say, or of a ranking's recent popularity; None for no end
     recent: np.ndarray|None = None # float32 (n_items,): positives of each item, decayed; None where it isn't kept
     weight: float = 0. # of the recent popularity in a ranking's scores
+    in_nights: bool = False # whether nights are counted in the place of days, since ratings have no times
     with_ratings: ClassVar[Callable[..., 'Ages']] # further methods are below
     moved: ClassVar[Callable[..., 'Ages']]
     gone: ClassVar[Callable[..., list]]
+    next_night: ClassVar[Callable[..., 'Ages']]
+    as_of: ClassVar[Callable[..., 'Ages']]
 
-    def __repr__(self): return (f'Ages({len(self.users)} user rows and {len(self.items)} item rows, until '
-                                f'{np.datetime64(int(self.now), "D")}, half_life={self.half_life})')
+    def __repr__(self):
+        until = f'night {self.now:g}' if self.in_nights else np.datetime64(int(self.now), 'D')
+        return (f'Ages({len(self.users)} user rows and {len(self.items)} item rows, until {until}, '
+                f'half_life={self.half_life})')
 
     def fading(self, now:float) -> float: # 0 to 1
         "What is left on the day `now` of what ratings say."
@@ -96,8 +107,8 @@ def ages_from(x:np.ndarray, days:np.ndarray, n_rows:tuple, half_life:float|None=
               weights:np.ndarray|None=None) -> Ages: # without a recent popularity where `weight` is None
     "What the ratings of a first table tell, as in `with_ratings`, for so many rows of users and of items."
     recent = None if weight is None else np.zeros(n_rows[1], dtype=np.float32)
-    never = Ages(days.max(), *(np.full(n, -np.inf) for n in n_rows), half_life, recent, weight or 0.)
-    res = never.with_ratings(x, days, weights)
+    users, items = (np.full(n, -np.inf) for n in n_rows)
+    res = Ages(days.max(), users, items, half_life, recent, weight or 0.).with_ratings(x, days, weights)
     users, items = (np.where(np.isinf(o), res.now, o) for o in (res.users, res.items))
     return replace(res, users=users, items=items)
 
@@ -118,15 +129,25 @@ def moved(self:Ages, match:MatchReport) -> Ages:
                    recent=recent)
 
 @patch
-def gone(self:Ages, days:float) -> list: # two int64 arrays, user rows and item rows
-    "The rows without a rating for more than so many days, counted from the newest rating of all."
-    return [np.flatnonzero(o < self.now - days) for o in (self.users, self.items)]
+def gone(self:Ages, after:float) -> list: # two int64 arrays, user rows and item rows
+    "The rows without a rating for more than so many days, or nights, counted from the newest rating of all."
+    return [np.flatnonzero(o < self.now - after) for o in (self.users, self.items)]
+
+@patch
+def next_night(self:Ages, x:np.ndarray) -> Ages: # a night later
+    "What is known after one more night of ratings without times, `x` being the rows of each."
+    return self.with_ratings(x, np.full(len(x), self.now + 1))
+
+@patch
+def as_of(self:Ages, now:float) -> Ages:
+    "The same, as if it had come about by the day or night `now`."
+    return replace(self, now=now, users=np.minimum(self.users, now), items=np.minimum(self.items, now))
 
 # %% ../../nbs/38_data.age.ipynb #43aaaf9e
 @patch
 def tables(self:Ages) -> dict: # 'user.last' and 'item.last' -> float64 (rows,), 'facts' -> (3,), and 'item.recent'
     "The record as tensors to save."
-    facts = [self.now, self.half_life or 0, self.weight]
+    facts = [self.now, self.half_life or 0, self.weight] + [1.]*self.in_nights
     res = {'user.last': self.users, 'item.last': self.items, 'facts': np.array(facts)}
     if self.recent is not None: res['item.recent'] = self.recent
     return {k: torch.from_numpy(o) for k, o in res.items()}
@@ -136,13 +157,14 @@ _TYPES = {'user.last': torch.float64, 'item.last': torch.float64, 'facts': torch
 def _is_well_formed(tables):
     names = {k for k in _TYPES if k != 'item.recent' or k in tables}
     if set(tables) != names or any(o.dtype != _TYPES[k] or o.dim() != 1 for k, o in tables.items()): return False
-    if len(tables['facts']) != 3 or not all(o.isfinite().all() for o in tables.values()): return False
+    if len(tables['facts']) not in (3, 4) or not all(o.isfinite().all() for o in tables.values()): return False
     return all((tables[k] >= 0).all() for k in names - {'user.last', 'item.last'})
 
 def ages_of_tables(tables:dict[str, Tensor], name:str='the model') -> Ages:
     "The record that tensors of `Ages.tables` hold, checked; `name` is what messages call the model."
     if not _is_well_formed(tables): raise CheckpointError(
         f'{name}: its record of ages is malformed; expected what `Ages.tables` gives')
-    now, half_life, weight = tables['facts'].tolist()
+    now, half_life, weight, *in_nights = tables['facts'].tolist()
     last, recent = (tables[f'{o}.last'].cpu().numpy() for o in SIDES), tables.get('item.recent')
-    return Ages(now, *last, half_life or None, None if recent is None else recent.cpu().numpy(), weight)
+    return Ages(now, *last, half_life or None, None if recent is None else recent.cpu().numpy(), weight,
+                bool(in_nights))

@@ -332,9 +332,11 @@ def ages_of(
     if not learn.trained_here: return learn.ages
     days = days_in(learn, own_dataset(learn).times)
     if days is None or not len(days): return learn.ages
-    pairs = train_ratings(learn)[0].cpu().numpy()
-    if learn.ages is None: return ages_from(pairs, days, n_rows_of(learn))
-    return learn.ages.with_ratings(pairs, days, np.zeros(len(days)))
+    pairs, known = train_ratings(learn)[0].cpu().numpy(), _in_days(learn.ages)
+    if known is None: return ages_from(pairs, days, n_rows_of(learn))
+    return known.with_ratings(pairs, days, np.zeros(len(days)))
+
+def _in_days(ages): return None if ages is None or ages.in_nights else ages
 
 def n_rows_of(
     learn:CollabLearner, # any learner
@@ -354,6 +356,7 @@ def _aged(learn, x, days, half_life, weight=None, counts=None):
     "`Ages` with the training part, in which ratings that a pretrained model has learned from don't count again."
     known, pairs = learn.ages, x.cpu().numpy()
     if days is None: return known
+    known = _in_days(known)
     if known is None or learn.seen is None: return ages_from(pairs, days, n_rows_of(learn), half_life, weight, counts)
     counts = np.ones(len(pairs)) if counts is None else counts
     if weight is not None and known.recent is not None and known.half_life == half_life:
@@ -741,9 +744,9 @@ def _later(learn, x, y, times):
     known = ages_of(learn)
     days = days_in(learn, times, known is not None and known.half_life is not None)
     if not len(x): return known, 1.
-    if days is None: return None, 1.
     pairs = x.cpu().numpy()
-    if known is None: return ages_from(pairs, days, n_rows_of(learn)), 1.
+    if days is None: return known.next_night(pairs) if known and known.in_nights else None, 1.
+    if (known := _in_days(known)) is None: return ages_from(pairs, days, n_rows_of(learn)), 1.
     counts = None if learn.ranking is None else _counts_recently(learn, x, _is_liked(learn, y))
     return known.with_ratings(pairs, days, counts), known.fading(days.max())
 

@@ -152,7 +152,9 @@ def _by_age(learn, asked):
 
 def _ages_with(learn, pairs, asked):
     "`Ages` with ratings that were folded in; what is known of other rows does not fade by that."
-    if learn.ages is None or asked.days is None: return learn.ages
+    if learn.ages is None: return None
+    if learn.ages.in_nights: return learn.ages.with_ratings(pairs, np.full(len(pairs), learn.ages.now))
+    if asked.days is None: return learn.ages
     liked = None if learn.ranking is None else is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
     later = learn.ages.with_ratings(pairs, asked.days, None if liked is None else liked.cpu().numpy())
     return later if learn.ranking is not None else replace(later, now=learn.ages.now)

@@ -27,6 +27,7 @@ from collab_pretrained.learner.als import (
     ages_of,
     described_ids,
     is_solved_by_rows,
+    n_rows_of,
     new_evidence,
     of_known,
     positives_of,
@@ -34,7 +35,7 @@ from collab_pretrained.learner.als import (
 )
 
 from ..core import SIDES, CollabWarning, RatingsError, WeightsError
-from ..data.age import as_days
+from ..data.age import Ages, as_days
 from ..data.loaders import check_rows, row_counts, with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
 from ..data.splits import seed_or_fresh, split_random
@@ -232,14 +233,17 @@ def _dataset_of(like, x, y, weight, times): return like.new((x, y[:,None]), time
 # %% ../../nbs/58_learner.update.ipynb #724f288c
 def drop_gone(
     learn:CollabLearner, # whose ratings had times; changed in place
-    after:float|str|timedelta, # how long ago their last rating must be, counted from the newest of all: days, or '365d'
+    after:float|str|timedelta, # how long ago their last rating must be: days, or '365d'; without times, nights
 ) -> Gone: # who they were
     "Drop ids without a rating for so long."
-    days, ages, counts, gone, shares = as_days(after, 'forget_after'), ages_of(learn), row_counts(learn.dls), [], []
-    if ages is None: raise RatingsError(
-        f'forget_after={after!r}, and when ids had their last rating is not known; expected ratings with times: '
-        'loaders with `time_name=`, and that column in each table')
-    for side, rows, n in zip(SIDES, ages.gone(days), counts, strict=True):
+    counts, gone, shares, in_nights = row_counts(learn.dls), [], [], own_datasets(learn)[0].time_name is None
+    span = as_days(after, 'forget_after', in_nights)
+    users, items = map(np.zeros, n_rows_of(learn))
+    if in_nights and learn.ages is None: learn.ages = Ages(0., users, items, in_nights=True)
+    if (ages := ages_of(learn)) is None: raise RatingsError(
+        f'forget_after={after!r}, and when ids had their last rating is not known; expected the column of times in '
+        'each table')
+    for side, rows, n in zip(SIDES, ages.gone(span), counts, strict=True):
         vocab = learn.side(side).vocab
         is_gone = np.isin(vocab.id_rows, rows)
         gone.append(vocab.ids[is_gone])
@@ -259,7 +263,7 @@ def update(self:CollabLearner,
     valid_pct:float=0., # share of the new ratings to validate on, 0 to below 1
     seed:int|None=None, # of what is drawn; None takes one from torch's global seed
     features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`: each gets a row
-    forget_after:float|str|timedelta|None=None, # days, or '365d': drop ids without a rating for longer; None for none
+    forget_after:float|str|timedelta|None=None, # drop ids without a rating for so long: days, '365d'; or nights
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
     "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
     seed = seed_or_fresh(seed)

@@ -455,11 +455,11 @@ def choose_half_life(
     cut = np.quantile(days, .9)
     newest = torch.from_numpy(days > cut).to(x.device)
     if not newest.any(): return None
-    first, _ = _newest_errors(x, y, weight, newest, start, 6, y_range)
+    first, _ = _newest_errors(x, y, weight, newest, start, 4, y_range)
     errors = {}
     for half_life in (None, *HALF_LIVES):
         by_age = torch.from_numpy(age_weights(days, half_life, cut)).to(y)
         by_age = weight if half_life is None else by_age if weight is None else by_age*weight
-        errors[half_life] = _newest_errors(x, y, by_age, newest, first, 3, y_range)[1]
+        errors[half_life] = _newest_errors(x, y, by_age, newest, first, 1, y_range)[1]
     best = min(errors, key=lambda o: errors[o].mean())
     return best if _is_better(errors[None] - errors[best], x[newest,0]) else None

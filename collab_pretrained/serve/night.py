@@ -345,12 +345,18 @@ class NightSettings:
     k:int = 10 # length of the lists
     keep:int = 5 # versions to keep, 1 or more
     seed:int = 0 # of what is drawn
-    forget_after:float|str|None = None # drop ids without a rating for so long: days, or '365d'; None for none
+    forget_after:float|str|None = None # drop ids without a rating for so long: days, or '365d'; without times, nights
     now:float|None = None # what counts as now where times are checked, in s since 1970; None for the clock
 
 # %% ../../nbs/68_serve.night.ipynb #090ea00d
 def _take_in(learn, ratings, features=None):
     with learn.no_bar(), learn.no_logging(): learn.update(ratings, seed=0, features=features)
+
+def _take_in_the_rest(learn, held_out):
+    "The other ratings of the same night."
+    now = learn.ages and learn.ages.now
+    _take_in(learn, held_out)
+    if learn.ages and learn.ages.in_nights: learn.ages = learn.ages.as_of(now)
 
 def learn_and_compare(
     learn:CollabLearner, # last night's model; it takes in `rest`
@@ -395,7 +401,7 @@ def learn_tonight(
     before = lists_for(learn, users, how.k)
     compared = learn_and_compare(learn, rest, held_out, how.k, features)
     if is_worse(compared, how.max_loss): return {'reason': _worse(compared[0], how.max_loss), 'compared': compared}
-    if len(held_out): _take_in(learn, held_out)
+    if len(held_out): _take_in_the_rest(learn, held_out)
     after = lists_for(learn, users, how.k)
     known = [o[o['user'].isin(sample['some'])] for o in (before, after)]
     gone = '' if how.forget_after is None else str(drop_gone(learn, how.forget_after))
