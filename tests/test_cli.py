@@ -186,6 +186,7 @@ def test_files_that_cant_be_used(night):
         Path(f'cut.csv.{ending}').write_bytes(pack(whole)[:-30])
         Path(f'no.csv.{ending}').write_bytes(b'not at all')
     Path('no.csv.zip').write_bytes(b'PK and no more')
+    Path('no.nul.csv').write_bytes(whole[:-40] + bytes(40))  # written while the machine went down
     Path('header.csv').write_text('user,item,rating\n')
     Path('empty.csv').write_text('')
     for path in [*Path().glob('cut.*'), *Path().glob('no.*'), *map(Path, ('header.csv', 'empty.csv', 'nowhere.csv'))]:

@@ -9,6 +9,7 @@ __all__ = ['read_csv', 'open_parquet', 'read_table', 'read_ids', 'ratings_by_tim
 
 # %% ../../nbs/33_data.files.ipynb #d14c4e00
 import bz2
+import codecs
 import gzip
 import lzma
 import re
@@ -111,17 +112,22 @@ def _read_tabs(path, said, kwargs):
 # %% ../../nbs/33_data.files.ipynb #15b4bc5d
 _not_all_lines = {'skiprows', 'nrows', 'skipfooter', 'comment', 'on_bad_lines', 'lineterminator', 'skip_blank_lines'}
 
+def _is_filled(line, k, path):
+    if b'\0' in line: raise RatingsError(
+        f'{path}: a NUL character in line {k}; expected text: was the file cut short as it was written?')
+    return not line.isspace()
+
 def _filled_lines(path) -> np.ndarray:
     "The numbers, from 1, of the lines of a file that are not blank."
     with _openers.get(Path(path).suffix.lower(), open)(path, 'rb') as f:
-        return np.fromiter((k for k, line in enumerate(f, 1) if not line.isspace()), dtype=np.int64)
+        return np.fromiter((k for k, line in enumerate(f, 1) if _is_filled(line, k, path)), dtype=np.int64)
 
 def _number_lines(df, path, said, kwargs):
     "Give a table the numbers of its lines in a file as its index, or say that lines have become parts of values."
     if not isinstance(path, (str, Path)) or not Path(path).is_file(): return
     if Path(path).suffix.lower() in ('.zip', '.zst'): return
     if _not_all_lines & set(kwargs) or kwargs.get('index_col', False) is not False: return
-    if 'utf-16' in str(kwargs.get('encoding')).lower(): return
+    if codecs.lookup(kwargs.get('encoding') or 'utf-8').name[:6] in ('utf-16', 'utf-32'): return
     has_header = kwargs.get('header', 0) is not None and ('header' in kwargs or 'names' not in kwargs)
     lines = _filled_lines(path)[has_header:]
     if len(lines) == len(df): df.index = pd.Index(lines, name='line')

@@ -302,8 +302,13 @@ def from_stream(cls:CollabDataLoaders,
     window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
     scratch:str|Path|None=None, # folder with room for 12 bytes a rating, while the loaders live; None for the system's
     after_batch=None, # transforms of a batch, as in fastai; None for none
+    time_name=None, # accepted as in `from_df` to say that streams have no times, and no weights either
+    weight_name=None, # see `time_name`
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
+    if time_name is not None or weight_name is not None: raise RatingsError(
+        f'time_name={time_name!r}, weight_name={weight_name!r}: a stream has neither times nor weights; expected None: '
+        '`from_df` reads both, and `splits=` can split a stream by time')
     bs, val_bs = batch_rows(bs, val_bs)
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
