@@ -3,10 +3,11 @@
 Usage: python benchmarks/delta.py [--nights 30] [--out FILE.csv]   (two minutes; one thread)
 
 Half of MovieLens 100K, in order of time, trains the first model (`fit_als`, 20 factors); the rest comes in equal
-nights. Each night is saved whole and as a delta, and a usearch index of the items takes the changes of
-`export_vectors(since=)`. Checked at the end: the first folder and all deltas give the last folder, byte for byte; the
-index of the first night with 30 nights of changes has each item's vector of a fresh export, and answers as a fresh
-index does. `changed` are the shares of rows that a night changed, `size` the delta over the bytes of the changed rows.
+nights. Each night is saved whole and as a delta, and a usearch index of the items, and a table of LanceDB where that is
+installed, take the changes of `export_vectors(since=)`. Checked at the end: the first folder and all deltas give the
+last folder, byte for byte; the index and the table of the first night with 30 nights of changes have each item's vector
+of a fresh export, and answer as fresh ones do. `changed` are the shares of rows that a night changed, `size` the delta
+over the bytes of the changed rows.
 
 The second table: a ridge regression learns genres (of at least 50 films) from the item vectors of the first night, on a
 random half of the films; its mean area under the ROC curve on the other half, given the vectors of the first night, of
@@ -23,6 +24,7 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 from fastai.data.external import URLs, untar_data  # noqa: E402
 from sklearn.linear_model import Ridge  # noqa: E402
@@ -79,17 +81,40 @@ def indexed(learn, folder):
     return index
 
 
+def stored(tmp, name, folder):
+    "A LanceDB table of the items; None where that is not installed."
+    try: import lancedb  # noqa: I001
+    except ImportError: return None
+    return lancedb.connect(tmp/'lance').create_table(name, pq.read_table(folder/'items.parquet'))
+
+
+def merge(table, folder):
+    "Take over the changes of one night."
+    gone = pd.read_parquet(folder/'items_deleted.parquet').id
+    if len(gone): table.delete(f'id in ({", ".join(map(str, gone))})')
+    table.merge_insert('id').when_matched_update_all().when_not_matched_insert_all().execute(
+        pq.read_table(folder/'items.parquet'))
+
+
+def answers(table, queries):
+    "The vectors of a LanceDB table by id, and its lists."
+    lists = [table.search(o).distance_type('dot').limit(10).to_arrow()['id'].to_pylist() for o in queries]
+    return table.to_arrow().sort_by('id').to_pydict(), lists
+
+
 def nights(df, n, tmp):
     "Play the nights; the table of each one, the last learner, and whether folder and index are those of a fresh save."
     first, cuts = solved(df[:len(df)//2]), np.linspace(len(df)//2, len(df), n + 1).astype(int)
     first.save_pretrained(tmp/'0')
-    index, rows, learn = indexed(first, tmp/'vectors'), [], CollabLearner.from_pretrained(tmp/'0')
+    index, table = indexed(first, tmp/'vectors'), stored(tmp, 'nights', tmp/'vectors')
+    rows, learn = [], CollabLearner.from_pretrained(tmp/'0')
     for k, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
         with learn.no_bar(): learn.update(df[a:b])
         learn.save_pretrained(tmp/f'{k + 1}')
         delta = learn.save_delta(tmp/f'{k + 1}.delta', since=tmp/f'{k}')
         learn.export_vectors(tmp/'changes', since=tmp/f'{k}')
         put(index, tmp/'changes')
+        if table: merge(table, tmp/'changes')
         users, items, size = changes(tmp/f'{k}', tmp/f'{k + 1}', b - a)
         whole = sum(o.stat().st_size for o in (tmp/f'{k + 1}').iterdir())
         rows.append({'users': users, 'items': items, 'size': delta.stat().st_size/size, 'whole': delta.stat().st_size/whole})
@@ -100,8 +125,11 @@ def nights(df, n, tmp):
     _, queries = read_vectors(tmp/'fresh/users.parquet')
     lists = [o.search(queries, 10, exact=True).keys for o in (index, fresh)]
     vectors = [np.stack([*o.get(ids)]) for o in (index, fresh)]
-    return pd.DataFrame(rows), first, learn, {
-        'last folder': same, 'vectors': np.array_equal(*vectors), 'lists': np.array_equal(*lists)}
+    found = {'last folder': same, 'vectors': np.array_equal(*vectors), 'lists': np.array_equal(*lists)}
+    if table:
+        own, new = (answers(o, queries[:200]) for o in (table, stored(tmp, 'fresh', tmp/'fresh')))
+        found |= {'LanceDB, vectors': own[0] == new[0], 'LanceDB, lists': own[1] == new[1]}
+    return pd.DataFrame(rows), first, learn, found
 
 
 def genres():

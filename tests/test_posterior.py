@@ -447,3 +447,13 @@ def test_loaders_of_fastai_are_refused(tmp_path):
 def test_descent_says_that_it_uses_no_weights(tmp_path):
     learn = solved(EARLY.assign(w=2.), tmp_path, weight_name='w')
     with pytest.warns(CollabWarning, match="column 'w'.* gradient descent counts each rating once"): quiet(learn, 'fit', 1)
+
+
+def test_rows_from_a_stream_are_those_from_a_table(tmp_path):
+    pytest.importorskip('polars')
+    EARLY.to_parquet(tmp_path/'early.parquet', index=False)
+    dls = CollabDataLoaders.from_stream(tmp_path/'early.parquet', valid_pct=0, seed=1)
+    streamed = quiet(collab_learner(dls, n_factors=4, path=tmp_path), 'fit_als', 4)
+    whole = solved(tmp_path=tmp_path, valid_pct=0.)
+    tables = [als.posterior_tables(o.posterior) for o in (streamed, whole)]
+    for k, t in tables[0].items(): torch.testing.assert_close(t, tables[1][k], rtol=1e-5, atol=1e-5)

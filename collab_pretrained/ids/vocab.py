@@ -120,6 +120,7 @@ def rows(self:Vocab,
     ids, # ids in any form that `canonical_ids` takes, or a `Vocab` for its real ids; any number
 ) -> np.ndarray: # int64, the row of each id; -1 where it has none
     "The rows that `ids` own."
+    if ids is self.ids: return self.id_rows.copy()
     index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
     return np.append(self.id_rows, -1)[self._index.find(index)]
 
