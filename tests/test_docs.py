@@ -56,8 +56,12 @@ class Tab:
     def open(self, url):
         "Go to a page and wait until all of it has loaded."
         self.events.clear()
-        self('Page.navigate', url=url)
-        while not any(o.get('method') == 'Page.loadEventFired' for o in self.events): self.read()
+        loader = self('Page.navigate', url=url)['loaderId']
+        def methods():
+            "Of the events since the page is there: a load before it was that of the page before."
+            at = [k for k, o in enumerate(self.events) if o.get('params', {}).get('frame', {}).get('loaderId') == loader]
+            return [o.get('method') for o in self.events[at[0]:]] if at else []
+        while 'Page.loadEventFired' not in methods(): self.read()
 
 
 @pytest.fixture(scope='session')
