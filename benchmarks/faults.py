@@ -1,14 +1,15 @@
 """What does a guarded night do with tables that are wrong, and with good ones? And what with a kill, or two at once?
 
-Usage: python benchmarks/faults.py [--data movietweetings ...] [--seed 0] [--out FILE.csv]   (ten minutes; one thread)
+Usage: python benchmarks/faults.py [--data movietweetings ...] [--seed 0] [--out FILE.csv]   (twenty minutes; one thread)
        python benchmarks/faults.py --kills [--n 100]   (five minutes)
 
 200 nights by the command `night` alone: MovieTweetings in 100 of its days, MovieLens 100K and latest-small in 50
 equal parts each (the first and the last from ../shared/data, where it is there), after a first model of the days
 before, or of the first half. At nights drawn at random, each data set gets every fault once that its ids can have;
 the file is wrong, and the right one follows if it is refused, as it would from whoever is on duty. A second chain
-gets the right files only. The clock stands an hour after the newest rating of a night. Printed is what became of each
-fault and in which words, the share of good nights that were refused, and the RMSE of both chains on every night's
+gets the right files only. The clock (`--now`) stands an hour after the newest rating of a night. Printed is what became
+of each fault and in which words, the share of good nights that were refused, how many lines of the lists of all users,
+which every promoted night writes, name an item that the user has rated, and the RMSE of both chains on every night's
 ratings before these are taken in.
 
 --kills: a night is killed at a random moment, `--n` times, while another process reads the model in a loop; then two
@@ -25,8 +26,6 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
-from types import SimpleNamespace  # noqa: E402
-from unittest import mock  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
@@ -35,7 +34,6 @@ from fastai.data.external import URLs, untar_data  # noqa: E402
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner  # noqa: E402
 from collab_pretrained.cli import main as command  # noqa: E402
-from collab_pretrained.serve import checks  # noqa: E402
 from collab_pretrained.serve.evaluate import predictions_for  # noqa: E402
 
 COLUMNS = ['user', 'item', 'rating', 'time']
@@ -118,14 +116,20 @@ def first_model(train, folder):
     learn.save_pretrained(folder)
 
 
-def night(model, path, tonight):
+def night(model, path, tonight, *options):
     "The exit status of a night an hour after the newest of its ratings, and what it said."
-    out, err = io.StringIO(), io.StringIO()
-    clock = mock.patch.object(checks, 'time', SimpleNamespace(time=lambda: tonight.time.max() + 3600))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), clock:
-        status = command(['night', str(model), str(path), '--time', 'time'])
+    out, err, now = io.StringIO(), io.StringIO(), tonight.time.max() + 3600
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = command(['night', str(model), str(path), '--time', 'time', '--now', str(now), *map(str, options)])
     said = err.getvalue() if status else out.getvalue()
     return status, ' '.join(o.removeprefix('collab-pretrained: ') for o in said.splitlines() if 'warning: ' not in o)
+
+
+def seen_lines(lists, past):
+    "How many lines there are in a file of lists, and how many name an item that the user has rated."
+    df, pairs = pd.read_parquet(lists)[['user', 'item']], past[['user', 'item']].drop_duplicates()
+    lists.unlink()  # the next night writes its own
+    return {'lines': len(df), 'seen': len(df.merge(pairs))}
 
 
 def squared_errors(model, tonight):
@@ -144,6 +148,7 @@ def chain(name, df, folder, seed):
     "A line for each night and file: what it was, what became of it, and the errors of both chains before it."
     train, nights = nights_of(df, name)
     faults, path, rows = planted(name, len(nights), np.random.default_rng(seed)), folder/'tonight.csv', []
+    lists = folder/'lists.parquet'
     models = {o: folder/o for o in ('guarded', 'right')}
     for o in models.values(): first_model(train, o)
     for k, tonight in enumerate(nights):
@@ -152,12 +157,13 @@ def chain(name, df, folder, seed):
         if fault := faults.get(k):
             table = TABLES.get(fault, lambda df, past, old, new: new)
             write(path, table(df, pd.concat([train, *nights[:k+1]]), nights[k-1], tonight), BYTES.get(fault))
-            status, words = night(models['guarded'], path, tonight)
+            status, words = night(models['guarded'], path, tonight, '--recommend', lists)
             rows.append({**said, 'fault': fault, 'status': status, 'words': words})
         if not fault or rows[-1]['status']:
             write(path, tonight)
-            status, words = night(models['guarded'], path, tonight)
+            status, words = night(models['guarded'], path, tonight, '--recommend', lists)
             rows.append({**said, 'fault': '', 'status': status, 'words': words})
+        if lists.exists(): rows[-1] |= seen_lines(lists, pd.concat([train, *nights[:k+1]]))
         write(path, tonight)
         night(models['right'], path, tonight)
     return rows
@@ -175,6 +181,7 @@ def summary(rows):
     print(f'{len(bad)} faults, {(bad.status != 0).sum()} refused; {len(good)} good nights, {len(refused)} refused: '
           f'{len(refused)/len(good):.1%}')
     print(refused[['data', 'night']].assign(words=refused.words.str[:200]).to_string(index=False), '\n')
+    print(f'{df.lines.count()} nights wrote lists: {df.seen.sum():.0f} of {df.lines.sum():,.0f} lines name a seen item')
     print('RMSE of each night before it is taken in\n', rmse.rename(columns=lambda o: o[3:]).round(4).to_string(), sep='')
 
 

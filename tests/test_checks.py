@@ -165,3 +165,5 @@ def test_few_users_say_little():
         return [o.name for o in check_table({**usual, **tonight}, [usual]*10) if not o.ok]
     for tonight, name in ({'known_users': .1}, 'known users'), ({'effective_users': 1., 'top_user': 1.}, 'one user'):
         assert not refused(3., .5, **tonight) and refused(100., .02, **tonight) == [name]
+    usual = {'n_ratings': 150, 'n_new': 150, 'effective_users': 3., 'top_user': .5}
+    assert 'one user: 50.0% of the ratings are of one user; expected any share' in map(str, check_table(usual, [usual]*10))

@@ -17,7 +17,8 @@ FACTS = {'verdict': 'promoted', 'reason': '', 'version': 12, 'when': '2026-03-01
          'n_ratings': 1200, 'n_repeated': 200, 'n_new': 1000, 'n_new_users': 3, 'n_new_items': 4, 'seconds': 1.25,
          'peak_mb': 512., 'lists': {'k': 3, 'n_users': 50, 'overlap': .9, 'rbo': .8}, 'checks': CHECKS,
          'compared': [{'group': group, 'metric': 'rmse', 'n': n, 'before': .9, 'after': .89, 'low': low, 'high': .005,
-                       'floor': floor} for group, n, low, floor in (('all', 200, -.02, .95), ('new', 9, None, None))]}
+                       'floor': floor, 'below': group == 'all'}
+                      for group, n, low, floor in (('all', 200, -.02, .95), ('new', 9, None, None))]}
 
 
 def examples():
@@ -59,7 +60,7 @@ def test_page_shows_all_of_it(tab, tmp_path, width):  # noqa: F811
     assert page['heads'] == ['Promoted: version 12 is served', "Tonight's ratings", 'Both models on the same ratings',
                              'The last 30 nights', 'Lists before and after', '3 of 3 checks passed']
     for o in ('1,200', '0.8900', 'The Seventh Seal 7', HOSTILE, f'User {HOSTILE}3 known', 'User n4 new',
-              '01 March 2026, 02:00 UTC', 'amount <b>seen</b>', '90%'):
+              'worse than its floor, beyond chance: all (0.8900)', '01 March 2026, 02:00 UTC', 'amount <b>seen</b>', '90%'):
         assert ' '.join(o.split()) in ' '.join(page['text'].split()), o
     assert (page['users'], page['points'], page['dots']) == (15, 30, 4)
     assert page['wide'] <= width

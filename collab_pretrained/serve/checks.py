@@ -41,8 +41,11 @@ class Rule:
     alike: float = 0. # how alike those of one user are, 0 to 1: so much less do they count than those of many
     fine: str|None = None # what was seen, where all is well; None for the same words
 
+    @property
+    def is_share(self): return '.1%' in self.seen # also where shares are compared like counts
+
     def show(self, value):
-        if self.scale == 'share': return f'{value:.1%}'
+        if self.is_share: return f'{value:.1%}'
         return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
     def size(self, profile):
@@ -108,7 +111,7 @@ def _values(learn, new):
     return {k: float(o) for k, o in res.items()}
 
 # %% ../../nbs/65_serve.checks.ipynb #491701ec
-_ids = 'see whether ids still mean what they meant: were {} renumbered or anonymised?'
+_ids = 'were {} renumbered or anonymised? See whether ids still mean what they meant'
 _user_ids, _item_ids, _any_ids = map(_ids.format, ('users', 'items', 'users or items'))
 _of_ids = [
     Rule('known users', 'known_users', '{known_users:.1%} of the new ratings are of known users', _user_ids,
@@ -396,7 +399,9 @@ def _bounds(rule, profile, earlier, limits):
 
 def _expected(rule, low, high, usual, n):
     "What was expected, in words."
-    if rule.scale == 'share' and high == 1: return f'any share: {rule.remedy}'
+    is_open = (low is None or low <= 0) and (high is None or high >= 1)
+    if rule.is_share and is_open and (low, high) != (None, None):
+        return 'any share' + (f': {rule.remedy}' if rule.fixed is not None else '')
     parts = [f'{rule.show(low)} or more'] if low is not None else []
     if high is not None: parts.append(f'{rule.show(high)} at most')
     return ', '.join(parts) + ('' if usual is None or not n else f' (usual is {rule.show(usual)}, by {n} nights)')
@@ -408,7 +413,7 @@ def _check(rule, profile, earlier, limits):
     seen = rule.fine if ok and rule.fine else rule.seen.format(**profile)
     names = ' or '.join(f'`{o}`' for o in (rule.low, rule.high) if o)
     return Check(rule.name, bool(ok), seen, _expected(rule, low, high, usual, n),
-                 f'{rule.remedy}; if all is well, set the limit {names} by `limits`')
+                 f'{rule.remedy}; if all is well, set the limit {names} (`limits`)')
 
 # %% ../../nbs/65_serve.checks.ipynb #d00c6f7a
 def check_table(

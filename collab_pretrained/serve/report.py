@@ -95,7 +95,9 @@ def _models(report):
         rows = [part for k, o in enumerate(some) for part in _row(o, at, 20 + 36*k)]
         cells = [[xml.Th(o['group'], scope='row'), *(xml.Td(_number(o[k])) for k in names[1:])] for o in some]
         picture = _svg(*rows, height=36*len(some) + 8, label=metric)
+        below = [f'{o["group"]} ({_number(o["after"])})' for o in some if o.get('below')]
         parts.append(xml.Figure(xml.Figcaption(metric.upper()), picture, _table(names, cells)))
+        if below: parts.append(xml.P(f"Tonight's model is worse than its floor, beyond chance: {', '.join(below)}."))
     return _section('Both models on the same ratings', _legend('before', 'after', 'interval', 'floor'), *parts)
 
 # %% ../../nbs/69_serve.report.ipynb #f44d224f
