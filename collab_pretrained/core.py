@@ -90,6 +90,7 @@ def new_file(path:Path) -> Generator[Path]:
     "A path to write to, with the same ending, that becomes `path` in one step once the block has ended well."
     if path.is_dir(): raise IsADirectoryError(errno.EISDIR, 'a folder, where a file was to be', str(path))
     part = path.with_name(f'.{uuid.uuid4().hex}.part{path.suffix}')
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
         rename_synced(part, path)

@@ -148,9 +148,7 @@ def write_delta(
 ) -> Path: # `path`
     "Write what changed between two saved models, as `delta_between` says it."
     path, raw = as_path(path), delta_between(as_path(old), as_path(new))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, raw)
+    try: replace_file(path, raw)
     except OSError as e: raise SaveError(f'{path}: not written ({e}); what was there before is still there') from e
     return path
 
