@@ -382,7 +382,6 @@ def new_table(
     "A table in a file that takes its place once the block has ended well."
     path, kind = Path(path), _kind_of(path, _written)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as part:
             if kind == '.parquet': df.to_parquet(part, index=False)
             else: _write_text(df, part, _written[kind])
