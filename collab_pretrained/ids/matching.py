@@ -56,16 +56,15 @@ class VocabMatch:
         return len(self.rows) >= n and np.array_equal(self.rows[:n], np.arange(n)) and bool((self.rows[n:] < 0).all())
 
 # %% ../../nbs/13_ids.matching.ipynb #f437e613
-def _share(counts, which): return counts[which].sum()/max(counts.sum(), 1)
-
 @patch(as_prop=True)
 def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if counts are known
     "What the ids of each kind have of the old and of the new interactions."
+    def share(counts, which): return counts[which].sum()/max(counts.sum(), 1)
     res = {'matched': {}, 'new': {}, 'dropped': {}}
     if self.old_counts is not None:
-        res['matched']['old'], res['dropped']['old'] = (_share(self.old_counts, o) for o in (self._kept, ~self._kept))
+        res['matched']['old'], res['dropped']['old'] = (share(self.old_counts, o) for o in (self._kept, ~self._kept))
     if self.new_counts is not None:
-        res['matched']['new'], res['new']['new'] = (_share(self.new_counts, o) for o in (self._known, ~self._known))
+        res['matched']['new'], res['new']['new'] = (share(self.new_counts, o) for o in (self._known, ~self._known))
     return res
 
 @patch

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.lib import format as npy
 
 from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, as_path, examples, file_content
 from .pretrained import Pretrained, from_arrays
@@ -101,23 +102,21 @@ def _read_csv(path, id_name, vector_name, id_type):
     return Vectors(_text_ids(ids, id_type, path), vectors)
 
 # %% ../../nbs/23_weights.importers.ipynb #193ccb09
-def _check_array(f, name, size):
-    "Raise where the record `f` of an archive holds no array of `size` bytes."
-    first = np.lib.format.read_magic(f) == (1, 0)
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(f)
-    if dtype.hasobject: raise ValueError(
-        f'{name} holds pickled Python objects: save ids of text with `np.array(ids, dtype=str)`')
-    n_bytes = np.prod([dtype.itemsize, *shape], dtype=object)
-    if f.tell() + n_bytes != size: raise ValueError(f'{name} promises an array of shape {shape}')
-
 def _check_npz(path):
     "Raise where the archive at `path` would unpack to far more than it holds, or promises other arrays than it has."
     with zipfile.ZipFile(path) as z:
         for o in z.infolist():
-            if not o.filename.endswith('.npy'): raise ValueError(f'{o.filename} in it is no array')
+            name = o.filename
+            if not name.endswith('.npy'): raise ValueError(f'{name} in it is no array')
             if o.file_size > max(200*path.stat().st_size, 2**20): raise ValueError(
-                f'{o.filename} unpacks to {o.file_size} bytes')
-            with z.open(o) as f: _check_array(f, o.filename, o.file_size)
+                f'{name} unpacks to {o.file_size} bytes')
+            with z.open(o) as f:
+                is_old = npy.read_magic(f) == (1, 0)
+                shape, _, dtype = (npy.read_array_header_1_0 if is_old else npy.read_array_header_2_0)(f)
+                if dtype.hasobject: raise ValueError(
+                    f'{name} holds pickled Python objects: save ids of text with `np.array(ids, dtype=str)`')
+                if f.tell() + np.prod([dtype.itemsize, *shape], dtype=object) != o.file_size: raise ValueError(
+                    f'{name} promises an array of shape {shape}')
 
 # %% ../../nbs/23_weights.importers.ipynb #f98558cd
 def _arrays(path):
@@ -274,23 +273,19 @@ def from_lightfm(
     return from_arrays(user_ids, users, item_ids, items, u_bias, i_bias, name='LightFM')
 
 # %% ../../nbs/23_weights.importers.ipynb #ff28af16
-def _surprise_users(algo, trainset):
-    "The users' vectors of a model of Surprise; those of SVD++ with what their rated items add."
-    if not hasattr(algo, 'yj'): return algo.pu
-    rated = [[i for i, _ in trainset.ur[u]] for u in range(trainset.n_users)]
-    return algo.pu + np.stack([algo.yj[items].sum(0)/len(items)**.5 for items in rated])
-
 def from_surprise(
     algo, # a trained `SVD`, `SVDpp` or `NMF`
 ) -> Pretrained: # vectors and biases under the raw ids; the mean of all ratings is in the users' biases
     "The factors of a model of Surprise."
     expected = 'a model of Surprise with factors (SVD, SVDpp, NMF)'
-    trainset, _, items = (_attr(algo, k, expected) for k in ('trainset', 'pu', 'qi'))
+    trainset, users, items = (_attr(algo, k, expected) for k in ('trainset', 'pu', 'qi'))
     user_ids = [trainset.to_raw_uid(u) for u in range(trainset.n_users)]
     item_ids = [trainset.to_raw_iid(i) for i in range(trainset.n_items)]
     biases = np.zeros(len(user_ids)), np.zeros(len(item_ids))
     if getattr(algo, 'biased', True): biases = trainset.global_mean + algo.bu, algo.bi
-    users = _surprise_users(algo, trainset)
+    if hasattr(algo, 'yj'):  # SVD++: what the items that a user has rated add
+        rated = [[i for i, _ in trainset.ur[u]] for u in range(trainset.n_users)]
+        users = users + np.stack([algo.yj[o].sum(0)/len(o)**.5 for o in rated])
     return from_arrays(user_ids, users, item_ids, items, *biases, meta={'y_range': None}, name='Surprise')
 
 # %% ../../nbs/23_weights.importers.ipynb #043c8ca2
