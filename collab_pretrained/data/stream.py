@@ -170,10 +170,9 @@ def _gaps(lf, names):
 
 def _count(lf, conditions):
     "How many rows there are, and for each of some conditions in how many rows it is true and in which first."
-    pl = _polars()
     asked = [(o.sum().alias(f'{k} times'), o.arg_max().alias(f'{k} first')) for k, o in enumerate(conditions)]
-    try: n, *seen = lf.select(pl.len(), *(f for both in asked for f in both)).collect(engine='streaming').row(0)
-    except pl.exceptions.SchemaError as e: raise RatingsError(
+    try: n, *seen = lf.select(_polars().len(), *(f for both in asked for f in both)).collect(engine='streaming').row(0)
+    except _polars().exceptions.SchemaError as e: raise RatingsError(
         f'{e}; expected each column to be of one type in all files: write them anew with one') from None
     return n, list(zip(seen[::2], seen[1::2], strict=True))
 
