@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core import CollabWarning, RatingsError, WeightsError
 from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, batch_sizes, loaders_like
 from .embeddings import y_range_of
-from .losses import SoftmaxOfAll, bpr_loss, softmax_loss, warp_choose
+from .losses import bpr_loss, softmax_loss, warp_choose
 from .sampling import UnseenItems
 
 # %% ../../nbs/45_models.ranking.ipynb #b5ec367d
@@ -220,8 +220,9 @@ class Softmax(Ranking):
     def _losses(self, x, pos, unseen):
         model, (users, of) = get_model(self.learn.model), x[:,0].unique(return_inverse=True)
         if self.asks_itself():
-            tables = model.u_weight(users), model.i_weight.weight, model.i_bias.weight
-            return SoftmaxOfAll.apply(*tables, of, x[:,1], unseen.mask(users))
+            neg = torch.addmm(model.i_bias.weight[:,0], model.u_weight(users), model.i_weight.weight.T)
+            pos = neg.flatten().index_select(0, of*neg.shape[1] + x[:,1])
+            return softmax_loss(pos, neg, of, unseen.mask(users))
         items, less = self.candidates(unseen)
         neg = model.u_weight(users) @ model.i_weight(items).T + model.i_bias(items)[:,0] + model.u_bias(users) - less
         return softmax_loss(pos, neg, of, unseen.mask(users, items))
