@@ -14,9 +14,10 @@ items; those rated 4 or more are liked; recall@10 and NDCG@10 of the unseen item
 unseen ones. LightFM (WARP, 32 factors) knows items by their features alone, or by features and ids. The floor ranks
 items by the popularity that their features tell. `calibration` says for what share of ratings the 80% interval holds
 (prediction -+ 1.2816 `std`), in all and by fifths of its width: the model is trained on the first half by time, and 20
-nights are predicted before they are taken in; latest-small is read from ../shared/data where it is there. Means over
-the seeds. Constants of the regression were chosen on the splits of other seeds (`--first-seed 100`), as were the
-settings of the other libraries; that of the noise of a row (`NOISE_COUNTS`) was tried on these very nights."""
+nights are predicted before they are taken in; the tables are those of nights.py. Means over the seeds. Constants of
+the regression were chosen on the splits of other seeds (`--first-seed 100`), as were the settings of the other
+libraries. The constant of a row's noise (`NOISE_COUNTS`) was tried on these nights of both MovieLens tables; that nights
+stretch intervals was decided on the first halves of all tables."""
 
 import argparse
 import json
@@ -242,11 +243,9 @@ def main():
         if f'{side}s' in a.only: cold(ratings, frames[side], side, seeds, pythons)
     if 'calibration' in a.only:
         print('\n80% intervals: ratings inside, in percent; and by fifths, narrow to wide')
-        calibration('ml-100k', ratings)
-        small = Path(__file__).resolve().parents[2]/'shared/data/ml-latest-small/ratings.csv'
-        if small.is_file():
-            small = pd.read_csv(small).set_axis([*COLUMNS, 'time'], axis=1)
-            calibration('latest-small', small.assign(time=pd.to_numeric(small.time, errors='coerce')))
+        from nights import read as ratings_of
+        for name in ('ml-100k', 'ml-latest-small', 'movietweetings', 'planted'):
+            if (df := ratings_of(name)) is not None: calibration(name, df.assign(time=np.arange(len(df))))
     if 'ranking' in a.only: ranking(ratings, frames['item'], seeds, pythons)
 
 if __name__ == '__main__': main()

@@ -86,6 +86,8 @@ class Posterior:
     users: SidePosterior # of all user rows
     items: SidePosterior # of all item rows
     noise: float # standard deviation of a rating around its answer, in units of ratings
+    stretch: float = 1. # what standard deviations of predictions are multiplied by, so that intervals hold
+    judged: float = 0. # ratings that the stretch rests on
 
     def side(self,
         name:str, # 'user' or 'item'
@@ -256,7 +258,7 @@ def with_first(
 def predicted_pairs(
     users:SidePosterior, # n rows, from `with_first`
     items:SidePosterior, # n rows, likewise
-    noise:float, # of the posterior
+    posterior:Posterior, # whose noise it is
     y_range:tuple|None=None, # of the model
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
     "Mean and standard deviation of the rating of each user and the item in the same place."
@@ -266,7 +268,8 @@ def predicted_pairs(
         low, high = y_range
         p = torch.sigmoid(z)
         z, doubt = low + (high-low)*p, doubt*((high-low)*p*(1-p))**2
-    return z, (doubt + noise**2*noise_factor(users)*noise_factor(items)).sqrt()
+    variance = doubt + posterior.noise**2*noise_factor(users)*noise_factor(items)
+    return z, variance.sqrt()*posterior.stretch
 
 def predicted(
     posterior:Posterior, # of ratings
@@ -275,7 +278,7 @@ def predicted(
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
     "Mean and standard deviation of the rating of each pair."
     users, items = (with_first(*posterior.side(o), x[:,k]) for k, o in enumerate(SIDES))
-    return predicted_pairs(users, items, posterior.noise, y_range)
+    return predicted_pairs(users, items, posterior, y_range)
 
 # %% ../../nbs/44_models.posterior.ipynb #b1707820
 def _unsaved(own): return ('mean', 'features') if own.has_features else ('mean', 'features', *_OF_FEATURES)
@@ -284,7 +287,7 @@ def posterior_tables(
     posterior:Posterior, # of any model
 ) -> dict[str, Tensor]: # 'user.variance', ... with a row for each id; 'user_base', ..., 'noise' without; float32
     "A posterior as tensors, without its means and features."
-    res = {'noise': torch.tensor([posterior.noise])}
+    res = {'noise': torch.tensor([posterior.noise]), 'stretch': torch.tensor([posterior.stretch, posterior.judged])}
     for name in SIDES:
         own = posterior.side(name)[0]
         for o in fields(own):
@@ -292,6 +295,7 @@ def posterior_tables(
             res[f'{name}{"." if o.name in ROW_FIELDS else "_"}{o.name}'] = getattr(own, o.name)
     return res
 
+# %% ../../nbs/44_models.posterior.ipynb #d9353b75
 def read_posterior(
     tables:dict[str, Tensor], # as `posterior_tables` gives them
     users:Tensor, # (n_users, k+1) float32: the means, vector and bias
@@ -303,7 +307,10 @@ def read_posterior(
     sides = [_read_side(tables, o, mean, known.get(o)) for o, mean in zip(SIDES, (users, items), strict=True)]
     noise = _entry(tables, 'noise', (1,)).item()
     if not noise > 0: raise CheckpointError(f'posterior: a noise of {noise}; expected a standard deviation above 0')
-    return Posterior(*sides, noise)
+    stretch, judged = _entry(tables, 'stretch', (2,)).tolist() if 'stretch' in tables else (1., 0.) # older ones
+    if not (stretch > 0 and judged >= 0): raise CheckpointError(
+        f'posterior: a stretch of {stretch} by {judged} ratings; expected a number above 0, and 0 or more')
+    return Posterior(*sides, noise, stretch, judged)
 
 # %% ../../nbs/44_models.posterior.ipynb #afc98917
 _OF_FEATURES = 'effects', 'relevance', 'first_base', 'first_spread'
