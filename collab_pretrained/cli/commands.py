@@ -40,8 +40,18 @@ from collab_pretrained.cli.options import (
     tables_for,
     with_facts,
 )
+from collab_pretrained.core import (
+    SIDES,
+    CollabError,
+    CollabWarning,
+    RatingsError,
+    SaveError,
+    VocabError,
+    examples,
+    model_config,
+    one_writer,
+)
 
-from ..core import SIDES, CollabError, CollabWarning, RatingsError, SaveError, VocabError, examples, one_writer
 from ..data.features import Encoding
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, read_like, titles_of
@@ -53,7 +63,6 @@ from ..models.embeddings import table_widths
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
 from ..serve.evaluate import RankMetric, check_floor, held_out_figure
-from ..weights.folders import model_config
 from .training import Unbreakable, progress_to_stderr, train_with_log
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57

@@ -8,6 +8,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.versions.html.md
 __all__ = ['commands', 'cli_history', 'cli_rollback', 'run']
 
 # %% ../../nbs/85_cli.versions.ipynb #c4db0a63
+import contextlib
+import io
+import os
 import sys
 from inspect import signature
 
@@ -38,11 +41,16 @@ def cli_rollback(
 # %% ../../nbs/85_cli.versions.ipynb #227cd827
 commands = {'history': cli_history, 'rollback': cli_rollback}
 
-def run(
-    name:str, # of one of these commands
-    args:list, # its arguments
-) -> int: # the exit status
-    "Run a command; `cli.commands` has one for the others, which need more."
+def _print(text):
+    "Print `text`, whatever becomes of standard output: the work is done."
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    try: print(text.encode(encoding, 'backslashreplace').decode(encoding), end='', flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError): print(f'collab-pretrained: standard output: {e}', file=sys.stderr)
+
+def _status(name, args):
+    "The exit status of a command, which is that of its work."
     f = commands[name]
     try:
         given = vars(anno_parser(f, f'collab-pretrained {name}').parse_args(args))
@@ -51,3 +59,14 @@ def run(
     except SystemExit as e: return int(e.code or 0)  # of --help, or of an option that isn't there
     except (CollabError, OSError, ImportError) as e: print(f'collab-pretrained: {e}', file=sys.stderr)
     return 2
+
+# %% ../../nbs/85_cli.versions.ipynb #aa4117cd
+def run(
+    name:str, # of one of these commands
+    args:list, # its arguments
+) -> int: # the exit status
+    "Run a command; `cli.commands` has one for the others, which need more."
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): status = _status(name, args)
+    _print(out.getvalue())
+    return status

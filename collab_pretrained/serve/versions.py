@@ -21,8 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import CheckpointError, config_bytes, config_checksum, one_writer, replace_file
-from ..weights.folders import model_config
+from ..core import CheckpointError, config_bytes, config_checksum, model_config, one_writer, replace_file
 
 # %% ../../nbs/66_serve.versions.ipynb #a1409614
 def read_facts(

@@ -20,11 +20,11 @@ import torch
 
 from collab_pretrained.core import (
     CheckpointError,
-    CheckpointNotFoundError,
     SaveError,
     config_bytes,
     config_checksum,
     file_content,
+    model_config,
 )
 from collab_pretrained.weights.pairs import (
     TABLE_NAME,
@@ -170,15 +170,6 @@ def save_folder(
     commit_folder(folder, raw, parts)
 
 # %% ../../nbs/27_weights.folders.ipynb #e9c9d775
-def model_config(
-    folder:str|Path, # of a saved model
-) -> bytes: # another after every save
-    "The configuration of a saved model as it is now; raises `CheckpointNotFoundError` where there is none."
-    path = Path(folder)/'config.json'
-    if path.is_file(): return file_content(path)
-    raise CheckpointNotFoundError(f'{folder}: no model there; expected a folder with a `config.json`, as '
-                                  '`learn.save_pretrained` and `collab-pretrained train` write it')
-
 def _read_parts(path):
     "The configuration in `path`, and the bytes of the files that belong to it by name, all of one save or version."
     while True:
