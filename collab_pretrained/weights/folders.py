@@ -18,14 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from collab_pretrained.core import (
-    CheckpointError,
-    SaveError,
-    config_bytes,
-    config_checksum,
-    file_content,
-    model_config,
-)
 from collab_pretrained.weights.pairs import (
     TABLE_NAME,
     are_columns,
@@ -46,6 +38,7 @@ from collab_pretrained.weights.reading import (
 )
 
 from .. import __version__
+from ..core import CheckpointError, SaveError, config_bytes, config_checksum, file_content, model_config
 from ..ids.matching import two_vocabs
 from .roles import flat_weights
 from .unpickle import file_kind
