@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 
 # %% auto #0
 __all__ = ['CollabError', 'RatingsError', 'VocabError', 'UnknownIdError', 'WeightsError', 'ShapeError', 'CheckpointError',
-           'CheckpointNotFoundError', 'SaveError', 'CollabWarning', 'planted_ratings']
+           'CheckpointNotFoundError', 'SaveError', 'CollabWarning', 'model_config', 'planted_ratings']
 
 # %% ../nbs/00_core.ipynb #d21db6aa
 import errno
@@ -114,6 +114,16 @@ def config_bytes(config:dict) -> bytes:
     config = json.loads(json.dumps(config), parse_constant=lambda _: None)
     config['checksum'] = config_checksum(config)
     return ('{\n' + ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in config.items()) + '\n}\n').encode()
+
+# %% ../nbs/00_core.ipynb #6bcfab33
+def model_config(
+    folder:str|Path, # of a saved model
+) -> bytes: # another after every save
+    "The configuration of a saved model as it is now; raises `CheckpointNotFoundError` where there is none."
+    path = Path(folder)/'config.json'
+    if path.is_file(): return file_content(path)
+    raise CheckpointNotFoundError(f'{folder}: no model there; expected a folder with a `config.json`, as '
+                                  '`learn.save_pretrained` and `collab-pretrained train` write it')
 
 # %% ../nbs/00_core.ipynb #996ffd32
 @contextmanager
