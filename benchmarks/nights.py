@@ -24,7 +24,7 @@ trained anew each night, too, which takes minutes.
   fit_als, half-life   (ials, half-life) with `half_life='auto'`, solved anew each night
   update, half-life    the first model of these, read from its folder, takes in each night's ratings
   recent               for rankings: items by their recent popularity alone, with the half-life that ranks the newest
-                       tenth of the ratings so far best
+                       fifth of the ratings so far best
 `half_life` is what the first model chose, in days.
 --forget-after DAYS: `update`, which drops who had no rating for so long.
 results/nights.csv and results/nights_ranking.csv have the tables of one seed."""

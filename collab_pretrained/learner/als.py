@@ -449,6 +449,9 @@ def fit_als(self:CollabLearner,
     check_rows(n_rounds, 'n_rounds', what='rounds')
     model, (x, y, weight) = dot_product(self), train_ratings(self)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to learn from')
+    if self.ranking is not None and not self.ranking.in_closed_form: raise RatingsError(
+        f"a ranking by {type(self.ranking).__name__} is trained by descent; expected `loss='ials'` for `fit_als` and "
+        'half-lives, or `fit_one_cycle`')
     half_life, days = _half_life_and_days(self, half_life)
     if self.ranking is not None: return _fit_ranking(self, x, y, weight, n_rounds, cbs, half_life, days)
     weight = _set_half_life(self, x, y, weight, y_range_of(model), half_life, days)
@@ -537,9 +540,6 @@ def factors_of(
 # %% ../../nbs/52_learner.als.ipynb #524c3ac5
 def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
     "Implicit ALS over the positives of the training part."
-    if not learn.ranking.in_closed_form: raise RatingsError(
-        f"a ranking by {type(learn.ranking).__name__} is trained by descent; expected `loss='ials'` for `fit_als`, "
-        'or `fit_one_cycle`')
     _set_recency(learn, x, _is_liked(learn, y, weight), half_life, days)
     pairs, weight = positives_of(learn, x, y, weight)
     rounds = ials_rounds(_first_factors(learn), pairs, weight, n_rounds, share=learn.process)
