@@ -295,8 +295,9 @@ def test_an_exported_learner_knows_what_it_has_learned_from(tmp_path, loss):
     assert all(a is b for a, b in zip(state, (learn.solved, learn.seen, learn.trained_here), strict=True))
     again = load_learner(tmp_path/'x.pkl')
     before = rows(again)
-    assert same(before, rows(learn)) and quiet(again, 'update', EARLY).n_new == 0
-    assert same(before, rows(again)) and quiet(again, 'update', LATE).n_new == len(LATE)
+    assert same(before, rows(learn)) and quiet(again, 'update', learn.dls.train_ds.items).n_new == 0
+    assert same(before, rows(again)) and quiet(again, 'update', EARLY).n_new == len(learn.dls.valid_ds)
+    assert quiet(again, 'update', LATE).n_new == len(LATE)
 
 
 @pytest.mark.parametrize('way', [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
@@ -383,6 +384,21 @@ def test_what_the_loaders_hold_but_rows_have_not_learned_from(tmp_path):
         assert quiet(warm, 'update', LATE).n_new == 0
     warm.adapt()
     assert set(map(tuple, warm.dls.train_ds.tensors[0].tolist())) <= set(map(tuple, warm.evidence().pairs().tolist()))
+
+
+@pytest.mark.parametrize('loss', [None, 'ials'])
+def test_ratings_that_validated_are_seen_and_can_be_learned(tmp_path, loss):
+    learn = ranked(tmp_path=tmp_path) if loss else solved(tmp_path=tmp_path)
+    held_out, train, user = learn.dls.valid_ds.items, learn.dls.train_ds.items, learn.dls.valid_ds.items.user.iloc[0]
+    learn.save_pretrained('x')
+    from_folder(tmp_path/'x').save_pretrained(tmp_path/'y')
+    for o in (learn, from_folder(tmp_path/'x'), from_folder(tmp_path/'y')):
+        assert not o.recommend(user, k=10)['item'].isin(EARLY['item'][EARLY.user == user]).any()
+        assert quiet(o, 'update', train).n_new == 0
+        if o is learn: assert quiet(o, 'update', EARLY).n_new == 0 and o.adapt(held_out) is o
+        else: assert quiet(o, 'update', EARLY).n_new == len(held_out)
+        assert o.evidence().has(learn.dls.valid_ds.tensors[0].numpy()).all()
+        assert quiet(o, 'update', EARLY).n_new == 0
 
 
 def test_weights_and_times_outlive_nights_and_deletions(tmp_path):

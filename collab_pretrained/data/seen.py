@@ -51,6 +51,7 @@ class Seen:
     pairs: ClassVar[Callable]
     has: ClassVar[Callable]
     with_pairs: ClassVar[Callable]
+    without: ClassVar[Callable]
     moved: ClassVar[Callable]
 
     def __len__(self): return len(self.items)
@@ -100,6 +101,16 @@ def with_pairs(self:Seen, pairs:np.ndarray, n_users:int|None=None, n_items:int|N
     places = old.offsets[users] + at - np.searchsorted(known, users*old.n_items)
     n_more = np.bincount(users[new], minlength=old.n_users).cumsum()
     return Seen(old.offsets + np.append(0, n_more), np.insert(old.items, places[new], items[new]), old.n_items)
+
+# %% ../../nbs/36_data.seen.ipynb #3a10ec98
+@patch
+def without(self:Seen,
+    other:Seen, # over the same vocabulary
+) -> Seen: # a new one
+    "The record without the pairs of another one."
+    pairs = self.pairs()
+    return Seen.of_pairs(pairs[~other.has(pairs)], self.n_users, self.n_items)
+
 
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
 @patch

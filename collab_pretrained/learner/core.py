@@ -165,6 +165,7 @@ class CollabLearner(LeanLearner):
     mean_row:Callback|None = None  # the `MeanRowCallback`; None without `default_cbs`
     solved:tuple|None = None  # what the rows were when they were solved or loaded, and the `Posterior` of these rows
     seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
+    held_out:Seen|None = None  # pairs that validated a pretrained model: users have seen them, rows don't know them
     liked:Seen|None = None  # of a ranking: the positives among `seen`
     features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None where nothing is known of them
     ages:Ages|None = None  # when rows last had a rating, and recent popularity; None where no times are known
@@ -272,7 +273,7 @@ def restore_tables(self:CollabLearner,
     report:MatchReport, # which row of that model each row here came from
 ) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
-    for o in ('solved', 'seen', 'liked', 'features', 'ages'): setattr(self, o, None)
+    for o in ('solved', 'seen', 'held_out', 'liked', 'features', 'ages'): setattr(self, o, None)
     self.trained_here = False
 
 def loss_facts(
@@ -473,7 +474,7 @@ def save_pretrained(self:CollabLearner,
               'lineage': lineage, 'metrics': _last_metrics(self), 'counts': interaction_counts(self.dls)}
     known = {k: v for k, v in config.items() if v is not None}
     tables = {k: v for k, v in self.saved_tables(look=posterior).items()
-              if {'posterior': posterior, 'seen': seen}.get(k, True)}
+              if {'posterior': posterior, 'seen': seen, 'held_out': seen}.get(k, True)}
     save_folder(folder, model.state_dict(), self.vocab, known, tables)
     return folder
 
@@ -487,7 +488,7 @@ def export(self:CollabLearner,
     "fastai's `export`: the learner without its ratings, as a pickle; what it has learned from them it keeps."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
     fname = as_path(fname)
-    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'liked', 'features', 'ages', 'trained_here')}
+    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here')}
     if has_vocab(self.dls): self.restore_tables(self.saved_tables(look=True), match_classes(self.vocab, self.vocab))
     try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute]
     finally:

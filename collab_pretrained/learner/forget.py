@@ -30,15 +30,16 @@ from .core import CollabLearner
 from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
 
 # %% ../../nbs/55_learner.forget.ipynb #0f0c851d
-def _swap_param(model, opt, name, table):
-    "Put `table` in the place of a parameter, in every module and in the optimizer."
-    old = model.get_parameter(name)
-    new = nn.Parameter(table, requires_grad=old.requires_grad)
+def _swap_params(model, opt, tables):
+    "Put `tables`, by name, in the place of parameters, in every module and in the optimizer."
+    old = {name: model.get_parameter(name) for name in tables}
+    new = {p: nn.Parameter(tables[name], requires_grad=p.requires_grad) for name, p in old.items()}
     for module in model.modules():
         for key, p in list(module.named_parameters(recurse=False)):
-            if p is old: setattr(module, key, new)
-        if isinstance(module, nn.Embedding) and module.weight is new: module.num_embeddings = len(table)
-    if opt is not None: _swap_in_opt(opt, old, new)
+            if p in new: setattr(module, key, new[p])
+        if isinstance(module, nn.Embedding): module.num_embeddings = len(module.weight)
+    if opt is not None:
+        for p, q in new.items(): _swap_in_opt(opt, p, q)
 
 def _swap_in_opt(opt, old, new):
     "An `OptimWrapper` keeps flags, and torch's optimizer in it moments."
@@ -60,14 +61,14 @@ def renumber(
     state = None if opt is None else opt.state_dict()  # first, as it may settle what weights are owed
     names = None if opt is None else param_names(opt, model)
     wgts = match_wgts(flat_weights(model.state_dict()), report, seed=seed)
-    for name in (o for found in find_roles(dict(model.named_parameters())).values() for o in found):
-        _swap_param(model, opt, name, wgts[name])
+    names_in_vocab = [o for found in find_roles(dict(model.named_parameters())).values() for o in found]
+    _swap_params(model, opt, {o: wgts[o] for o in names_in_vocab})
     if opt is not None and state is not None:
         if hasattr(opt, 'slow_weights'): opt.slow_weights = None  # Lookahead starts them again from the weights
         carry_moments(opt, model, state, names, report)
     if hasattr(model, 'classes'): model.classes = classes
     for cb in learn._grab_cbs(AnchorCallback): cb.since, cb.anchors = None, {}
-    for o in 'seen', 'liked', 'ages':
+    for o in 'seen', 'held_out', 'liked', 'ages':
         if getattr(learn, o) is not None: setattr(learn, o, getattr(learn, o).moved(report))
     move_features(learn, report)
     if solved: move_solved(solved, report, learn)

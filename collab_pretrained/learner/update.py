@@ -84,10 +84,9 @@ def _is_squared(learn): return isinstance(getattr(learn.loss_func, 'func', None)
 def _miss(learn, x, y):
     "The mean squared error of a dot product, without the events of `get_preds`; NaN without ratings."
     model = get_model(learn.model)
-    device, was_training = next(model.parameters()).device, model.training
-    res = (model.eval()(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().item()
-    model.train(was_training)
-    return res
+    if model.training: model.eval()
+    device = next(model.parameters()).device
+    return (model(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().item()
 
 def _error(learn, ds):
     """The loss over a dataset, or its root where that is the squared error; NaN where it is empty. Where a ranking is
@@ -101,7 +100,7 @@ def _error(learn, ds):
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
-_fields = 'dls', 'match_report', 'solved', 'seen', 'liked', 'features', 'ages', 'trained_here'
+_fields = 'dls', 'match_report', 'solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here'
 
 @contextmanager
 def all_or_nothing(
@@ -158,6 +157,8 @@ def _read(learn, ratings, features):
         grown[column] = vocab.grown(ids[vocab.rows(ids) < 0])
     return table.merge_repeats('last'), grown
 
+
+# %% ../../nbs/58_learner.update.ipynb #5f5cdb0e
 def _is_known(learn, x):
     "Which pairs the model has learned from, or the learner holds."
     pairs, evidence = x.cpu().numpy(), learn.evidence()
@@ -195,7 +196,8 @@ def _warn_of_repeats(learn, x, n_replaced, n):
         ', the others are left out' if _holds_all(learn) else
         '; rows keep what they learned from the older ones, as not all ratings that they learned from are at hand')
     if n_owed: what += (f'; {n_owed} of them are in the learner\'s loaders, and rows have not learned from them: '
-                        '`learn.adapt()` takes in those of the training part')
+                        '`learn.adapt()` takes in those of the training part, and '
+        '`learn.adapt(learn.dls.valid_ds.items)` those that validate')
     warnings.warn(f'{len(x)} of {n} ratings are of a (user, item) pair that the model has already learned from, '
                   f'or that the learner holds: {what}', CollabWarning, stacklevel=5)
 

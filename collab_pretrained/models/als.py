@@ -37,7 +37,7 @@ from .solve import single_row, solve_rows, sort_both, sort_ratings
 LEAST_GAIN = .03 # how much of a row came from its ratings is taken for at least this where the prior is estimated
 RELAX = 4 # over-relaxation of the implicit factors' spread, which expectation maximisation alone moves slowly
 ALIKE = 4. # columns of a design that are more alike than this make the steps of a prior shorter
-FORGET = 3. # in a night, what old ratings said of biases counts by exp(-this*tonight's ratings/all ratings)
+FORGET = 2. # in a night, what old ratings said of biases counts by exp(-this*tonight's ratings/all ratings)
 DOUBT = .25 # in a night and a fold-in, how much the other side's variances count
 
 def _gain(own, seen):
@@ -82,10 +82,9 @@ def _regress(residual, gain, root, ridge, pull, ratings, transposed, n_steps=2):
     def apply(step):
         through = ratings.sums(step)*root
         return transposed.sums(gain*through*root) + ridge*step, through
-    diagonal = transposed.sums(gain*root**2)
+    diagonal, left = transposed.sums(torch.cat([(gain*root**2).expand_as(residual), residual*root], 1)).chunk(2, 1)
     precondition = 1/(diagonal + ridge)
-    left = transposed.sums(residual*root) - pull
-    return *_conjugate_gradients(apply, left, precondition, n_steps), (diagonal*precondition).sum(0)
+    return *_conjugate_gradients(apply, left - pull, precondition, n_steps), (diagonal*precondition).sum(0)
 
 # %% ../../nbs/49_models.als.ipynb #7c417661
 def _implicit_spread(implicit, before, determined, n, least):
@@ -278,21 +277,16 @@ def _noise_and_slope(tables, known, x, y, y_range):
     return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess, slope
 
 # %% ../../nbs/49_models.als.ipynb #bd40ad74
-def _forget(variance, spread, share):
-    """Variances before a night that brings `share` of all ratings. Old ratings say a little less of a bias than they
-    did: levels drift, and what all rows have in common is less certain than each row's variance says."""
-    of_ratings = (1/variance - 1/spread**2).clamp(min=0)
-    of_ratings[:,-1] *= torch.exp(-FORGET*share)
-    return 1/(1/spread**2 + of_ratings)
-
-# %% ../../nbs/49_models.als.ipynb #24b2cd71
-def _tonight(own, implicit, ratings, share):
-    """The prior of tonight: the posterior of last night. What the row's history gains moves its mean as far as the row
-    was unsure. Rows that never had a rating have their prior. Mean and variance of the result are the prior's."""
+def _tonight(own, implicit, ratings, kept=1.):
+    """The prior of tonight: the posterior of last night, of whose biases `kept` is left, as levels drift, and what all
+    rows share is less certain than each one's variance says. What the history gains moves the mean as far as the row
+    was unsure. Rows that never had a rating have their prior. Mean and variance are the prior's."""
+    of_numbers = torch.ones_like(own.base)
+    of_numbers[-1] = kept
     known, counts = (own.counts > 0)[:,None], own.counts + ratings.counts
     root = torch.where(counts > 0, counts, torch.inf).rsqrt()[:,None]
     history = (own.history*own.counts.sqrt()[:,None] + ratings.sums(implicit))*root
-    variance = torch.where(known, _forget(own.variance, own.spread, share), own.new_variance())
+    variance = torch.where(known, own.faded_variance(of_numbers), own.new_variance())
     moved = own.mean + variance/own.spread**2*(history - own.history)
     mean = torch.where(known, moved, own.base + own.explained() + history)
     return replace(own, mean=mean, variance=variance, history=history, counts=counts)
@@ -320,30 +314,37 @@ def _surprised(own, rows, surprise): return replace(own, surplus=own.surplus.ind
 
 # %% ../../nbs/49_models.als.ipynb #c9c24f76
 def _solve_tonight(priors, both, noise, y_range, n_rounds, before, frozen):
-    """The rows of tonight, users then items, each from its prior. The other side's variances count by DOUBT only: what
-    they take from a rating is taken for good, while a fit of all ratings gives it back as rows become surer."""
-    new = list(priors)
-    for _ in range(n_rounds):
-        for i, prior in enumerate(priors):
-            other = new[1-i]
-            mean, variance, _ = solve_rows(both[i], prior.mean, prior.variance, other.mean, DOUBT*other.variance, noise,
+    """The rows of tonight, each from its prior: users, then items and users in turn. The other side's variances count
+    by DOUBT only: what they take from a rating is taken for good, while a fit of all ratings gives it back as rows
+    become surer. Returns both sides and the expected squared error."""
+    new, error = list(priors), torch.zeros(1)
+    for i in (0, *(1, 0)*n_rounds):
+        prior, other = priors[i], new[1-i]
+        mean, variance, error = solve_rows(both[i], prior.mean, prior.variance, other.mean, DOUBT*other.variance, noise,
                                            y_range, new[i].mean)
-            new[i] = _kept(replace(prior, mean=mean, variance=variance), before[i], frozen[i])
-    return new
+        new[i] = _kept(replace(prior, mean=mean, variance=variance), before[i], frozen[i])
+    return new, error.sum()
+
 
 # %% ../../nbs/49_models.als.ipynb #2096f2de
-def _learn_implicit(own, prior, other, ratings, transposed, known, caution):
-    """What tonight tells of the other side's implicit factors, from how far the ratings moved the rows of `own` from
-    tonight's prior. `known`, gains per rating so far, says how sure the factors are. Old pairs are not at hand: half a
-    step. Returns `own`, which follows, and the step."""
-    root = own.counts.clamp(min=1e-9).rsqrt()[:,None]
+def _learn_tonight(own, prior, is_new, others, ratings, transposed, side, caution):
+    """What tonight tells of the prior behind the rows of `own`, by how far they moved from tonight's. New ids add to
+    base and spread, which are means over all ids of `side` so far; all rows tell of the other side's implicit factors,
+    of which `others` have ratings tonight: half a step, as old pairs are not at hand. Returns `own` and the step."""
+    seen, n_new = (side.counts > 0).float(), is_new.sum()
+    known, n = seen @ _gain(side, 1), seen.sum()
     gain = ((prior.variance - own.variance)/own.spread**2*caution).clamp(.1*LEAST_GAIN, 1)
-    ridge = (own.spread/other.implicit_spread)**2 + other.counts[:,None]*known
-    step, moved, _ = _regress(own.mean - prior.mean, gain, root, ridge, 0., ratings, transposed)
+    residual = own.mean - prior.mean
+    shift = (residual*is_new).sum(0)/((gain*is_new).sum(0) + known).clamp(min=1e-6)
+    residual = residual - gain*shift*is_new
+    ridge = (own.spread/others.implicit_spread)**2 + others.counts[:,None]*known/side.counts.sum().clamp(min=1)
+    step, moved, _ = _regress(residual, gain, own.counts.clamp(min=1e-9).rsqrt()[:,None], ridge, 0., ratings,
+                              transposed, n_steps=1)
     mean = own.mean + .5*moved*own.variance/own.spread**2
-    return replace(own, mean=mean, history=own.history + .5*moved), .5*step
+    squares = (((residual - .5*gain*moved)**2 + own.variance)*is_new).sum(0)
+    spread = ((n*own.spread**2 + squares)/(n + n_new).clamp(min=1)).sqrt() if n_new else own.spread
+    return replace(own, mean=mean, history=own.history + .5*moved, base=own.base + shift, spread=spread), .5*step
 
-def _gain_per_rating(side): return (side.counts > 0).float() @ _gain(side, 1)/side.counts.sum().clamp(min=1)
 
 # %% ../../nbs/49_models.als.ipynb #2b5a4cf8
 @torch.no_grad()
@@ -353,7 +354,7 @@ def night(
     y:Tensor, # (n,) float32
     weight:Tensor|None=None, # (n,) float32
     y_range:tuple|None=None, # of the model
-    n_rounds:int=1, # each solves users, then items
+    n_rounds:int=1, # each solves items, then users; users are solved before
     frozen:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
 ) -> Posterior: # a new one; only rows of tonight differ, and those that never had a rating: they are the expected row
     "Take in one night of ratings: the posterior of last night is the prior of tonight. Old ratings are not needed."
@@ -364,23 +365,20 @@ def night(
     surprise = _surprise(deviation*posterior.stretch, weight)
     before = [_surprised(o.take(r), at, surprise) for o, r, at in zip(sides, rows, local, strict=True)]
     both = sort_both(torch.stack(local, 1), y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)
-    n = both[0].counts.sum()
-    share = n/(n + posterior.users.counts.sum()).clamp(min=1e-9)
-    priors = [_tonight(before[i], before[1-i].implicit, both[i], share) for i in (0, 1)]
-    kept = [None if f is None else f[r] for f, r in zip(still, rows, strict=True)]
-    new = _solve_tonight(priors, both, posterior.noise, y_range, n_rounds, before, kept)
-    new = _with_implicit(new, priors, before, both, sides)
+    n, n_old = both[0].counts.sum(), posterior.users.counts.sum()
+    kept = torch.exp(-FORGET*n/(n + n_old).clamp(min=1e-9))
+    priors = [_tonight(before[i], before[1-i].implicit, both[i], kept) for i in (0, 1)]
+    frozen = [None if f is None else f[r] for f, r in zip(still, rows, strict=True)]
+    new, error = _solve_tonight(priors, both, posterior.noise, y_range, n_rounds, before, frozen)
+    noise = _noise(n_old*posterior.noise**2 + error, n_old + n, 1e-3*posterior.noise)
+    learned = [_learn_tonight(new[i], priors[i], (before[i].counts == 0)[:,None], before[1-i], both[i], both[1-i],
+                              sides[i], _caution(sides[1-i])) for i in (0, 1)]
+    new = [replace(learned[i][0], implicit=before[i].implicit + learned[1-i][1]) for i in (0, 1)]
     users, items = (sides[i].put(rows[i], new[i]) for i in (0, 1))
     users, items = with_expected(users, items), with_expected(items, users)
     new = [_kept(o, side, f) for o, side, f in zip((users, items), sides, still, strict=True)]
-    return Posterior(*new, posterior.noise, *_stretched(posterior, deviation))
+    return Posterior(*new, noise, *_stretched(posterior, deviation))
 
-# %% ../../nbs/49_models.als.ipynb #b857b4f1
-def _with_implicit(new, priors, before, both, sides):
-    "Both sides, with what tonight tells of implicit factors."
-    learned = [_learn_implicit(new[i], priors[i], before[1-i], both[i], both[1-i], _gain_per_rating(sides[i]),
-                               _caution(sides[1-i])) for i in (0, 1)]
-    return [replace(learned[i][0], implicit=learned[i][0].implicit + learned[1-i][1]) for i in (0, 1)]
 
 # %% ../../nbs/49_models.als.ipynb #6013de07
 def _own_rows(own, rows, n, features):
@@ -413,7 +411,7 @@ def fold_in(
     others = other.mean, other.variance, other.implicit
     if n_ids == 1: ratings, others = single_row(y, weight), [o[x[:,1]] for o in others]
     else: ratings = sort_ratings(x, y, n_ids, len(other.mean), len(own.base), weight)
-    prior = _tonight(_own_rows(own, rows, n_ids, features), others[2], ratings, torch.zeros((), device=y.device))
+    prior = _tonight(_own_rows(own, rows, n_ids, features), others[2], ratings)
     mean, doubt = prior.mean, DOUBT*others[1]
     for _ in range(n_steps or (1 if y_range is None else 3)):
         mean, variance, _ = solve_rows(ratings, prior.mean, prior.variance, others[0], doubt, posterior.noise, y_range,

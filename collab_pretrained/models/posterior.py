@@ -66,6 +66,13 @@ class SidePosterior:
         "The prior variance of a row without ratings."
         return (self.first_spread if self.has_features else self.spread)**2
 
+    def faded_variance(self,
+        kept:float|Tensor, # share of what ratings say that is left, above 0 to 1; or (k+1,), of each number
+    ) -> Tensor: # (n_rows, k+1): grown towards the prior's
+        "The variances once ratings count less."
+        of_prior = 1/self.spread**2
+        return 1/(of_prior + (1/self.variance - of_prior).clamp(min=0)*kept)
+
     def take(self,
         rows:Tensor, # (n,) int64
     ) -> 'SidePosterior': # of n rows
@@ -346,9 +353,7 @@ def faded(
     "A posterior after some time: means stay, variances grow towards the prior's, and ratings count less."
     if kept == 1: return posterior
     def side(own):
-        of_ratings = (1/own.variance - 1/own.spread**2).clamp(min=0)*kept
-        return replace(own, variance=1/(1/own.spread**2 + of_ratings), counts=own.counts*kept,
-                       history=own.history*kept**.5)
+        return replace(own, variance=own.faded_variance(kept), counts=own.counts*kept, history=own.history*kept**.5)
     return replace(posterior, users=side(posterior.users), items=side(posterior.items))
 
 # %% ../../nbs/44_models.posterior.ipynb #be8145db
@@ -367,6 +372,8 @@ def match_side(
     return replace(own, mean=moved(own.mean, expected), variance=moved(own.variance, own.new_variance()),
                    **{o: moved(getattr(own, o), 0.) for o in ('counts', 'history', 'implicit', 'features', 'surplus')})
 
+
+# %% ../../nbs/44_models.posterior.ipynb #c2d25574
 def match_posterior(
     posterior:Posterior, # over the old vocabulary; not changed
     report:MatchReport, # of the old vocabulary and the new one

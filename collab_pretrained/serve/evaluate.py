@@ -90,7 +90,7 @@ def relevant_pairs(learn, x, y, min_rating):
 
 def known_pairs(learn, rows):
     "What the users `rows` have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
-    recorded = [] if learn.seen is None else [learn.seen.pairs(rows)]
+    recorded = [o.pairs(rows) for o in (learn.seen, learn.held_out) if o is not None]
     return np.concatenate([seen_pairs(learn.dls, rows), *recorded])
 
 # %% ../../nbs/60_serve.evaluate.ipynb #442226aa
