@@ -610,8 +610,9 @@ def cli_inspect(
         if (t := tables.get('features', {})) and f'{side}_encoding' in t:
             names = Encoding.of_tensor(t[f'{side}_encoding'], t[f'{side}.values'].shape[1]).columns
             print(f'features of {side}s: {examples([o.name for o in names], 12)}')
-    seen = tables.get('seen')
-    print('seen:', 'not known' if seen is None else f'{len(seen["items"])} pairs of a user and an item')
+    seen, held_out = tables.get('seen'), tables.get('held_out')
+    print('seen:', 'not known' if seen is None else f'{len(seen["items"])} pairs of a user and an item' + (
+        f', of which {len(held_out["items"])} were held out to validate' if held_out else ''))
     for name, wgt in saved.wgts.items(): print(f'{name}: {tuple(wgt.shape)}, {wgt.dtype}')
 
 commands['inspect'] = cli_inspect

@@ -92,6 +92,8 @@ def side_table(
     "The rows of one side."
     return torch.cat([as_tensor(o, model.get_parameter(o)) for o in _names(side)], 1).float()
 
+
+# %% ../../nbs/52_learner.als.ipynb #297f4151
 @torch.no_grad()
 def set_side_table(
     model:EmbeddingDotBias, # changed in place
@@ -603,17 +605,23 @@ def _posterior_tables(learn):
     tables = {k: v.cpu() for k, v in posterior_tables(learn.posterior).items()}
     return {'posterior': tables if limits is None else {**tables, 'limits': torch.tensor(limits)}}
 
+
+# %% ../../nbs/52_learner.als.ipynb #725f2d97
 @patch
 def saved_tables(self:CollabLearner,
     look:bool=False, # whether to estimate the posterior of rows trained by descent, by one look at their ratings
 ) -> dict: # name -> {key: tensor}
-    "What a save keeps beside the weights: the posterior, and the pairs that were seen."
+    "What a save keeps beside the weights: the posterior, the pairs that were seen, and those not learned from."
     if not _is_whole(self): return {}
     own, evidence, res = seen_in(self.dls), self.evidence(), {}
     if not isinstance(get_model(self.model), EmbeddingDotBias): pass
     elif self.ranking is not None: res = _ranking_tables(self)
     elif self.solved is not None or look and self.trained_here and len(self.dls.train_ds): res = _posterior_tables(self)
-    seen, ages = own if evidence is None else evidence.with_pairs(_pairs_of(own).numpy()), ages_of(self)
+    ages, seen = ages_of(self), own if self.held_out is None else own.with_pairs(self.held_out.pairs())
+    if evidence is not None:
+        held_out = seen.without(evidence)
+        if len(held_out): res['held_out'] = _tables_of(held_out)
+        seen = evidence.with_pairs(held_out.pairs())
     known = {k: v for o, f in (self.features or {}).items() for k, v in f.tables(o).items()}
     if ages is not None: res['ages'] = _tables_of(ages)
     return {**res, **({'features': known} if known else {}), 'seen': _tables_of(seen)}
@@ -657,7 +665,9 @@ def restore_tables(self:CollabLearner,
     self.features = {o: Features(Encoding.of_tensor(tables['features'][f'{o}_encoding'], len(values.T)), values)
                      for o, values in _old_values(tables).items()}
     move_features(self, report)
+    self.held_out = _moved_seen(tables['held_out'], report) if 'held_out' in tables else None
     if 'seen' in tables: self.seen = _moved_seen(tables['seen'], report)
+    if self.seen is not None and self.held_out is not None: self.seen = self.seen.without(self.held_out)
     if self.ranking is None and 'posterior' in tables: _restore_posterior(self, tables, report)
     if self.ranking is not None and {'ranking', 'positives'} <= set(tables): _restore_ranking(self, tables, report)
 
