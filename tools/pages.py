@@ -56,7 +56,7 @@ def _imported(nb: Path):
             for a in o.names:
                 names = public_names(o.module) if a.name == '*' else [a.name]
                 yield from ((a.asname or n, o.module, n) for n in names)
-    if own: yield from ((n, own, n) for n in public_names(own))
+    yield from ((n, own, n) for n in of_module.get('__all__', ()))
 
 
 def page_imports(nb: Path) -> str:  # code, '' where none is needed

@@ -63,15 +63,14 @@ class RankingDL(CollabDL):
         return self.positives[order[turn[users[order]].argsort(kind='stable')]]
 
 # %% ../../nbs/45_models.ranking.ipynb #8d648ae1
-def _is_whole(n): return isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-
 def _check_ranking(min_rating, n_neg):
     "Raise for what can't be the parameters of a `Ranking`."
     is_number = isinstance(min_rating, (int, float, np.number)) and not isinstance(min_rating, bool)
     is_rating = is_number and np.isfinite(min_rating)
     if not (is_rating or min_rating in ('mean', None)): raise RatingsError(
         f"min_rating={min_rating!r}; expected a rating, 'mean', or None")
-    if n_neg is not None and not (_is_whole(n_neg) and 1 <= n_neg <= 2**20): raise RatingsError(
+    is_whole = isinstance(n_neg, (int, np.integer)) and not isinstance(n_neg, bool)
+    if n_neg is not None and not (is_whole and 1 <= n_neg <= 2**20): raise RatingsError(
         f'n_neg={n_neg!r}; expected 1 or more items to compare with, a million at most')
 
 # %% ../../nbs/45_models.ranking.ipynb #532f2f2a
