@@ -36,8 +36,11 @@ def rounds(x, y, size, k, device, n_rounds):
     "The last posterior, and the seconds of each round; the first includes sorting."
     first, at = start(y, *size, k), [clock(device)]
     first = type(first)(to(first.users, device), to(first.items, device), first.noise)
-    for found in fit_rounds(first, x.to(device), y.to(device), n_rounds=n_rounds): at.append(clock(device))
-    return found, np.diff(at)
+    made = fit_rounds(first, x.to(device), y.to(device), n_rounds=n_rounds)
+    for _ in range(n_rounds):
+        last = next(made)
+        at.append(clock(device))
+    return last, np.diff(at)
 
 def to(side, device): return type(side)(**{k: v.to(device) for k, v in vars(side).items()})
 
