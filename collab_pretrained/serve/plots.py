@@ -214,15 +214,6 @@ def surprising(self:CollabLearner,
     order = (-table.difference.abs()).argsort(kind='stable')[:k]
     return table.iloc[order].reset_index(drop=True)
 
-# %% ../../nbs/63_serve.plots.ipynb #6614b9a1
-def _match(learn, side):
-    "The match of one side, of the vocabulary that the learner has."
-    match = learn.match_report and learn.match_report.side(side)
-    if match is None or match.new_vocab != learn.side(side).vocab: raise VocabError(
-        'this learner was not started from another model, or its ids have changed since; expected one that was '
-        '(`pretrained=`, `load_vocab`)')
-    return match
-
 # %% ../../nbs/63_serve.plots.ipynb #1b2d93ac
 @patch
 def plot_coverage(self:CollabLearner,
@@ -230,7 +221,10 @@ def plot_coverage(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "How many ids had a pretrained row, by how often they are rated."
-    match, counts = _match(self, side), _popularity(self, side)
+    counts, match = _popularity(self, side), None if self.match_report is None else self.match_report.side(side)
+    if match is None or match.new_vocab != self.side(side).vocab: raise VocabError(
+        'this learner was not started from another model, or its ids have changed since; expected one that was '
+        '(`pretrained=`, `load_vocab`)')
     known, bins = match.rows[match.new_vocab.id_rows] >= 0, np.frexp(counts)[1]  # 0, 1, 2 to 3, 4 to 7, ...
     names = ['0', '1', *(f'{2**o} to {2**(o+1) - 1}' for o in range(1, bins.max(initial=1)))]
     of, n = (np.bincount(o, minlength=len(names)) for o in (bins[known], bins))
