@@ -216,14 +216,10 @@ def _check_overlap(match, min_overlap):
         if share < min_overlap: raise FellShort(f'{share:.1%} of the {side}s have a row in the model, '
                                                 f'expected {min_overlap:.1%} (--min-overlap)')
 
-def _liked_from(learn): return learn.ranking.threshold(learn.dls.train_ds.tensors[1])
-
-def _is_ranking(learn, max_rmse):
-    "Whether `learn` ranks; raises if it does and `max_rmse` is asked for."
-    ranks = learn.ranking is not None
-    if ranks and max_rmse is not None: raise RatingsError(f'--max-rmse {max_rmse:g} of a ranking, which predicts no '
-                                                          'ratings; expected a model of ratings')
-    return ranks
+def _check_kind(learn, max_rmse):
+    "Raise if `max_rmse` is asked for of a ranking."
+    if learn.ranking is not None and max_rmse is not None: raise RatingsError(
+        f'--max-rmse {max_rmse:g} of a ranking, which predicts no ratings; expected a model of ratings')
 
 def _check_rmse(value, max_rmse, n):
     if max_rmse is None: return
@@ -231,12 +227,10 @@ def _check_rmse(value, max_rmse, n):
     if not value <= max_rmse: raise FellShort(f'RMSE {value:.4f}, expected {max_rmse:g} at most (--max-rmse)')
 
 # %% ../../nbs/83_cli.commands.ipynb #cc28d34f
-def _held_out(learn): return held_out_figure(learn, _liked_from(learn) if learn.ranking else None)
-
 def _print_held_out(learn, what, before=None):
     "Print the figure on the ratings held out beside its floor, warn if it is worse, and return it; NaN without any."
     if not len(learn.dls.valid_ds): return np.nan
-    name, value, floor_name, floor = _held_out(learn)
+    name, value, floor_name, floor = held_out_figure(learn)
     began = '' if before is None else f' ({before:.4f} before training)'
     print(f'{name} on {what}: {value:.4f}{began}; {floor_name} alone: {floor:.4f}')
     check_floor(name, value, floor_name, floor, higher_is_better=name != 'RMSE')
@@ -325,7 +319,9 @@ def _learner(dls, source, loss, n_factors, method, min_overlap, seed, facts):
         torch.manual_seed(seed)
         learn = collab_learner(dls, n_factors, y_range=None if ranking else y_range, metrics=rmse, loss=loss,
                                pretrained=source or False, seed=seed)
-    if learn.ranking: learn.metrics = RankMetric('recall', min_rating=_liked_from(learn))
+    if learn.ranking:
+        liked_from = learn.ranking.threshold(learn.dls.train_ds.tensors[1])
+        learn.metrics = RankMetric('recall', min_rating=liked_from)
     if facts: learn.facts = {'reading': facts}
     return learn
 
@@ -388,9 +384,9 @@ def cli_train(
         loss = 'softmax' if method == 'sgd' or any(o is not None for o in descent.values()) else 'ials'
     method = _method(method, as_ranking(loss, pretrained=source), source, descent)
     learn = _learner(dls, source, loss, n_factors, method, min_overlap, seed, facts_of(reading))
-    _is_ranking(learn, max_rmse)
+    _check_kind(learn, max_rmse)
     if features := features_of(learn, item_features, user_features, reading): learn.set_features(features)
-    before = _held_out(learn)[1] if len(dls.valid_ds) else np.nan
+    before = held_out_figure(learn)[1] if len(dls.valid_ds) else np.nan
     half_life = _half_life(half_life, method, source, time)
     _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life)
     if source: print(learn.match_report)
@@ -430,7 +426,7 @@ commands['match'] = cli_match
 def _updated(model, df, old, features, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
-    _is_ranking(learn, max_rmse)
+    _check_kind(learn, max_rmse)
     df = tables_of(learn, df, reading)
     known = _known(learn.vocab, df, list(learn.vocab), id_cast=learn.dls.train_ds.id_cast)
     _check_overlap(known, min_overlap)
@@ -504,7 +500,7 @@ def cli_evaluate(
 ):
     "Measure a saved model on ratings: how far predictions are off, and how good the lists are."
     learn = _load(model)
-    _is_ranking(learn, max_rmse)
+    _check_kind(learn, max_rmse)
     df = tables_of(learn, ratings, reading)
     seen = tables_of(learn, history, reading, with_ratings=False) if history else None
     with progress_to_stderr(learn): res = _with_and_without_rows(learn, df, k, min_rating, seen)

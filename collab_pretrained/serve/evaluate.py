@@ -299,13 +299,13 @@ def evaluate(self:CollabLearner,
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #42e72b85
-def held_out_figure(learn, min_rating=None):
+def held_out_figure(learn):
     "The RMSE on the ratings held out, or a ranking's recall: name, value, and the same of its floor."
     x, y = rated_pairs(learn, None)
     if learn.ranking is None:
         error, floor = (error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x)))
         return 'RMSE', error, 'user and item biases', floor
-    relevant = relevant_pairs(learn, x, y, min_rating)
+    relevant = relevant_pairs(learn, x, y, learn.ranking.threshold(learn.dls.train_ds.tensors[1]))
     recalls = {name: mean_measures(*top_lists(learn, x, relevant, 10, scores=scores), relevant, 10)['recall@10']
                for name, scores in {None: None, **list_floors(learn)}.items()}
     return 'recall@10', recalls.pop(None), *best_floor(recalls)

@@ -120,9 +120,8 @@ def _check_history(learn, asked, pairs, is_told):
         'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
         'what they have rated: give a table of them as `seen=`, or say `exclude_seen=False`')
     if is_told: return
-    past, n_known = _rated_before(learn), np.zeros(asked.n_users, dtype=np.int64)
-    tables = np.unique(pairs[pairs[:,0] < asked.n_users], axis=0)
-    n_known += np.bincount(tables[:,0], minlength=asked.n_users)
+    past, tables = _rated_before(learn), np.unique(pairs[pairs[:,0] < asked.n_users], axis=0)
+    n_known = np.bincount(tables[:,0], minlength=asked.n_users)
     if is_recorded: n_known = np.where(n_known + learn.seen.counts > 0, past, 0)  # a pair that repeats is there once
     n = (past > n_known)[asked.rows[asked.known]].sum()
     if n: warnings.warn(
