@@ -6,6 +6,7 @@ import torch
 from fastai.data.transforms import CategoryMap
 
 from collab_pretrained.ids.vocab import Vocab
+from collab_pretrained.models.embeddings import EmbeddingDotBias
 
 def fastest(f, n=5):
     def seconds():
@@ -29,3 +30,11 @@ def test_indexing_is_that_of_a_category_map():
         assert ours[some] == theirs[some] and type(ours[some]) in (int, type(theirs[some])), some
     assert ours == theirs and theirs == ours and ours == list(theirs)
     assert ours.o2i['unknown'] == theirs.o2i['unknown'] == 0 and 'unknown' not in ours.o2i
+
+
+def test_rows_by_id_make_a_vocabulary_of_fastai_once(monkeypatch):
+    theirs = CategoryMap([30, 10, 20], add_na=True)
+    model = EmbeddingDotBias.from_classes(4, {'user': theirs, 'item': theirs})
+    first = model.weight([20])
+    monkeypatch.setattr(Vocab, 'of', None)
+    assert torch.equal(model.weight([20]), first)
