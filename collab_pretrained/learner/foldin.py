@@ -205,10 +205,20 @@ def fold_in(self:CollabLearner,
     return res
 
 # %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
+def _warn_of_dislikes(side, known, pairs, threshold):
+    "Say which new ids have no positive among `pairs`."
+    lost = (torch.bincount(pairs[:,0], minlength=len(known)) == 0) & (known < 0)
+    if lost.any(): warnings.warn(
+        f'{int(lost.sum())} of {len(known)} {side}s have no rating from {float(threshold):g} on: their rows are about '
+        'the average, since a ranking learns from likes; a model of ratings learns from dislikes as well',
+        CollabWarning, stacklevel=4)
+
 def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias."
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
-    liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    threshold = learn.ranking.threshold(asked.y)
+    liked = is_positive(asked.y[:,None], threshold)
+    if asked.features is None and threshold is not None: _warn_of_dislikes(side, known, asked.x[liked], threshold)
     if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked], asked.features)
     has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
