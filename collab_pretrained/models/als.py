@@ -452,9 +452,9 @@ def _newest_errors(x, y, weight, newest, posterior, n_rounds, y_range):
     return posterior, (z.clamp(y[old].min(), y[old].max()) - y[newest])**2
 
 def _is_better(gains, users):
-    "Whether gains are above 0 by more than two standard errors, those of one user counting together."
+    "Whether gains are above 0 by more than three standard errors, those of one user counting together."
     sums = torch.bincount(users, gains.double())
-    return sums.sum() > 2*(sums**2).sum().sqrt()
+    return sums.sum() > 3*(sums**2).sum().sqrt()
 
 # %% ../../nbs/49_models.als.ipynb #929b457f
 @torch.no_grad()
