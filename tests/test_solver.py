@@ -265,6 +265,20 @@ def test_a_night_brings_new_rows_close_to_a_fit_of_all():
     assert after < .5*before and after < best + .05
 
 
+def test_a_night_learns_what_new_ids_are_like():
+    x, y, size = planted(200, 100, 8000, seed=1)
+    p = fitted(x[x[:,0] < 100], y[x[:,0] < 100], size, k=4, n_rounds=10)
+    def level(o): return expected_row(o.users, o.items)[-1].item()
+    p0, after = level(p), []
+    for shift in (0., 1.):  # new users who rate as the others do, and new users who rate higher
+        q = p
+        for some in (x[:,0] // 10 == i for i in range(10, 20)): q = night(q, x[some], y[some] + shift)
+        assert_finite(q)
+        after.append(level(q))
+    assert abs(after[0] - p0) < .15 and .3 < after[1] - after[0] < .7  # half of all users are new
+    assert q.users.spread[-1] > p.users.spread[-1]
+
+
 def test_one_rating_a_night_comes_near_to_one_night_of_all():
     x, y, size = planted(200, 100, 8000)
     p = chain = fitted(x[:7900], y[:7900], size, k=4, n_rounds=10)
