@@ -62,7 +62,7 @@ class Compared:
     before: float # of last night's model
     after: float # of tonight's model, which has learned from the rest of tonight's ratings
     low: float # 95% interval of after - before, over users drawn again
-    high: float # its other end; both are infinite where there is one user
+    high: float # its other end; both are infinite for one or two users
     floor: float # what user and item biases reach alone, or a ranking by recent popularity; NaN for none
     below: bool = False # whether tonight's model is worse than that, beyond chance
 
@@ -253,14 +253,14 @@ def _floor_measures(learn, held_out, rest, k):
     return None if popular is None else measures(popular, held_out, rest, k)
 
 # %% ../../nbs/68_serve.night.ipynb #883fcec8
-# By how much up to nine users widen an interval: sqrt(n/(n - 1)) by the 97.5% quantiles of Student's t and the normal
-_wider = {2: 9.17, 3: 2.69, 4: 1.87, 5: 1.58, 6: 1.44, 7: 1.35, 8: 1.29, 9: 1.25}
+# By how much three to nine users widen an interval: sqrt(n/(n - 1)) by the 97.5% quantiles of Student's t and the normal
+_wider = {3: 2.69, 4: 1.87, 5: 1.58, 6: 1.44, 7: 1.35, 8: 1.29, 9: 1.25}
 
 def _interval(who, before, after, root, n_draws=1000):
-    "Where 95% of the differences lie if users are drawn again; infinite for one user."
+    "Where 95% of the differences lie if users are drawn again; infinite for one or two users."
     groups = pd.factorize(who)[0] % 4096  # of more users than that, several are drawn together
     sums = np.stack([np.bincount(groups, o) for o in (before, after, np.ones(len(groups)))], 1)
-    if len(sums) < 2: return -np.inf, np.inf
+    if len(sums) < 3: return -np.inf, np.inf
     draws = np.random.default_rng(0).poisson(1, (n_draws, len(sums))) @ sums
     draws = draws[draws[:,2] > 0]
     means = np.stack([sums.sum(0), *draws])[:,:2]/np.append(len(who), draws[:,2])[:,None]
