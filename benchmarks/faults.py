@@ -148,7 +148,7 @@ def chain(name, df, folder, seed):
     "A line for each night and file: what it was, what became of it, and the errors of both chains before it."
     train, nights = nights_of(df, name)
     faults, path, rows = planted(name, len(nights), np.random.default_rng(seed)), folder/'tonight.csv', []
-    lists = folder/'lists.parquet'
+    lists, given = folder/'lists.parquet', [train]  # and the tables that were promoted: half a file is half a night
     models = {o: folder/o for o in ('guarded', 'right')}
     for o in models.values(): first_model(train, o)
     for k, tonight in enumerate(nights):
@@ -163,7 +163,9 @@ def chain(name, df, folder, seed):
             write(path, tonight)
             status, words = night(models['guarded'], path, tonight, '--recommend', lists)
             rows.append({**said, 'fault': '', 'status': status, 'words': words})
-        if lists.exists(): rows[-1] |= seen_lines(lists, pd.concat([train, *nights[:k+1]]))
+        if lists.exists():
+            given.append(pd.read_csv(path, dtype=tonight.dtypes.to_dict()))
+            rows[-1] |= seen_lines(lists, pd.concat(given))
         write(path, tonight)
         night(models['right'], path, tonight)
     return rows

@@ -253,7 +253,7 @@ def _floor_measures(learn, held_out, rest, k):
     return None if popular is None else measures(popular, held_out, rest, k)
 
 # %% ../../nbs/68_serve.night.ipynb #883fcec8
-# By how much three to nine users widen an interval: sqrt(n/(n - 1)) by the 97.5% quantiles of Student's t and the normal
+# By how much few users widen an interval: sqrt(n/(n - 1)) by the 97.5% quantiles of Student's t and the normal
 _wider = {3: 2.69, 4: 1.87, 5: 1.58, 6: 1.44, 7: 1.35, 8: 1.29, 9: 1.25}
 
 def _interval(who, before, after, root, n_draws=1000):
