@@ -84,8 +84,10 @@ class Ages:
         return (f'Ages({len(self.users)} user rows and {len(self.items)} item rows, until {until}, '
                 f'half_life={self.half_life})')
 
-    def fading(self, now:float) -> float: # 0 to 1
-        "What is left on the day `now` of what ratings say."
+    def fading(self,
+        now:float, # a day
+    ) -> float: # 0 to 1
+        "What is left until then of what ratings say."
         return 1. if self.half_life is None or now <= self.now else .5**((now - self.now)/self.half_life)
 
 # %% ../../nbs/38_data.age.ipynb #46b9486c

@@ -68,8 +68,11 @@ class StreamDataset(CollabDataset):
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
 
-    def raw(self, start:int, stop:int) -> np.ndarray: # int32 (stop - start, 3)
-        "Some ratings as the file has them; what lies beyond it is left out."
+    def raw(self,
+        start:int, # the first rating, 0 or more
+        stop:int, # the one behind the last; what lies beyond the file is left out
+    ) -> np.ndarray: # int32 (stop - start, 3)
+        "Some ratings as the file has them."
         return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
 
 # %% ../../nbs/35_data.stream.ipynb #ad969b9e

@@ -184,7 +184,7 @@ class MatchReport:
 
     def side(self,
         name:str, # 'user' or 'item'
-    ) -> VocabMatch:
+    ) -> VocabMatch: # of the ids of that side
         "What matched on one side."
         return (self.users, self.items)[side_index(name)]
 
