@@ -62,8 +62,12 @@ class Seen:
     def counts(self) -> np.ndarray: return np.diff(self.offsets) # int64 (n_users,): items that each user row has seen
 
     @classmethod
-    def of_pairs(cls, pairs:np.ndarray, n_users:int, n_items:int) -> 'Seen': # the pairs sorted, each once
-        "The record of pairs of a user row and an item row, int (n, 2), for tables of so many rows."
+    def of_pairs(cls,
+        pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
+        n_users:int, # rows of the users' table
+        n_items:int, # rows of the items' table
+    ) -> 'Seen': # the pairs sorted, each once
+        "The record of some pairs."
         users, items = np.divmod(_distinct(_keys(pairs, n_items)), max(n_items, 1))
         return cls(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
 
