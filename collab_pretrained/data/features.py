@@ -122,9 +122,7 @@ class Encoding:
     columns: list # of `Column`
 
     @property
-    def names(self) -> list: # of str
-        "What the numbers are called."
-        return [o for c in self.columns for o in c.names]
+    def names(self) -> list: return [o for c in self.columns for o in c.names]  # what the numbers are called
 
     def encode(self, frame:pd.DataFrame) -> np.ndarray: # (n, len(names)) float32
         "The numbers of a table with the columns of the first one, in any order."
@@ -136,8 +134,7 @@ class Encoding:
         frame = frame.set_axis(given, axis=1)
         return np.concatenate([c.encode(frame[c.name]) for c in self.columns], 1)
 
-    def to_tensor(self) -> Tensor: # (n,) uint8
-        "The encoding as bytes, to be saved beside tensors."
+    def to_tensor(self) -> Tensor: # (n,) uint8: the encoding as bytes, to be saved beside tensors
         return torch.frombuffer(bytearray(json.dumps([asdict(o) for o in self.columns]).encode()), dtype=torch.uint8)
 
     @classmethod
