@@ -352,12 +352,14 @@ def test_intervals_hold(y_range):
 def test_nights_stretch_intervals_until_they_hold(tmp_path):
     df = planted_ratings(n_users=150, n_items=100, n_ratings=8000, seed=2)[['user', 'item', 'rating']]
     learn = solved(df[:4000])
+    noise = learn.posterior.noise
     learn.posterior.noise *= .5  # as if ratings scattered half as far
     assert (learn.posterior.stretch, learn.posterior.judged) == (1, 0)
     for k in range(8): learn.update(df[4000 + 500*k:4500 + 500*k], seed=0)
     again = from_folder(learn.save_pretrained(tmp_path/'m')).posterior
     assert (again.stretch, again.judged) == pytest.approx((learn.posterior.stretch, learn.posterior.judged))
-    assert 1.3 < again.stretch < 2.5 and again.judged == 4000
+    assert again.stretch > 1.1 and again.judged == 4000
+    assert .65 < again.stretch*again.noise/noise < 1.25  # the noise grows in these nights, too
 
 
 def test_effects_are_in_units_of_their_columns():
