@@ -207,8 +207,7 @@ def open_parquet(
 # %% ../../nbs/33_data.files.ipynb #a60fa2e8
 _json = '.jsonl', '.ndjson', '.json'
 _kinds = {  # -> separator; None where the first line tells, '' where there is none
-    '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, '.inter': '\t',
-    **dict.fromkeys((*_json, '.parquet'), '')}
+    '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, **dict.fromkeys((*_json, '.parquet'), '')}
 
 def _kind_of(path, kinds=(*_kinds,), sep=None):
     "The ending of `path` that says what is in it."
@@ -238,9 +237,8 @@ def _text_options(path, kind, text, kwargs):
     options = dict(kwargs)
     if options.get('sep') is None:
         options['sep'] = _kinds[kind] or _separator_in(_first_line(path, options.get('encoding'))) or ','
-    if text or kind == '.inter':
+    if text:
         names = list(read_csv(path, **options, nrows=0 if _has_names(options) else 1).columns)
-        if kind == '.inter': text = [*text, *(o for o in names if str(o).endswith(':token'))]
         is_position = [isinstance(o, int) and o not in names and o < len(names) for o in text]
         options['dtype'] = {names[o] if at else o: str for o, at in zip(text, is_position, strict=True)}
     return options
@@ -288,9 +286,7 @@ def read_table(
     path = Path(path)
     _check_file(path, kwargs.get('encoding'))
     kind = _kind_of(path, sep=kwargs.get('sep'))
-    if _kinds[kind] != '':
-        df = read_csv(path, **_text_options(path, kind, text, kwargs))
-        return df.rename(columns=lambda o: re.sub(':(token|float)(_seq)?$', '', str(o))) if kind == '.inter' else df
+    if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
     if kwargs: raise RatingsError(
         f'{path}: options {", ".join(kwargs)} for {kind}, which says itself what is in it; expected them for text '
         'files')
