@@ -150,7 +150,7 @@ def test_newcomers_get_rows_from_what_they_are(loss, tmp_path):
 def test_features_of_which_a_model_has_learned_nothing_are_refused():
     with pytest.raises(RatingsError, match='features of users, and the learner knows none'):
         solved(features=films).recommend(features=people())
-    with pytest.raises(RatingsError, match='neither ratings nor features'): solved().fold_in()
+    with pytest.raises(RatingsError, match='no ratings, no features; expected a table'): solved().fold_in()
 
 
 def command(*args): return main(list(map(str, args)))

@@ -195,7 +195,7 @@ def fold_in(self:CollabLearner,
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: a new id starts from the prior, a known one from its own posterior."
     y_range = y_range_of(dot_product(self))
-    if ratings is None and features is None: raise RatingsError('neither ratings nor features; expected a table of either')
+    if ratings is None and features is None: raise RatingsError('no ratings, no features; expected a table of either')
     asked = _ratings_to_solve(self, ratings, side, ids, features)
     new = _is_new(self, side, asked)
     if not new.all(): asked = asked.take(new)
