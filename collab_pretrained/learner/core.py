@@ -151,7 +151,9 @@ METHODS = {  # method -> the module of a higher room that adds it, imported at i
 }
 
 # %% ../../nbs/51_learner.core.ipynb #18643406
-def check_loaders(dls):
+def check_loaders(
+    dls, # of any kind
+):
     "Raise unless `dls` are data loaders."
     if not isinstance(dls, DataLoaders): raise RatingsError(
         f'dls: {type(dls).__name__}; expected data loaders, as `CollabDataLoaders.from_df` makes them of a table')

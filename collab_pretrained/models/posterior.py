@@ -256,7 +256,7 @@ def with_first(
 ) -> SidePosterior: # of n rows
     "Rows as predictions need them: those without ratings are as unsure as the others were before their first."
     some, seen = own.take(rows), (own.counts > 0).float()
-    if own.has_features or not seen.any(): return some
+    if own.has_features or not seen.any() or (some.counts > 0).all(): return some
     first = seen @ (own.mean - expected_row(own, other)).square_().add_(own.variance)/seen.sum()
     return replace(some, variance=torch.where((some.counts > 0)[:,None], some.variance, first))
 

@@ -48,7 +48,9 @@ class Rule:
         if self.is_share: return f'{value:.1%}'
         return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
-    def size(self, profile):
+    def size(self,
+        profile:dict, # what was seen, by key
+    ) -> float: # at most the number of ratings
         "The number of ratings that a share is of, as if each were of another user (Kish's design effect)."
         n = profile[self.of]
         return n/(1 + self.alike*(n/profile.get('effective_users', n) - 1))

@@ -162,6 +162,7 @@ def _told(learn, side):
         f'`features={{{side!r}: table}}`')
     return own, known
 
+# %% ../../nbs/63_serve.plots.ipynb #70cdc7f8
 @patch
 def feature_effects(self:CollabLearner,
     side:str='item', # 'item' or 'user': whose features
