@@ -534,6 +534,7 @@ def _items(learn, option, given, reading):
     is_table = columns and set(learn.vocab) <= set(columns)
     return tables_for(learn.vocab, given, reading) if is_table else ids_given(learn, 'item', option, given)
 
+# %% ../../nbs/83_cli.commands.ipynb #1df41ac0
 def _add_titles(lists, path, is_text):
     "Put titles beside the items of `lists`, by the first two columns of the file `path`."
     df = read_table(path, text=[0]*is_text)
