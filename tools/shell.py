@@ -1,0 +1,28 @@
+"The cell magic `%%shell` of the pages about commands: they run in this process, and the cell shows what they print."
+
+import contextlib
+import io
+import re
+import shlex
+
+from IPython import get_ipython
+
+from collab_pretrained.cli import main
+
+def command(*argv):
+    "The exit status of a command, and what it writes."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): status = main([str(o) for o in argv])
+    return status, out.getvalue(), re.sub(r'[\d.]+ s$', '... s', err.getvalue(), flags=re.M)
+
+
+def shell(_, cell):
+    "Lines of a shell, and what they print."
+    for line in cell.strip().splitlines():
+        name, *argv = shlex.split(line, comments=True)
+        assert name == 'collab-pretrained'
+        status, out, err = command(*argv)
+        print(err + out + (f'exit status {status}' if status else ''), end='')
+
+
+get_ipython().register_magic_function(shell, 'cell', 'shell')
