@@ -5,8 +5,6 @@ import io
 import re
 import shlex
 
-from IPython import get_ipython
-
 from collab_pretrained.cli import main
 
 def command(*argv):
@@ -23,6 +21,3 @@ def shell(_, cell):
         assert name == 'collab-pretrained'
         status, out, err = command(*argv)
         print(err + out + (f'exit status {status}' if status else ''), end='')
-
-
-get_ipython().register_magic_function(shell, 'cell', 'shell')
