@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 
@@ -20,4 +21,5 @@ def shell(_, cell):
         name, *argv = shlex.split(line, comments=True)
         assert name == 'collab-pretrained'
         status, out, err = command(*argv)
-        print(err + out + (f'exit status {status}' if status else ''), end='')
+        said = (err + out).replace(f'{os.getcwd()}{os.sep}', '')
+        print(said + (f'exit status {status}' if status else ''), end='')
