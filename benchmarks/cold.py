@@ -204,7 +204,7 @@ def ranking(ratings, frame, seeds, pythons):
 def calibration(name, ratings, n_nights=20, z=1.2816):
     import torch
 
-    from collab_pretrained.models.als import fit_rounds, night
+    from collab_pretrained.models.als import fit_rounds, update_posterior
     from collab_pretrained.models.posterior import predicted, start
     df = ratings.dropna(subset='time').sort_values('time', kind='stable')
     x = torch.from_numpy(np.stack([pd.factorize(df[c])[0] + 1 for c in COLUMNS[:2]], 1))
@@ -216,7 +216,7 @@ def calibration(name, ratings, n_nights=20, z=1.2816):
         mean, std = predicted(p, x[a:b])
         inside.append((mean.clamp(y.min(), y.max()) - y[a:b]).abs() < z*std)
         width.append(std)
-        p = night(p, x[a:b], y[a:b])
+        p = update_posterior(p, x[a:b], y[a:b])
     inside, width = torch.cat(inside).float(), torch.cat(width)
     fifths = [100*inside[o].mean().item() for o in width.argsort().chunk(5)]
     print(f'{name:24}{100*inside.mean():6.1f}   ' + ''.join(f'{o:6.1f}' for o in fifths))

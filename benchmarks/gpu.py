@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from als import planted
 
-from collab_pretrained.models.als import fit_rounds, fold_in
+from collab_pretrained.models.als import fit_rounds, solve_new_rows
 from collab_pretrained.models.posterior import start
 
 def ratings(n):
@@ -72,7 +72,7 @@ def main():
           f'{thread/s:.0f} times a CPU thread ({thread:.1f} s)', flush=True)
     own = x[:,0] < 10_000
     x, y = x[own].to(args.device), y[own].to(args.device)
-    s = seconds(lambda: fold_in(posterior, 'user', x, y), args.device)
+    s = seconds(lambda: solve_new_rows(posterior, 'user', x, y), args.device)
     print(f'fold-in: {10_000/s:,.0f} users a second')
     u, v = posterior.users.mean[:10_000,:-1], posterior.items.mean
     s = seconds(lambda: [(o @ v[:,:-1].T + v[:,-1]).topk(10) for o in u.split(1024)], args.device)

@@ -44,6 +44,17 @@ def test_no_import_upwards_and_no_private_name(path):
         assert not module or ORDER[module] < ORDER[module_of(path)], f'{module} is above {module_of(path)}'
 
 
+def test_a_public_name_means_one_thing():
+    "Names in backticks are linked to the one module that defines them; methods that we patch in are not among them."
+    homes = {}
+    for path in PACKAGE.rglob('*.py'):
+        for o in ast.parse(path.read_text()).body:
+            is_patched = any(getattr(d, 'id', '') == 'patch' for d in getattr(o, 'decorator_list', []))
+            if isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name[0] != '_' and not is_patched:
+                homes.setdefault(o.name, []).append(module_of(path))
+    assert not {name: o for name, o in homes.items() if len(o) > 1}
+
+
 def test_rooms_are_small():
     for room in {o.parent for o in MODULES}: assert len([o for o in MODULES if o.parent == room]) <= 10, room
 

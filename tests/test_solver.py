@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from collab_pretrained.models.als import estimate_posterior, fit_rounds, fold_in, night
+from collab_pretrained.models.als import estimate_posterior, fit_rounds, solve_new_rows, update_posterior
 from collab_pretrained.models.ials import (
     ALPHA0,
     NIGHT_STEP,
@@ -116,8 +116,8 @@ def test_a_weight_of_2_is_the_rating_twice():
     x, y, size = planted()
     base, new = fitted(x[:900], y[:900], size), (x[900:], y[900:])
     twice, weight = tuple(torch.cat([o, o]) for o in new), torch.full((600,), 2.)
-    assert_same(night(base, new[0], new[1], weight), night(base, twice[0], twice[1]), 1e-5)
-    a, b = (fold_in(base, 'user', *o, weight=w) for o, w in ((new, weight), (twice, None)))
+    assert_same(update_posterior(base, new[0], new[1], weight), update_posterior(base, twice[0], twice[1]), 1e-5)
+    a, b = (solve_new_rows(base, 'user', *o, weight=w) for o, w in ((new, weight), (twice, None)))
     for o, p in zip(a, b, strict=True): torch.testing.assert_close(o, p, atol=1e-5, rtol=1e-4)
 
 
@@ -140,10 +140,10 @@ def test_degenerate_ratings_give_numbers(name, y_range):
     a, b = DEGENERATE[name](x, y)
     for k in (1, 3):
         p = fitted(a, b, size, k=k, n_rounds=5, y_range=y_range)
-        q = night(p, x[:5], y[:5], y_range=y_range)
+        q = update_posterior(p, x[:5], y[:5], y_range=y_range)
         for o in (p, q, estimate_posterior(p.users.mean, p.items.mean, a, b, y_range=y_range)): assert_finite(o)
         of = torch.tensor([[0, 3], [0, 3], [2, 5]]), torch.tensor([4., 4., 1.])
-        mean, variance = fold_in(p, 'user', *of, y_range=y_range)
+        mean, variance = solve_new_rows(p, 'user', *of, y_range=y_range)
         assert mean.shape == variance.shape == (3, k+1) and mean.isfinite().all()
     if name == 'constant' and y_range is None: assert (answers(fitted(a, b, size), x) - 4).abs().max() < .01
 
@@ -214,7 +214,7 @@ def test_y_range_answers_through_a_sigmoid():
     assert errors[0] < errors[1] - .01
     of = (x[:,0] == 7) & ~test
     pairs = torch.stack([torch.zeros(int(of.sum()), dtype=torch.long), x[of,1]], 1)
-    mean, _ = fold_in(p, 'user', pairs, y[of], y_range=(0., 5.))
+    mean, _ = solve_new_rows(p, 'user', pairs, y[of], y_range=(0., 5.))
     assert (mean[0] - p.users.mean[7]).abs().max() < .3
 
 
@@ -233,8 +233,8 @@ def test_nothing_passed_in_is_changed_and_the_random_state_is_left_alone():
     p = fitted(x, y, size)
     before = {k: v.clone() for k, v in tensors(p).items()}
     held, state = (x.clone(), y.clone()), torch.get_rng_state()
-    night(p, x[:50], y[:50])
-    fold_in(p, 'user', x[:50], y[:50])
+    update_posterior(p, x[:50], y[:50])
+    solve_new_rows(p, 'user', x[:50], y[:50])
     estimate_posterior(p.users.mean, p.items.mean, x, y)
     for _ in fit_rounds(p, x, y, n_rounds=2): pass
     assert all(torch.equal(before[k], v) for k, v in tensors(p).items())
@@ -247,7 +247,7 @@ def test_a_night_changes_only_rows_that_came():
     x, y, size = planted()
     p = fitted(x, y, size)
     some = (x[:,0] < 9) & (x[:,1] < 15)
-    q = night(p, x[some], y[some])
+    q = update_posterior(p, x[some], y[some])
     for k, (a, b) in enumerate(((p.users, q.users), (p.items, q.items))):
         away = torch.ones(size[k], dtype=torch.bool).index_fill(0, x[some,k], False) & (a.counts > 0)
         for name in ROW_FIELDS: assert torch.equal(getattr(a, name)[away], getattr(b, name)[away]), name
@@ -259,7 +259,7 @@ def test_a_night_brings_new_rows_close_to_a_fit_of_all():
     x, y, size = planted(200, 100, 8000)
     old, test = x[:,0] < 150, torch.arange(len(x)) % 4 == 0
     p = fitted(x[old & ~test], y[old & ~test], size, k=4, n_rounds=10)
-    q = night(p, x[~old & ~test], y[~old & ~test])
+    q = update_posterior(p, x[~old & ~test], y[~old & ~test])
     of_all, new = fitted(x[~test], y[~test], size, k=4, n_rounds=10), ~old & test
     before, after, best = (rmse(o, x[new], y[new]) for o in (p, q, of_all))
     assert after < .5*before and after < best + .05
@@ -272,7 +272,7 @@ def test_a_night_learns_what_new_ids_are_like():
     p0, after = level(p), []
     for shift in (0., 1.):  # new users who rate as the others do, and new users who rate higher
         q = p
-        for some in (x[:,0] // 10 == i for i in range(10, 20)): q = night(q, x[some], y[some] + shift)
+        for some in (x[:,0] // 10 == i for i in range(10, 20)): q = update_posterior(q, x[some], y[some] + shift)
         assert_finite(q)
         after.append(level(q))
     assert abs(after[0] - p0) < .15 and .3 < after[1] - after[0] < .7  # half of all users are new
@@ -282,8 +282,8 @@ def test_a_night_learns_what_new_ids_are_like():
 def test_one_rating_a_night_comes_near_to_one_night_of_all():
     x, y, size = planted(200, 100, 8000)
     p = chain = fitted(x[:7900], y[:7900], size, k=4, n_rounds=10)
-    once = night(p, x[7900:], y[7900:])
-    for i in range(7900, 8000): chain = night(chain, x[i:i+1], y[i:i+1])
+    once = update_posterior(p, x[7900:], y[7900:])
+    for i in range(7900, 8000): chain = update_posterior(chain, x[i:i+1], y[i:i+1])
     change, apart = ((answers(once, x) - answers(o, x)).pow(2).mean().sqrt() for o in (p, chain))
     assert apart < .25*change and torch.equal(once.users.counts, chain.users.counts)
 
@@ -292,19 +292,19 @@ def test_one_fold_in_equals_many_and_known_ids_start_from_their_own_row():
     x, y, size = planted()
     p = fitted(x, y, size)
     pairs, values = torch.tensor([[0, 3], [0, 7], [0, 9], [1, 3], [1, 30]]), torch.tensor([5., 2., 3., 1., 1.])
-    mean, variance = fold_in(p, 'user', pairs, values)
-    one = fold_in(p, 'user', pairs[:3], values[:3])
+    mean, variance = solve_new_rows(p, 'user', pairs, values)
+    one = solve_new_rows(p, 'user', pairs[:3], values[:3])
     assert one[0].shape == one[1].shape == (1, 4)
     for a, b in zip(one, (mean, variance), strict=True): torch.testing.assert_close(a[0], b[0], atol=1e-5, rtol=1e-4)
-    known, new = fold_in(p, 'user', pairs, values, rows=torch.tensor([5, -1]))[0]
+    known, new = solve_new_rows(p, 'user', pairs, values, rows=torch.tensor([5, -1]))[0]
     torch.testing.assert_close(new, mean[1], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(known, mean[0], atol=1e-2)
 
 
 def test_fold_in_without_ratings_is_the_prior():
     p, none = fitted(*planted()), (torch.zeros(0, 2, dtype=torch.long), torch.zeros(0))
-    assert fold_in(p, 'user', *none)[0].shape == (0, 4)
-    mean, variance = fold_in(p, 'user', *none, rows=torch.tensor([-1]))
+    assert solve_new_rows(p, 'user', *none)[0].shape == (0, 4)
+    mean, variance = solve_new_rows(p, 'user', *none, rows=torch.tensor([-1]))
     torch.testing.assert_close(mean[0], p.users.base)
     torch.testing.assert_close(variance[0], p.users.spread**2)
 

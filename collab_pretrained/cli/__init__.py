@@ -53,8 +53,8 @@ def main(
     if name == '--version': return _show(f'collab-pretrained {__version__}')
     try:
         if name in ('history', 'rollback'):
-            from .versions import run
-            return run(name, args)
+            from .versions import run_without_torch
+            return run_without_torch(name, args)
         if name in DESCRIPTIONS:
             if argv is None:  # the process is the command's own
                 from .imports import import_fastai

@@ -37,8 +37,8 @@ from collab_pretrained.models.als import (
     estimate_posterior,
     fit_rounds,
     informed_side,
-    night,
     posterior_from_counts,
+    update_posterior,
 )
 from collab_pretrained.models.ials import (
     ImplicitFactors,
@@ -242,7 +242,8 @@ def _grown(learn, known):
     x, y, weight = train_ratings(learn)
     new = ~torch.from_numpy(learn.seen.has(x.cpu().numpy())).to(x.device)
     learn.seen = learn.evidence()
-    return night(known, x[new], y[new], None if weight is None else weight[new], y_range_of(get_model(learn.model)))
+    weight = None if weight is None else weight[new]
+    return update_posterior(known, x[new], y[new], weight, y_range_of(get_model(learn.model)))
 
 # %% ../../nbs/52_learner.als.ipynb #497fa991
 def _estimated(learn, tables):
@@ -745,7 +746,7 @@ def _with_frozen(learn, old, new):
 def _take_in_ratings(learn, x, y, weight, kept):
     "A night of ratings: the posterior, of which `kept` is left after the time since last night, is the prior."
     model, frozen = dot_product(learn), frozen_masks(learn) if learn.frozen_rows else None
-    learn.set_posterior(night(faded(learn.posterior, kept), x, y, weight, y_range_of(model), frozen=frozen))
+    learn.set_posterior(update_posterior(faded(learn.posterior, kept), x, y, weight, y_range_of(model), frozen=frozen))
     if model.limits is not None: _widen_limits(model, y)
 
 # %% ../../nbs/52_learner.als.ipynb #c1a8e491

@@ -41,8 +41,7 @@ from ..data.columns import cast_of
 from ..data.ratings import Ratings
 from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
-from ..models.als import fold_in as solve_new_rows
-from ..models.als import with_rows
+from ..models.als import solve_new_rows, with_rows
 from ..models.embeddings import y_range_of
 from ..models.ials import ImplicitFactors, ials_fold_in, with_fallback
 from ..models.losses import liking_offset, solve_liking

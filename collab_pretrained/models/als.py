@@ -6,7 +6,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.als.html.md""
 
 # %% auto #0
 __all__ = ['LEAST_GAIN', 'RELAX', 'ALIKE', 'FORGET', 'DOUBT', 'EIGHTY', 'FAITH', 'HALF_LIVES', 'informed_side', 'fit_rounds',
-           'estimate_posterior', 'posterior_from_counts', 'night', 'fold_in', 'with_rows', 'choose_half_life']
+           'estimate_posterior', 'posterior_from_counts', 'update_posterior', 'solve_new_rows', 'with_rows',
+           'choose_half_life']
 
 # %% ../../nbs/49_models.als.ipynb #a17cf1f5
 import math
@@ -348,7 +349,7 @@ def _learn_tonight(own, prior, is_new, others, ratings, transposed, side, cautio
 
 # %% ../../nbs/49_models.als.ipynb #2b5a4cf8
 @torch.no_grad()
-def night(
+def update_posterior(
     posterior:Posterior, # of last night, grown by rows (`counts` 0) for ids that are new
     x:Tensor, # (n, 2) int64: user's and item's row of each rating of tonight
     y:Tensor, # (n,) float32
@@ -394,7 +395,7 @@ def _own_rows(own, rows, n, features):
 
 # %% ../../nbs/49_models.als.ipynb #5cf9617a
 @torch.no_grad()
-def fold_in(
+def solve_new_rows(
     posterior:Posterior, # nothing of it is changed
     side:str, # 'user' or 'item': whose rows are wanted
     x:Tensor, # (n, 2) int64: position of the id among those asked for, and row of the other side
@@ -423,7 +424,7 @@ def with_rows(
     posterior:Posterior, # not changed
     side:str, # 'user' or 'item'
     rows:Tensor, # (n_ids,) int64: rows of that side
-    mean:Tensor, # (n_ids, k+1): their new values, as `fold_in` gives them
+    mean:Tensor, # (n_ids, k+1): their new values, as `solve_new_rows` gives them
     variance:Tensor, # (n_ids, k+1)
     x:Tensor, # (n, 2) int64: the ratings behind them: position among `rows`, row of the other side
     weight:Tensor|None=None, # (n,) float32
