@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,8 +42,8 @@ class CollabWarning(UserWarning): "Something a user should know, and that doesn'
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"
 
-def examples(values, n:int=3) -> str:
-    "The first `n` of `values`, for a message, and how many more there are."
+def examples(values:Any, n:int=3) -> str:
+    "The first `n` of `values` (a list, an array, a column), for a message, and how many more there are."
     more = f' and {len(values)-n} more' if len(values) > n else ''
     shown = (repr(o.item() if hasattr(o, 'item') else o) for o in values[:n])
     return ', '.join(o if len(o) <= 100 else f'{o[:80]}...{o[-10:]}' for o in shown) + more
@@ -64,7 +65,7 @@ def as_path(path:str|os.PathLike) -> Path:
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
 def file_content(path:str|Path, n:int=-1) -> bytes:
-    "The first `n` bytes of a file, or all of them."
+    "The first `n` bytes of a file, all of them for -1; raises `CheckpointError` where it can't be read."
     try:
         with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between
             if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise CheckpointError(
@@ -77,8 +78,8 @@ def file_content(path:str|Path, n:int=-1) -> bytes:
         f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
 
 # %% ../nbs/00_core.ipynb #1394430a
-def rename_synced(old:Path, new:Path):
-    "Put a file in the place of another in one step, and see it to the disk."
+def rename_synced(old:Path, new:Path) -> None:
+    "Put the file `old` in the place of `new` in one step, and see it to the disk."
     os.replace(old, new)
     if os.name == 'nt': return  # Windows can't sync a folder
     fd = os.open(new.parent, os.O_RDONLY)
@@ -96,8 +97,8 @@ def new_file(path:Path) -> Generator[Path]:
         rename_synced(part, path)
     finally: part.unlink(missing_ok=True)
 
-def replace_file(path:Path, raw:bytes):
-    "Write a file, whole or not at all."
+def replace_file(path:Path, raw:bytes) -> None:
+    "Write the file `path` with the content `raw`, whole or not at all."
     with new_file(path) as part, open(part, 'xb') as f:
         f.write(raw)
         f.flush()

@@ -22,6 +22,7 @@ from dataclasses import fields, replace
 from inspect import signature
 from os.path import isfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -514,7 +515,7 @@ def cli_evaluate(
 commands['evaluate'] = cli_evaluate
 
 # %% ../../nbs/83_cli.commands.ipynb #48f629d6
-def ids_given(learn, side, option, given):
+def ids_given(learn:CollabLearner, side:str, option:str, given:str|None) -> Any:
     "Ids of `side` in a file, or with commas between them, as `option` gives them; None for None."
     if given is None: return None
     is_text = learn.side(side).vocab.kind == 'text'

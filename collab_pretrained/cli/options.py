@@ -99,10 +99,9 @@ class Reading:
         if self.na_values is not None: res.update(keep_default_na=False, na_values=['', *self.na_values.split(',')])
         return res
 
-# %% ../../nbs/82_cli.options.ipynb #ba487a21
+# %% ../../nbs/82_cli.options.ipynb #1e5e7427
 BY_ENDING = Reading()  # as the ending of a file says
 
-# %% ../../nbs/82_cli.options.ipynb #1e5e7427
 def facts_of(
     reading:Reading, # how the table of a model was read
 ) -> dict: # option -> value, as JSON can hold them

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from ..ids.matching import MatchReport
 # %% ../../nbs/38_data.age.ipynb #106ec79a
 LEAST_WEIGHT = 1e-3 # of the oldest ratings, after ten half-lives; less would leave rows without any evidence
 
-def days_of(times, name:str='times') -> np.ndarray: # float64 (n,): days since 1970
+def days_of(times:Any, name:str='times') -> np.ndarray: # float64 (n,): days since 1970
     "Times of `sortable_times` as days; their unit (seconds, or thousandths and so on) is told from their size."
     times = np.asarray(times, dtype=np.float64)
     size = abs(times).max(initial=0)
@@ -50,7 +50,7 @@ def check_half_life(half_life:float|str|None) -> float|str|None:
     raise RatingsError(f"half_life={half_life!r}; expected a number of days above 0, 'auto', or None for none")
 
 # %% ../../nbs/38_data.age.ipynb #8a245f64
-def as_days(duration, name:str, in_nights:bool=False) -> float: # above 0
+def as_days(duration:Any, name:str, in_nights:bool=False) -> float: # above 0
     "A number of days, a `timedelta`, or text such as '365d', the value of the parameter `name`, as days; or nights."
     is_span = isinstance(duration, (np.timedelta64, timedelta)) or str(duration)[-1:].isalpha()
     text = re.sub('(?<=[0-9])d$', 'D', duration) if isinstance(duration, str) else duration  # as pandas has it

@@ -11,6 +11,8 @@ __all__ = []
 import difflib
 import re
 import warnings
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,9 @@ from ..ids.matching import id_casts
 from .splits import row_words
 
 # %% ../../nbs/31_data.columns.ipynb #0b117567
-def warn_user(message): warnings.warn(message, CollabWarning, stacklevel=5)
+def warn_user(message:str) -> None:
+    "Warn of something in a table that the user gave."
+    warnings.warn(message, CollabWarning, stacklevel=5)
 
 _role_words = {
     'user': 'user customer reviewer account',
@@ -36,7 +40,7 @@ def _roles_of(name):
     begin = [o.lower() for o in re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', str(name))]
     return {role for role, words in _role_words.items() if any(o.startswith(tuple(words.split())) for o in begin)}
 
-def check_column(cols, name, role):
+def check_column(cols:list, name:Hashable, role:str) -> None:
     "Raise unless `cols` has the column `name` once."
     if name not in cols:
         near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
@@ -49,14 +53,14 @@ def check_column(cols, name, role):
 # %% ../../nbs/31_data.columns.ipynb #7604c31a
 _ids = '|'.join([*f"{_role_words['user']} {_role_words['item']}".split(), ''])
 
-def looks_like_header(name:str, column=None) -> bool:
+def looks_like_header(name:str, column:Hashable=None) -> bool:
     "Whether the first line of a list of ids is the name of their column, `column` if that is known."
     if name == column: return True
     letters = re.sub('[^a-z]', '', name.lower())
     if not letters or re.search(r'\d', name): return False
     return bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
 
-def check_guess(name, role:str, options:str='`user_name=`, `item_name=`, `rating_name=`'):
+def check_guess(name:Hashable, role:str, options:str='`user_name=`, `item_name=`, `rating_name=`') -> None:
     "Raise or warn where a column that was taken for `role` by its position looks like another."
     said, remedy = f'column {name!r} would be taken for the {role}s, and', f'or name all columns: {options}'
     if re.fullmatch(r'Unnamed: 0|__index_level_\d+__|', str(name)): raise RatingsError(
@@ -69,7 +73,8 @@ def check_guess(name, role:str, options:str='`user_name=`, `item_name=`, `rating
         f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
 # %% ../../nbs/31_data.columns.ipynb #78686568
-def column_names(cols, user_name=None, item_name=None, rating_name=None, implicit=False):
+def column_names(cols:list, user_name:Hashable=None, item_name:Hashable=None, rating_name:Hashable=None,
+                 implicit:bool=False) -> list:
     "The names of the user, item and rating columns among `cols`; None for the last where each row counts as a 1."
     if not implicit and rating_name is None and len(cols) == 2:
         warn_user(
@@ -89,7 +94,7 @@ def column_names(cols, user_name=None, item_name=None, rating_name=None, implici
     return [*(o.item() if isinstance(o, np.generic) else o for o in names.values()), None][:3]
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
-def one_of_each(codes, n):
+def one_of_each(codes:np.ndarray, n:int) -> np.ndarray: # int64 (n,)
     "One of the places of each of 0 to `n`-1 in `codes`, -1 for none; most are found in a part of them."
     res = np.full(n, -1)
     for k in range(8):
@@ -131,7 +136,7 @@ def _distinct(values):
     except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # `canonical_ids` refuses these
 
 # %% ../../nbs/31_data.columns.ipynb #93df52ce
-def cast_of(id_cast, name):
+def cast_of(id_cast:Any, name:Hashable) -> Callable|None:
     "The function that casts the ids of column `name`, out of what a caller may give as `id_cast`; None for none."
     cast = id_cast.get(name) if isinstance(id_cast, dict) else id_cast
     if isinstance(cast, str) and cast in id_casts: return id_casts[cast]
@@ -139,7 +144,7 @@ def cast_of(id_cast, name):
         f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
     return cast
 
-def casts_of(id_cast, names:list) -> list:
+def casts_of(id_cast:Any, names:list) -> list:
     "`cast_of` for the columns of users and of items; raises where `id_cast` is for others."
     if isinstance(id_cast, dict) and set(id_cast) - set(names): raise RatingsError(
         f'id_cast names {examples(list(id_cast))}; expected the user and item columns, {names[0]!r} and {names[1]!r}')
@@ -152,7 +157,7 @@ def _cast_ids(ids, cast, name):
         f'{name}: `id_cast` failed: {e}; expected a function that takes every id') from e
 
 # %% ../../nbs/31_data.columns.ipynb #bd64a908
-def encode_ids(values:pd.Series, name, cast=None) -> tuple: # int32 codes, and ids in vocabulary order
+def encode_ids(values:pd.Series, name:Hashable, cast:Callable|None=None) -> tuple: # codes, and ids in vocabulary order
     "Number the ids of a complete column, after the function `cast`."
     if not len(values): return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
     codes, ids = _distinct(values)
@@ -163,10 +168,11 @@ def encode_ids(values:pd.Series, name, cast=None) -> tuple: # int32 codes, and i
     return take_in_parts(order, codes).astype(np.int32, copy=False), ids
 
 # %% ../../nbs/31_data.columns.ipynb #3eb20f31
-def check_choice(value, choices, name):
+def check_choice(value:Any, choices:Iterable, name:str) -> None:
+    "Raise unless `value`, that of the parameter `name`, is one of `choices`."
     if value not in choices: raise RatingsError(f'{name}={value!r}; expected {" or ".join(map(repr, choices))}')
 
-def complete_rows(frame, names, on_missing):
+def complete_rows(frame:pd.DataFrame, names:Iterable, on_missing:str) -> np.ndarray|None:
     "Positions of the rows in which no column of `names` is missing; None for all rows."
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
     missing = {o: m for o in names if (m := frame[o].isna().to_numpy()).any()}
@@ -195,7 +201,7 @@ def _bad_number(bad, name, above) -> str:
     return f'{said} is not a {kind}{more}; {hint}'
 
 # %% ../../nbs/31_data.columns.ipynb #213021e9
-def read_numbers(values:pd.Series, name, above:float=-np.inf) -> np.ndarray: # float32
+def read_numbers(values:pd.Series, name:Hashable, above:float=-np.inf) -> np.ndarray: # float32
     "Read a complete column of finite numbers; its index says which row, or line of a file, each is from."
     if isinstance(values.dtype, pd.CategoricalDtype): values = values.astype(values.cat.categories.dtype)
     numbers = values if pd.api.types.is_numeric_dtype(values) else pd.to_numeric(values.astype(object), errors='coerce')

@@ -9,8 +9,9 @@ __all__ = ['fit_encoding', 'read_features']
 
 # %% ../../nbs/37_data.features.ipynb #551cb518
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,7 +169,7 @@ class Features:
         return {f'{side}.values': self.values.cpu(), f'{side}_encoding': self.encoding.to_tensor()}
 
 # %% ../../nbs/37_data.features.ipynb #31bf0648
-def split_ids(table, column, cast:Callable|None=None) -> tuple[np.ndarray, pd.DataFrame]:
+def split_ids(table:Any, column:Hashable, cast:Callable|None=None) -> tuple[np.ndarray, pd.DataFrame]:
     "A table of features as ids and features; `column` is what the ratings call the ids."
     table = open_table(table)
     frame = as_frame(table, schema_names(table))

@@ -317,7 +317,7 @@ def read_ids(
         f'{column or "id"!r}: put one above the ids')
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
-def pick_columns(df:pd.DataFrame, path, **roles) -> list: # the names of the roles' columns, all different
+def pick_columns(df:pd.DataFrame, path:str|Path, **roles) -> list: # the names of the roles' columns, all different
     "The columns of 'user', 'item', 'rating', 'time', by their names; one that is guessed must not look like another's."
     names, options = [], ', '.join(f'`--{o}`' for o in roles)
     if None in roles.values() and not Path(path).is_dir() and set(Path(path).suffixes) & set(_json): raise RatingsError(
@@ -336,7 +336,8 @@ def pick_columns(df:pd.DataFrame, path, **roles) -> list: # the names of the rol
     return names
 
 # %% ../../nbs/33_data.files.ipynb #bef6b8e6
-def ratings_by_time(path, user=None, item=None, rating=None, time=None) -> pd.DataFrame:
+def ratings_by_time(path:str|Path, user:str|None=None, item:str|None=None, rating:str|None=None,
+                    time:str|None=None) -> pd.DataFrame:
     "The ratings in a file, by time: its columns of these names, or the first four."
     df = read_table(path)
     df = df[pick_columns(df, path, user=user, item=item, rating=rating, time=time)]

@@ -10,10 +10,10 @@ __all__ = ['CollabDataset', 'CollabDL', 'SplitReport', 'CollabDataLoaders', 'rea
 # %% ../../nbs/34_data.loaders.ipynb #811b1715
 import inspect
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -83,14 +83,14 @@ def _cast_word(cast): # its name, or True where it has none
     if cast is None or isinstance(cast, str): return cast
     return next((k for k, o in id_casts.items() if o is cast), True)
 
-def table_facts(ds) -> dict: # 'rating_name', 'time_name', 'weight_name', 'id_cast', as JSON can hold them
+def table_facts(ds:Any) -> dict: # 'rating_name', 'time_name', 'weight_name', 'id_cast', as JSON can hold them
     "What to know beside the vocabulary to read more tables like the one that `ds` is from."
     cast = getattr(ds, 'id_cast', None)  # fastai's datasets have none
     word = [_cast_word(cast.get(o)) for o in ds.classes] if isinstance(cast, dict) else _cast_word(cast)
     names = {k: getattr(ds, k, None) for k in ('rating_name', 'time_name', 'weight_name')}
     return {k: v for k, v in {**names, 'id_cast': word}.items() if v is not None}
 
-def with_table_facts(ds:CollabDataset, facts:dict):
+def with_table_facts(ds:CollabDataset, facts:dict) -> None:
     "Have more tables read as that of `table_facts` was; `ds` is changed in place."
     for k in ('rating_name', 'time_name', 'weight_name', 'id_cast'): setattr(ds, k, facts.get(k))
     casts = ds.id_cast if isinstance(ds.id_cast, list) else [ds.id_cast]
@@ -100,9 +100,11 @@ def with_table_facts(ds:CollabDataset, facts:dict):
     ds.id_cast = dict(zip(ds.classes, casts, strict=True)) if len(casts) == 2 else casts[0]
 
 # %% ../../nbs/34_data.loaders.ipynb #f9d0f2f4
-def holds_ratings(ds) -> bool: return hasattr(ds, 'blocks') or hasattr(ds, 'cats')  # ours, and fastai's
+def holds_ratings(ds:Any) -> bool:
+    "Whether a dataset is of ratings, ours or fastai's."
+    return hasattr(ds, 'blocks') or hasattr(ds, 'cats')
 
-def rating_blocks(ds) -> Iterable: # of (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1)
+def rating_blocks(ds:Any) -> Iterable: # of (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1)
     "The ratings of a dataset, ours or fastai's, a part at a time."
     if not holds_ratings(ds): raise RatingsError(
         f'a dataset of type {type(ds).__name__}, whose ratings can\'t be read; expected that of `CollabDataLoaders`')
@@ -110,7 +112,7 @@ def rating_blocks(ds) -> Iterable: # of (x, y), or (x,) without ratings: x, int6
     x, y = ds.cats.to_numpy(np.int64), ds.ys.to_numpy(np.float32)
     return [tuple(torch.from_numpy(o) for o in (x, y) if o.size or not len(x))]
 
-def row_counts(dls) -> list: # for users and for items, int64 (rows): how many training ratings each row has
+def row_counts(dls:Any) -> list: # for users and for items, int64 (rows): how many training ratings each row has
     "How many ratings each row is trained on, those included that `dls.past` counts and that are no longer at hand."
     res = [np.zeros(len(o), dtype=np.int64) for o in dls.classes.values()]
     for x, *_ in rating_blocks(dls.train_ds):
@@ -121,7 +123,7 @@ def row_counts(dls) -> list: # for users and for items, int64 (rows): how many t
     return res
 
 # %% ../../nbs/34_data.loaders.ipynb #61b44200
-def batch_sizes(n, bs, drop_last):
+def batch_sizes(n:int, bs:int, drop_last:bool) -> list:
     "How many of `n` rows each batch gets."
     full, rest = divmod(n, bs)
     if drop_last or not rest: return [bs]*full
@@ -129,19 +131,19 @@ def batch_sizes(n, bs, drop_last):
     return [bs]*full + [rest]
 
 # %% ../../nbs/34_data.loaders.ipynb #3a0e2fe7
-def check_rows(n, name:str, least:int=1, what:str='rows a batch'):
-    "Raise unless `n` is a whole number of rows."
+def check_rows(n:Any, name:str, least:int=1, what:str='rows a batch') -> None:
+    "Raise unless `n`, the value of the parameter `name`, is a whole number from `least` on, of what `what` says."
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(
         f'{name}={n!r}; expected {least} or more {what}')
 
-def batch_rows(bs, val_bs):
+def batch_rows(bs:int, val_bs:int|None) -> tuple[int, int]:
     "How many rows batches have, in training and in validation, where the default is 4096 at least."
     check_rows(bs, 'bs')
     if val_bs is None: return bs, max(bs, 4096)
     check_rows(val_bs, 'val_bs')
     return bs, val_bs
 
-def check_trains(n_train, n_valid):
+def check_trains(n_train:int, n_valid:int) -> None:
     "Raise where no ratings train."
     if not n_train: raise RatingsError(
         f'no ratings to train on, {n_valid} validate; expected at least one: see `splits` and `valid_pct`')
@@ -192,7 +194,7 @@ class CollabDL(TfmdDL):
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
 # %% ../../nbs/34_data.loaders.ipynb #92982957
-def batch_slices(tensors:tuple, sizes:list):
+def batch_slices(tensors:tuple, sizes:list) -> Iterator[tuple]:
     "Batches of `sizes` rows, made a few at a time: a slice that is used at once is still in the cache."
     done = 0
     for k in range(0, len(sizes), 256):
@@ -217,7 +219,7 @@ def create_batches(self:CollabDL, samps): # yields (x, y) or (x,), on the loader
         yield from batch_slices(block, sizes[k:k+per_block])
         done += n
 
-def transform_batch(dl, batches:Iterable) -> Iterable:
+def transform_batch(dl:TfmdDL, batches:Iterable) -> Iterable:
     "Batches as the loader's transforms (`after_batch`) leave them; without any, nothing is called for each."
     return map(dl.after_batch, batches) if getattr(dl.after_batch, 'fs', True) else batches
 
@@ -239,7 +241,7 @@ def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1
     finally: self.epoch = epoch
 
 # %% ../../nbs/34_data.loaders.ipynb #491fb7f1
-def titles_of(titles, ids:list) -> list: # of each id's title, or the id itself where it has none
+def titles_of(titles:Any, ids:list) -> list: # of each id's title, or the id itself where it has none
     "What to call `ids` by `titles`, id -> title; None for none."
     if titles is None: return ids
     if not hasattr(titles, 'items'): raise VocabError(
@@ -289,7 +291,7 @@ def show_results(self:CollabDL,
 # %% ../../nbs/34_data.loaders.ipynb #b1eebc5e
 _kinds = {'int': 'integers', 'text': 'text'}
 
-def rows_or_na(vocab, ids, counts, name, is_expected=False): # int64, the row of each of `ids`
+def rows_or_na(vocab:Vocab, ids:np.ndarray, counts:np.ndarray, name:Hashable, is_expected:bool=False) -> np.ndarray:
     "Rows of the distinct `ids` of a column, which have `counts` ratings; that of `'#na#'` for ids without one."
     rows = vocab.rows(ids)
     unknown = ids[rows < 0]
@@ -309,13 +311,13 @@ def rows_or_na(vocab, ids, counts, name, is_expected=False): # int64, the row of
     return np.where(rows < 0, vocab.na_row, rows)
 
 # %% ../../nbs/34_data.loaders.ipynb #7fec4b53
-def check_vocab_or_count(vocab, min_count:int):
+def check_vocab_or_count(vocab:Any, min_count:int) -> None:
     "Raise unless `min_count` is a number of ratings, and above 0 only where no vocabulary says who has a row."
     check_rows(min_count, 'min_count', 0, 'ratings')
     if min_count and vocab is not None: raise RatingsError(
         f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
 
-def given_classes(vocab, names):
+def given_classes(vocab:Any, names:list) -> dict:
     "The caller's `vocab` by column: by the names of its columns, or users first where it has other names or none."
     if isinstance(vocab, Mapping) and set(names) <= set(vocab): vocab = {o: vocab[o] for o in names}
     vocabs, cols = two_vocabs(vocab, '`vocab`')

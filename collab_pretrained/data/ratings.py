@@ -10,7 +10,7 @@ __all__ = ['Ratings', 'read_ratings', 'check_kind']
 # %% ../../nbs/32_data.ratings.ipynb #7c478ef0
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -71,7 +71,7 @@ class Ratings:
         return replace(self, **res) if res else self
 
 # %% ../../nbs/32_data.ratings.ipynb #cb588d39
-def open_table(table):
+def open_table(table:Any) -> Any:
     "A table of pandas, polars or pyarrow, or what gives an Arrow stream, such as a relation of DuckDB, not yet read."
     if isinstance(table, (Ratings, pd.DataFrame)) or hasattr(table, 'collect_schema'): return table
     if hasattr(getattr(table, 'schema', None), 'names'): return table  # pyarrow's; a LazyFrame warns of a look at its
@@ -82,7 +82,7 @@ def open_table(table):
         f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars, pyarrow, or another '
         'that gives an Arrow stream')
 
-def schema_names(table) -> list:
+def schema_names(table:Any) -> list:
     "The names of a table's columns."
     if isinstance(table, Ratings): return [o for o in table.names if o is not None]
     if isinstance(table, pd.DataFrame): return list(table.columns)
@@ -101,7 +101,7 @@ def _without_runs(table):
 # %% ../../nbs/32_data.ratings.ipynb #ba705eaf
 def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)
 
-def as_frame(table, names:list) -> pd.DataFrame:
+def as_frame(table:Any, names:list) -> pd.DataFrame:
     "The columns `names` of a table as a DataFrame; integers beside missing values stay integers."
     if isinstance(table, pd.DataFrame): return table
     if hasattr(table, 'to_table'): table = table.to_table(columns=names)  # pyarrow's Dataset
@@ -112,7 +112,7 @@ def as_frame(table, names:list) -> pd.DataFrame:
     return _without_runs(table).to_pandas(types_mapper=_pandas_type, ignore_metadata=True)
 
 # %% ../../nbs/32_data.ratings.ipynb #11c03ffc
-def check_index(table, cols, names):
+def check_index(table:Any, cols:list, names:list) -> None:
     "Raise where one of `names` is in the index of a DataFrame, as `groupby` leaves it."
     if not isinstance(table, pd.DataFrame): return
     if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(

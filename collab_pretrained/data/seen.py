@@ -10,7 +10,7 @@ __all__ = ['Seen']
 # %% ../../nbs/36_data.seen.ipynb #97f1a3e0
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from ..ids.vocab import Vocab
 from .loaders import rating_blocks
 
 # %% ../../nbs/36_data.seen.ipynb #0b55e47d
-def seen_pairs(dls, rows:np.ndarray|None=None, valid:bool=True) -> np.ndarray: # int64 (n, 2), in no order
+def seen_pairs(dls:Any, rows:np.ndarray|None=None, valid:bool=True) -> np.ndarray: # int64 (n, 2), in no order
     "Who has rated what in loaders, by row: all users or some, with the ratings that validate or without."
     users = Vocab.of(next(iter(dls.classes.values())), 'the vocabulary of users')
     wanted = np.zeros(len(users), dtype=bool)

@@ -10,6 +10,7 @@ __all__ = ['split_random', 'sortable_times', 'split_time', 'split_user_time', 's
 
 # %% ../../nbs/30_data.splits.ipynb #e12bb5a2
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,8 @@ def _shuffled(n, seed):
     dtype = torch.int32 if n < 2**31 else torch.int64  # the same order, in half the time
     return torch.randperm(n, generator=gen, dtype=dtype).numpy()
 
-def check_valid_pct(valid_pct):
+def check_valid_pct(valid_pct:Any) -> None:
+    "Raise unless `valid_pct` is a share below 1."
     if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(
         f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 
@@ -55,7 +57,7 @@ def split_random(
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 # %% ../../nbs/30_data.splits.ipynb #e3f11c58
-def row_words(index:pd.Index, at) -> str: # such as 'rows 0, 5 (counted from 0)', or 'line 17' where `index` says so
+def row_words(index:pd.Index, at:Any) -> str: # such as 'rows 0, 5 (counted from 0)', or 'line 17' where `index` says so
     "Where the rows at the positions `at` are, for a message."
     if index.name != 'line': return f'rows {examples(at)} (counted from 0)'
     return f'line{"s" if len(at) > 1 else ""} {examples(index[at])}'

@@ -9,6 +9,7 @@ __all__ = ['canonical_ids']
 
 # %% ../../nbs/10_ids.canonical.ipynb #48231a58
 import uuid
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import pandas as pd
 from ..core import NA, RatingsError, examples
 
 # %% ../../nbs/10_ids.canonical.ipynb #fe1e5a77
-def as_array(values) -> np.ndarray: # (n,), of the values' own dtype; object for a list
+def as_array(values:Any) -> np.ndarray: # (n,), of the values' own dtype; object for a list
     "A list, array or column as an array that keeps each value as it is, a category column by its values."
     if hasattr(values, 'to_pandas'): values = values.to_pandas()  # pyarrow, polars
     if isinstance(getattr(values, 'dtype', None), pd.CategoricalDtype): return np.asarray(values)
@@ -92,7 +93,7 @@ def canonical_ids(
     return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
 
 # %% ../../nbs/10_ids.canonical.ipynb #f1c0a1d3
-def take_in_parts(values, places) -> np.ndarray:
+def take_in_parts(values:np.ndarray, places:np.ndarray) -> np.ndarray: # as long as `places`
     "`values.take(places)`, in parts that stay in the cache with the integers of 64 bits that numpy makes of `places`."
     res, part = np.empty(len(places), dtype=values.dtype), 2**14
     for k in range(0, len(places), part): res[k:k+part] = values.take(places[k:k+part])

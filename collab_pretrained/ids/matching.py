@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from fastcore.basics import patch
@@ -196,8 +196,8 @@ class MatchReport:
         return axs
 
 # %% ../../nbs/13_ids.matching.ipynb #7a00d902
-def two_vocabs(vocabs, label) -> tuple: # a list of two `Vocab`; a list of the columns' names, None where they have none
-    "Users' and items' vocabularies, in a list or by column; `label` is what messages call them."
+def two_vocabs(vocabs:Any, label:Any) -> tuple: # a list of two `Vocab`, one of the columns' names (or None)
+    "Users' and items' vocabularies, in a list or by column; `label`, maybe a path, is what messages call them."
     sized = hasattr(vocabs, '__len__') and not isinstance(vocabs, (str, bytes, Vocab))
     if not sized or len(vocabs) != 2: raise VocabError(
         f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if sized else ""}; expected two vocabularies, users '
@@ -205,7 +205,7 @@ def two_vocabs(vocabs, label) -> tuple: # a list of two `Vocab`; a list of the c
     cols, both = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
     return [Vocab.of(o, f'{label} of {side}s') for o, side in zip(both, SIDES, strict=True)], cols
 
-def value_of_side(value, side:str, param:str, default=None):
+def value_of_side(value:Any, side:str, param:str, default:Any=None) -> Any:
     "What the parameter `param` says for a side, where it may be a dictionary of 'users' and 'items'."
     if not isinstance(value, Mapping): return value
     if set(value) - {f'{o}s' for o in SIDES}: raise VocabError(

@@ -9,6 +9,7 @@ __all__ = ['rank_scores', 'BiasModel', 'recent_popularity', 'RankMetric']
 
 # %% ../../nbs/60_serve.evaluate.ipynb #93a29d43
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ import torch
 from fastai.learner import Metric
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from torch import nn
 
 from ..core import SIDES, CollabWarning, RatingsError
 from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
+from ..data.ratings import Ratings
 from ..data.seen import seen_pairs
 from ..learner.als import days_in, n_rows_of, train_ratings
 from ..learner.core import CollabLearner
@@ -43,13 +46,13 @@ def rank_scores(
             'hit_rate': (n_found > 0).astype(float)}
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2163fbab
-def pairs_of(ds):
+def pairs_of(ds:Any) -> tuple:
     "The pairs of a dataset, int64 (n, 2), and their ratings, float32 (n,), or None where there are none."
     parts = [(x.cpu().numpy(), y[0][:,0].cpu().numpy() if y else None) for x, *y in rating_blocks(ds)]
     y = [o for _, o in parts if o is not None]
     return np.concatenate([x for x, _ in parts]), np.concatenate(y) if y else None
 
-def rated_pairs(learn, ratings):
+def rated_pairs(learn:CollabLearner, ratings:Any) -> tuple:
     "The pairs to measure on and their ratings, as of `pairs_of`."
     ds = learn.dls.valid_ds if ratings is None else learn.dls.test_dl(ratings).dataset
     if not len(ds): raise RatingsError('no ratings to evaluate on: the validation part is empty; expected some: make '
@@ -57,7 +60,7 @@ def rated_pairs(learn, ratings):
     return pairs_of(ds)
 
 @torch.no_grad()
-def predictions_for(model, x):
+def predictions_for(model:nn.Module, x:np.ndarray) -> np.ndarray: # float32 (n,)
     "What `model` answers for the pairs `x`."
     model = in_eval_mode(get_model(model))
     device = next(model.parameters()).device
@@ -65,7 +68,7 @@ def predictions_for(model, x):
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1df598a7
-def pairs_in(learn, table, new=()):
+def pairs_in(learn:CollabLearner, table:Any, new:Any=()) -> np.ndarray:
     "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
     read = read_like(learn.dls, table, with_ratings=False)
     pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
@@ -78,7 +81,7 @@ def pairs_in(learn, table, new=()):
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
 def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
 
-def relevant_pairs(learn, x, y, min_rating):
+def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|None) -> np.ndarray:
     "The pairs of `x` that should be found, each once; those of items without a row stay, and can't be."
     if min_rating is not None and y is None: raise RatingsError(
         f'min_rating={min_rating!r} and no ratings in the table; expected a column of them, or no `min_rating`')
@@ -88,13 +91,14 @@ def relevant_pairs(learn, x, y, min_rating):
     first = np.unique(_keys(x[has_row], len(items)), return_index=True)[1]
     return np.concatenate([x[has_row][first], x[~has_row]])
 
-def known_pairs(learn, rows):
+def known_pairs(learn:CollabLearner, rows:np.ndarray) -> np.ndarray: # int64 (n, 2), repeats allowed
     "What the users `rows` have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
     recorded = [o.pairs(rows) for o in (learn.seen, learn.held_out) if o is not None]
     return np.concatenate([seen_pairs(learn.dls, rows), *recorded])
 
 # %% ../../nbs/60_serve.evaluate.ipynb #442226aa
-def top_lists(learn, x, relevant, k, seen=None, scores=None):
+def top_lists(learn:CollabLearner, x:np.ndarray, relevant:np.ndarray, k:int, seen:np.ndarray|None=None,
+              scores:Any=None) -> tuple[np.ndarray, np.ndarray]:
     """Users with a row and a relevant item, ascending, and the `k` best items of each by `scores` (the model's), but
     those that they are known to have seen, by the learner or in the pairs `seen`, and that are not among `x`."""
     items = learn.side('item').vocab
@@ -107,7 +111,7 @@ def top_lists(learn, x, relevant, k, seen=None, scores=None):
     return asked, best(scores, asked, k, seen_elsewhere, show=hasattr(learn, 'progress'))[1]
 
 # %% ../../nbs/60_serve.evaluate.ipynb #38c2b1e9
-def list_measures(users, top, relevant, k):
+def list_measures(users:np.ndarray, top:np.ndarray, relevant:np.ndarray, k:int) -> tuple[dict, np.ndarray]:
     "Measures of the lists `top` (n, at most k) of those `users` (n,) with an item to find; who they are, bool (n,)."
     relevant = relevant[np.isin(relevant[:,0], users)]
     n_relevant = np.bincount(np.searchsorted(users, relevant[:,0]), minlength=len(users))
@@ -117,7 +121,7 @@ def list_measures(users, top, relevant, k):
     found = np.pad(found, ((0, 0), (0, k - top.shape[1])))
     return rank_scores(found[asked], n_relevant[asked]), asked
 
-def mean_measures(users, top, relevant, k):
+def _mean_measures(users, top, relevant, k):
     "The means of `list_measures` over the users, and how many there are."
     scores, asked = list_measures(users, top, relevant, k)
     return {'n_users': asked.sum()} | {f'{name}@{k}': v.mean() if len(v) else np.nan for name, v in scores.items()}
@@ -157,7 +161,7 @@ class BiasModel:
         return self._sum(x).clip(self.low, self.high)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
-def bias_model(learn, seen=None, measured=None):
+def bias_model(learn:CollabLearner, seen:Ratings|None=None, measured:np.ndarray|None=None) -> Any:
     "`BiasModel` of the training part and of `seen`, without the pairs `measured`; None without any."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
     if seen is not None and len(seen) and seen.names[2] is not None:
@@ -189,7 +193,7 @@ def recent_popularity(
     return recent_counts(x[:,1], days, sizes[1], popularity_half_life(x, days, *sizes)).cpu().numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1af3af77
-class PopularityScores:
+class _PopularityScores:
     "Scores of items by how many ratings they have, or by other `counts` of all rows, the same for every user."
     size, dtype, device = 64, torch.float32, torch.device('cpu')
     def __init__(self, learn, counts=None):
@@ -199,23 +203,24 @@ class PopularityScores:
     def __call__(self, rows, out): out[:,:len(self.counts)] = self.counts
     def finish(self, rows, vals): return vals
 
-def list_floors(learn):
+def list_floors(learn:CollabLearner) -> dict:
     "What lists are compared with: 'popular' and, where it is known, 'recent' -> scores."
-    recent, popular = recent_popularity(learn), PopularityScores(learn)
-    return {'popular': popular} if recent is None else {'popular': popular, 'recent': PopularityScores(learn, recent)}
+    recent, popular = recent_popularity(learn), _PopularityScores(learn)
+    return {'popular': popular} if recent is None else {'popular': popular, 'recent': _PopularityScores(learn, recent)}
 
-def best_floor(floors):
+def _best_floor(floors):
     "The highest of some floors, whose names end in 'popular' and 'recent': what to call it, and its value."
     name = max(floors, key=floors.get)
     return 'recent popularity' if name.endswith('recent') else 'popularity', floors[name]
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8f0f0930
-def rating_groups(learn):
+def rating_groups(learn:CollabLearner) -> dict:
     "Name -> which user rows and which item rows are meant, bool arrays."
     sides, report = [learn.side(o) for o in SIDES], learn.match_report
     everyone = [np.ones(len(o.vocab), dtype=bool) for o in sides]
     res = {'all': everyone}
-    for side in sides if report else ():
+    if report is None: return res
+    for side in sides:
         match = report.side(side.name)
         if match.new_vocab != side.vocab: continue  # the vocabulary has changed since
         has_id = np.isin(np.arange(len(side.vocab)), side.vocab.id_rows)
@@ -224,25 +229,25 @@ def rating_groups(learn):
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #c03cf977
-def error_measures(preds, y):
-    "Root mean squared and mean absolute error."
+def error_measures(preds:np.ndarray, y:np.ndarray|None) -> dict:
+    "How many ratings, and the root mean squared and mean absolute error, NaN where there are none."
     if y is None or not len(y): return {'n_ratings': len(preds), 'rmse': np.nan, 'mae': np.nan}
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}
 
-def check_floor(name, value, floor_name, floor, higher_is_better=False):
-    "Warn where a model's figure is worse than that of its floor."
+def check_floor(name:str, value:float, floor_name:str, floor:float, higher_is_better:bool=False) -> None:
+    "Warn where a model's figure `value` is worse than that of its `floor`."
     worse = value < floor if higher_is_better else value > floor
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor; train longer, or with another learning rate', CollabWarning, stacklevel=4)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #4a3d4116
-def check_count(name, value, what='the length of the lists'):
-    "Raise unless `value` is a whole number, 1 or more."
+def check_count(name:str, value:Any, what:str='the length of the lists') -> None:
+    "Raise unless `value`, that of the parameter `name`, is a whole number from 1 on."
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_count or value < 1: raise RatingsError(f'{name}={value!r}; expected {what}, 1 or more')
 
-def check_lists(k, min_rating):
+def _check_lists(k, min_rating):
     "Raise unless `k` is a length and `min_rating` a rating or None."
     check_count('k', k)
     is_rating = min_rating is None or isinstance(min_rating, (int, float, np.number))
@@ -271,10 +276,10 @@ def _lists_by_group(learn, x, relevant, k, seen):
     for name, (of_users, of_items) in rating_groups(learn).items():
         mine, found = of_users[users], relevant[of_items[relevant[:,1]]]
         listed, items = np.unique(top[mine]), id_rows[of_items[id_rows]]
-        res[name] = {**mean_measures(users[mine], top[mine], found, k),
+        res[name] = {**_mean_measures(users[mine], top[mine], found, k),
                      f'coverage@{k}': np.isin(items, listed).mean() if len(items) else np.nan}
         for o, tops in floors.items():
-            res[name][f'ndcg@{k} of {o}'] = mean_measures(users[mine], tops[mine], found, k)[f'ndcg@{k}']
+            res[name][f'ndcg@{k} of {o}'] = _mean_measures(users[mine], tops[mine], found, k)[f'ndcg@{k}']
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8cafc5a3
@@ -286,7 +291,7 @@ def evaluate(self:CollabLearner,
     seen=None, # table of what users rated before, for lists to leave out; None for the learner's ratings only
 ) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items
     "How far predictions are off, how good lists of the best `k` items are, and what biases and popularity alone reach."
-    check_lists(k, min_rating)
+    _check_lists(k, min_rating)
     if seen is not None: seen = read_like(self.dls, seen)
     x, y = rated_pairs(self, ratings)
     lists = _lists_by_group(self, x, relevant_pairs(self, x, y, min_rating), k, seen)
@@ -294,21 +299,21 @@ def evaluate(self:CollabLearner,
     res = pd.DataFrame.from_dict({name: {**errors[name], **lists[name]} for name in lists}, orient='index')
     total, ndcg = res.loc['all'], f'ndcg@{k}'
     floors = {k: v for k, v in total.items() if k.startswith(f'{ndcg} of ')}
-    if 'rmse' not in res: check_floor(ndcg.upper(), total[ndcg], *best_floor(floors), True)
+    if 'rmse' not in res: check_floor(ndcg.upper(), total[ndcg], *_best_floor(floors), True)
     elif 'rmse of biases' in res: check_floor('RMSE', total['rmse'], 'user and item biases', total['rmse of biases'])
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #42e72b85
-def held_out_figure(learn):
+def held_out_figure(learn:CollabLearner) -> tuple[str, float, str, float]:
     "The RMSE on the ratings held out, or a ranking's recall: name, value, and the same of its floor."
     x, y = rated_pairs(learn, None)
     if learn.ranking is None:
         error, floor = (error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x)))
         return 'RMSE', error, 'user and item biases', floor
     relevant = relevant_pairs(learn, x, y, learn.ranking.threshold(learn.dls.train_ds.tensors[1]))
-    recalls = {name: mean_measures(*top_lists(learn, x, relevant, 10, scores=scores), relevant, 10)['recall@10']
+    recalls = {name: _mean_measures(*top_lists(learn, x, relevant, 10, scores=scores), relevant, 10)['recall@10']
                for name, scores in {None: None, **list_floors(learn)}.items()}
-    return 'recall@10', recalls.pop(None), *best_floor(recalls)
+    return 'recall@10', recalls.pop(None), *_best_floor(recalls)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #7876ad80
 class RankMetric(Metric):
@@ -320,9 +325,10 @@ class RankMetric(Metric):
     ):
         known = list(rank_scores(np.ones((1, 1), dtype=bool), np.ones(1, dtype=int)))
         if what not in known: raise RatingsError(f'what={what!r}; expected one of {known}')
-        check_lists(k, min_rating)
+        _check_lists(k, min_rating)
         self.what, self.k, self.min_rating = what, k, min_rating
 
+    learn:Any = None  # the learner whose batches it keeps
     def reset(self): self.learn, self.parts = None, []
     def __getstate__(self): return {**vars(self), 'learn': None, 'parts': []}  # an exported learner holds no ratings
     def accumulate(self,
@@ -337,6 +343,6 @@ class RankMetric(Metric):
         if not self.parts: return None
         x, y = (np.concatenate(o) for o in zip(*self.parts, strict=True))
         relevant = relevant_pairs(self.learn, x, y, self.min_rating)
-        return mean_measures(*top_lists(self.learn, x, relevant, self.k), relevant, self.k)[self.name]
+        return _mean_measures(*top_lists(self.learn, x, relevant, self.k), relevant, self.k)[self.name]
     @property
     def name(self): return f'{self.what}@{self.k}'

@@ -11,6 +11,7 @@ __all__ = []
 import copy
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def _encoded(learn, side, values):
     codes, ids = encode_ids(values, f'{side}s', cast_of(id_cast, of.column))
     return codes, ids, of.vocab.rows(ids)
 
-def asked_ids(learn, side, ids):
+def asked_ids(learn:CollabLearner, side:str, ids:Any) -> tuple[np.ndarray, np.ndarray]:
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
     vocab = learn.side(side).vocab
     if ids is None: return vocab.ids, vocab.id_rows
@@ -53,8 +54,8 @@ def asked_ids(learn, side, ids):
     first = pd.unique(codes)
     return ids[first], rows[first]
 
-def check_known(learn, side, ids, rows, remedy):
-    "Raise if any of `ids` has no row."
+def check_known(learn:CollabLearner, side:str, ids:np.ndarray, rows:np.ndarray, remedy:str) -> None:
+    "Raise if any of `ids` has no row; `remedy` is what the message says to do."
     lost, known = ids[rows < 0], learn.side(side).vocab.ids
     if len(lost): raise VocabError(
         f'{side}s: {len(lost)} of {len(ids)} have no row ({examples(lost)}); expected ids among the {len(known)} that '

@@ -14,6 +14,7 @@ import re
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def _tensor_bytes(tensors):
     return safetensors.torch.save(own)
 
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
-def read_config(path, raw:bytes) -> dict:
+def read_config(path:str|Path, raw:bytes) -> dict:
     "The configuration in the content of a `config.json`, checked by itself; `path` is for messages, here as below."
     config = read_json(path, raw)
     if not isinstance(config, dict) or type(config.get('schema')) is not int: raise CheckpointError(
@@ -107,7 +108,7 @@ def _check_counts(counts, vocabs):
             f'counts of {side}: {n.min() if n.dtype.kind in "iuf" else n.dtype}; expected numbers from 0')
 
 # %% ../../nbs/27_weights.folders.ipynb #8a99ccd8
-def folder_parts(folder, model_state:dict, classes, tables:dict|None=None) -> dict: # name -> bytes
+def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|None=None) -> dict: # name -> bytes
     "The content of every file but `config.json`, as `save_folder` takes it, checked as a reader would."
     folder, wgts = Path(folder), flat_weights(model_state)
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
@@ -127,7 +128,7 @@ def _tables_of_last_save(folder, names):
     try: return [folder/o for o in checkpoint_files(read_config(path, path.read_bytes())) if o not in names]
     except (OSError, CheckpointError): return []
 
-def commit_folder(folder:str|Path, config:bytes, parts:dict):
+def commit_folder(folder:str|Path, config:bytes, parts:dict) -> None:
     "Write the files of one save, whole or not at all: `config.json` and those that `folder_parts` gives."
     folder, hashes = Path(folder), json.loads(config)['files']
     try:

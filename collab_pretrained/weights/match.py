@@ -153,9 +153,9 @@ def _counts_of(match, side, min_count):
         f"min_count={min_count} needs the interactions of each old id; expected `counts=` with '{side}s'")
 
 # %% ../../nbs/21_weights.match.ipynb #de9741e4
-def match_wgts(wgts:Mapping, report:MatchReport, keys:Mapping|None=None, unseen='mean', min_count:int=0,
-               seed:int|None=None) -> dict:
-    "`match_embeds` for flat weights and a match that is known already, with the old counts if there are any."
+def match_wgts(wgts:Mapping, report:MatchReport, keys:Mapping|None=None, unseen:Any='mean', min_count:int=0,
+               seed:int|None=None) -> dict: # a new one
+    "`match_embeds` for flat weights and a match that is known already, which has the old counts if there are any."
     found, res, generator = find_roles(wgts, keys), dict(wgts), torch.Generator()
     if not found: raise no_tables(wgts)
     generator.manual_seed(generator.seed() if seed is None else seed)

@@ -9,7 +9,7 @@ __all__ = []
 
 # %% ../../nbs/28_weights.moments.ipynb #58e7ea98
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from .match import match_rows
 from .roles import bare_name, find_roles, roles
 
 # %% ../../nbs/28_weights.moments.ipynb #fa87f55f
-def param_names(opt, model:nn.Module) -> list: # of str, in the optimizer's order
+def param_names(opt:Any, model:nn.Module) -> list: # of str, in the optimizer's order
     "The names in `model` of the parameters that fastai's optimizer `opt` steps."
     names = {p: name for name, p in model.named_parameters()}
     return [names[p] for group in opt.param_lists for p in group]
@@ -95,7 +95,7 @@ def _own(x, p):
 
 def _fits(state, p): return all(o.shape in ((), p.shape) for o in state.values() if isinstance(o, torch.Tensor))
 
-def load_moments(opt, model:nn.Module, moments:Moments, keys:Mapping|None=None) -> list:
+def load_moments(opt:Any, model:nn.Module, moments:Moments, keys:Mapping|None=None) -> list:
     "Give moments to the optimizer of `model`, by role and name; none of another kind of optimizer, or another shape."
     sd, params, source = opt.state_dict(), dict(model.named_parameters()), _source(model, moments, keys)
     names, zero = param_names(opt, model), []
@@ -110,7 +110,7 @@ def load_moments(opt, model:nn.Module, moments:Moments, keys:Mapping|None=None) 
     return zero
 
 # %% ../../nbs/28_weights.moments.ipynb #9908057f
-def carry_moments(opt, model:nn.Module, opt_state:Mapping, names:list|None, report:MatchReport|None=None,
+def carry_moments(opt:Any, model:nn.Module, opt_state:Mapping, names:list|None, report:MatchReport|None=None,
                   keys:Mapping|None=None) -> list: # names of the parameters whose moments start at zero
     "Give an optimizer the moments of an old one by ids; `names` are of the old state, None where they aren't known."
     if names is None: return param_names(opt, model)
@@ -118,7 +118,7 @@ def carry_moments(opt, model:nn.Module, opt_state:Mapping, names:list|None, repo
     return load_moments(opt, model, moments if report is None else match_moments(moments, report, keys), keys)
 
 # %% ../../nbs/28_weights.moments.ipynb #4f207332
-def load_opt(opt, model:nn.Module, opt_state:Mapping, names:list|None) -> list: # as in `carry_moments`
+def load_opt(opt:Any, model:nn.Module, opt_state:Mapping, names:list|None) -> list: # as in `carry_moments`
     "Give an optimizer the whole state of an old one, or where their groups differ the moments."
     own = opt.state_dict()
     def sizes(state): return _kind(state), len(_groups(state)), len(_states(state))

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,13 +95,12 @@ def _write(path, write, like):
         f.flush()
         os.fsync(f.fileno())
 
-
 def _remove(folder, pattern):
     for o in Path(folder).iterdir():
         if re.fullmatch(pattern, o.name): o.unlink(missing_ok=True)
 
 # %% ../../nbs/26_weights.pairs.ipynb #ba320c5f
-def commit_files(path:Path, write:Callable, others:dict, obsolete:Callable=tuple):
+def commit_files(path:Path, write:Callable, others:dict, obsolete:Callable=tuple) -> None:
     """Write the file `path`, whose rename is the moment of the save, and `others`, path -> (fingerprint of the content,
     function that writes it), whole or not at all; `obsolete` gives files of the last save to be removed."""
     path, run = _real(path), uuid.uuid4().hex
@@ -132,7 +132,7 @@ def _check_rows(path, key, t, side, vocabs, vocab_path):
         f'{path}: {key} has {(*t.shape, 0)[0]} rows, and the vocabulary of {side}s in {vocab_path} has {n}; expected '
         "the same length: a name for each row, '#na#' included where the table has such a row")
 
-def check_lengths(wgts:Mapping, vocabs:list, wgts_path, vocab_path):
+def check_lengths(wgts:Mapping, vocabs:list, wgts_path:str|Path, vocab_path:str|Path) -> None:
     "Raise where a table that is known by its name has another number of rows than its vocabulary."
     try: by_role = find_roles(wgts)
     except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later
@@ -168,7 +168,7 @@ def _checked_table(path, name, table, vocabs):
         if dot and side in SIDES: _check_rows(path, f'{name}: {key}', res[key], side, vocabs, 'the save')
     return res
 
-def checked_tables(path, tables:Mapping, vocabs:list) -> dict: # name -> {key: dense tensor of finite numbers}
+def checked_tables(path:str|Path, tables:Mapping, vocabs:list) -> dict: # name -> {key: dense tensor of finite numbers}
     "What is kept beside the weights, name -> {key: tensor}; keys with 'user.' or 'item.' have a row for each name."
     if not isinstance(tables, Mapping): raise CheckpointError(
         f'{path}: tables={type(tables).__name__}; expected a dictionary from name to {{key: tensor}}')
@@ -215,7 +215,7 @@ def save_pair(
         f'{wgts_path}: not saved ({e}); what was there before is still there') from e
 
 # %% ../../nbs/26_weights.pairs.ipynb #4fe4b3e8
-def are_columns(x) -> bool:
+def are_columns(x:Any) -> bool:
     "Whether what a file says names the columns of users and items, or (None) that they have no names."
     return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
 

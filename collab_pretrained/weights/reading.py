@@ -69,7 +69,7 @@ def _damage(e):
     if isinstance(e, (MemoryError, ImportError)): raise e
     return f'damaged or cut short ({type(e).__name__}: {str(e).partition(chr(10))[0][:100]})'
 
-def from_safetensors(path, raw:bytes) -> dict: # name -> tensor on the CPU
+def from_safetensors(path:str|Path, raw:bytes) -> dict: # name -> tensor on the CPU
     "The tensors in the content of a safetensors file."
     import safetensors.torch
     try: return safetensors.torch.load(raw)
@@ -96,7 +96,7 @@ def _why_not(e):
     return f'refused, since it asks to run {refused[1]}{hint}'
 
 # %% ../../nbs/25_weights.reading.ipynb #862f1d89
-def load_torch(path) -> Any: # plain values, tensors and notes, on the CPU
+def load_torch(path:str|Path) -> Any: # plain values, tensors and notes, on the CPU
     "What a torch file or a safetensors file holds."
     path, kind = Path(path), file_kind(path)
     expected = 'expected weights: a torch file, as `learn.save` writes it, or a safetensors file'
@@ -115,7 +115,7 @@ def _odd_kind(t):
     if t.numel()*t.element_size() > t.untyped_storage().nbytes(): return 'a view that repeats its rows'
     return str(t.dtype) if t.is_floating_point() and t.element_size() < 2 else ''
 
-def check_weight(path, key:str, t:torch.Tensor):
+def check_weight(path:str|Path, key:str, t:torch.Tensor) -> None:
     "Raise unless the weight `t` is a dense tensor of finite numbers; `path` is for messages, here as below."
     if odd := _odd_kind(t): raise CheckpointError(
         f'{path}: {key} is {odd}; expected plain numbers: save it as `.dequantize()`, `.float()` or `.contiguous()` '
@@ -135,7 +135,7 @@ def _check_names(path, wgts):
     if odd := [k for k in wgts if not isinstance(k, str)]: raise CheckpointError(
         f'{path}: a name that is {type(odd[0]).__name__}; expected texts, as `state_dict()` has them')
 
-def split_saved(path, saved) -> tuple: # the weights as of `read_weights`; the optimizer's state, or None
+def split_saved(path:str|Path, saved:Any) -> tuple: # the weights as of `read_weights`; the optimizer's state, or None
     "The weights, checked, and the optimizer's state in what `load_torch` gives."
     wgts, opt = saved, None
     if isinstance(saved, Mapping) and isinstance(saved.get('model'), Mapping):
@@ -202,7 +202,7 @@ def _shown(x):
     return 'a huge number' if isinstance(x, int) and abs(x) >= 2**64 else f'{x!r:.60}'
 
 # %% ../../nbs/25_weights.reading.ipynb #e718f4f4
-def check_facts(path, facts:Mapping, wgts:Mapping):
+def check_facts(path:str|Path, facts:Mapping, wgts:Mapping) -> None:
     "Raise where what is said of a model can't be, or is of another size than its weights, or what has their shapes."
     for key, (test, expected) in _facts.items():
         if facts.get(key) is not None and not test(facts[key]): raise CheckpointError(
@@ -216,8 +216,8 @@ def check_facts(path, facts:Mapping, wgts:Mapping):
             f'{path}: {key}={_shown(said)}, and the weights are of {_shown(sizes[key])}; expected them to agree')
 
 # %% ../../nbs/25_weights.reading.ipynb #d571adf4
-def to_builtin(x, where:str) -> Any:
-    "`x` in Python's own types and tensors, as `torch.load(weights_only=True)` reads them."
+def to_builtin(x:Any, where:str) -> Any:
+    "`x`, found at `where`, in Python's own types and tensors, as `torch.load(weights_only=True)` reads them."
     x = plain_value(x)
     if isinstance(x, Mapping):
         return {to_builtin(k, where): to_builtin(v, f'{where}.{k}') for k, v in x.items()}
@@ -230,7 +230,7 @@ def to_builtin(x, where:str) -> Any:
     raise TypeError(f'{where}: {type(x).__name__}; expected numbers, texts, tensors, lists and dictionaries')
 
 # %% ../../nbs/25_weights.reading.ipynb #6528b3e2
-def plain_opt(path, opt) -> dict|None: # in Python's own types and tensors
+def plain_opt(path:str|Path, opt:Any) -> dict|None: # in Python's own types and tensors
     "The state of an optimizer that `split_saved` gives, as its `load_state_dict` takes it."
     try: return None if opt is None else to_builtin(opt, 'opt')
     except Exception as e: raise CheckpointError(
@@ -269,12 +269,12 @@ def _two_columns(path, raw):
     return [_names(path, v, side) for v, side in zip(raw, ('users', 'items'), strict=True)]
 
 # %% ../../nbs/25_weights.reading.ipynb #4c266017
-def read_json(path, raw:bytes) -> Any:
+def read_json(path:str|Path, raw:bytes) -> Any:
     "What is in the content of a JSON file."
     try: return json.loads(raw)
     except Exception as e: raise CheckpointError(f'{path}: {_damage(e)}; expected JSON') from None
 
-def json_columns(path, raw:bytes) -> dict|list: # as of `read_vocab`
+def json_columns(path:str|Path, raw:bytes) -> dict|list: # as of `read_vocab`
     "The two columns in the content of a JSON file."
     content = read_json(path, raw)
     sides = list(content.values()) if isinstance(content, dict) else content

@@ -10,7 +10,7 @@ __all__ = ['find_roles', 'LoadedKeys', 'load_pretrained_keys']
 # %% ../../nbs/20_weights.roles.ipynb #015e0879
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ def no_tables(wgts:Mapping, of_model:str='') -> WeightsError:
         "or `keys=`, e.g. keys={'u_weight': 'name of the users\' table', 'i_weight': ...}")
 
 # %% ../../nbs/20_weights.roles.ipynb #aec1352a
-def as_tensor(key:str, value) -> torch.Tensor: # of the dtype and device of `value`, in the same memory
+def as_tensor(key:str, value:Any) -> torch.Tensor: # of the dtype and device of `value`, in the same memory
     "The weight `key` as a dense tensor without a gradient."
     try: res = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError): raise WeightsError(

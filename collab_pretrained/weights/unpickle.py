@@ -13,7 +13,7 @@ import re
 import uuid
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -75,7 +75,7 @@ _makers.update({k.replace('numpy.core', 'numpy._core'): v for k, v in _makers.it
 pickle_notes = {  # name -> the class that stands in for it, for torch's allow-list as well
     name: type(name.split('.')[-1], (_Note,), {'make': staticmethod(make)}) for name, make in _makers.items()}
 
-def plain_value(x) -> Any:
+def plain_value(x:Any) -> Any:
     "The plain value that a note of `unpickle` stands for, its entries as they are; anything else as it is."
     return plain_value(x.make(x)) if isinstance(x, _Note) else x
 
@@ -118,7 +118,7 @@ def unpickle(raw:bytes) -> Any: # plain values and notes (see `plain_value`)
     "What is in a pickle, without running it; raises `PickleRefused` where it asks for more."
     at = 0
     while m := _harmless.match(raw, at): at = m.end()
-    return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()
+    return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()  # the first: nothing names a class
 
 # %% ../../nbs/24_weights.unpickle.ipynb #cc17f475
 _for_weights = re.compile(r'(torch|collections|numpy|fastcore|builtins|_codecs)\..+')
@@ -134,6 +134,6 @@ class _TorchChecker(_Unpickler):
 
     def persistent_load(self, pid): return None
 
-def check_torch_pickle(f):
+def check_torch_pickle(f:IO[bytes]) -> None:
     "Raise where a torch file's pickle asks for what no weights need, or what a few bytes can make very large."
     _TorchChecker(f).load()
