@@ -204,7 +204,7 @@ def split_ratings(
 
 # %% ../../nbs/30_data.splits.ipynb #7dd6b3b5
 def two_corpora(
-    ratings:pd.DataFrame, # by time
+    ratings, # by time: a table, or the positions of its rows
 ) -> tuple: # the first 80% of the rows, and the last 28%
     "An earlier and a later corpus that overlap in time."
     return ratings[:int(.8*len(ratings))], ratings[int(.72*len(ratings)):]

@@ -33,9 +33,9 @@ class VocabMatch:
     old_counts: np.ndarray|None = None # (old ids,): interactions of each id of `old_vocab`, where they are known
     new_counts: np.ndarray|None = None # (new ids,): interactions of each id of `new_vocab`, where they are known
     shares: ClassVar[dict]
+    only_grew: ClassVar[bool]
     hints: ClassVar[Callable]
     plot: ClassVar[Callable]
-    _table: ClassVar[Callable]
     _repr_html_: ClassVar[Callable]
 
     @cached_property
@@ -50,10 +50,6 @@ class VocabMatch:
     def dropped(self): return self.old_vocab.ids[~self._kept]
     @property
     def coverage(self): return len(self.matched)/max(len(self.new_vocab.ids), 1)
-    @cached_property
-    def only_grew(self) -> bool: # whether all old rows are where they were, and new ones behind them
-        n = len(self.old_vocab)
-        return len(self.rows) >= n and np.array_equal(self.rows[:n], np.arange(n)) and bool((self.rows[n:] < 0).all())
 
 # %% ../../nbs/13_ids.matching.ipynb #f437e613
 @patch(as_prop=True)
@@ -67,17 +63,17 @@ def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'n
         res['matched']['new'], res['new']['new'] = (share(self.new_counts, o) for o in (self._known, ~self._known))
     return res
 
-@patch
-def _table(self:VocabMatch):
+def _table(match):
     "For each kind of ids: its name, how many, their shares of the interactions, examples."
     def text(shares): return ', '.join(f'{share:.1%} of the {when}' for when, share in shares.items())
-    return [(k, len(getattr(self, k)), text(shares), examples(getattr(self, k))) for k, shares in self.shares.items()]
+    ids = {k: getattr(match, k) for k in match.shares}
+    return [(k, len(o), text(match.shares[k]), examples(o)) for k, o in ids.items()]
 
 @patch
 def __repr__(self:VocabMatch):
     n_old, n_new = len(self.old_vocab.ids), len(self.new_vocab.ids)
     lines = [f'{n_old} old and {n_new} new ids, {self.coverage:.1%} of the new ones matched']
-    for k, n, shares, some in self._table():
+    for k, n, shares, some in _table(self):
         lines.append(f'  {k:8}{n:8}  {some}' + (f'; {shares} interactions' if shares else ''))
     return '\n'.join(lines + [f'  {o}' for o in self.hints()])
 
@@ -105,6 +101,13 @@ def match_vocab(
     rows[new.id_rows] = old.rows(new)
     if None not in (old.na_row, new.na_row): rows[new.na_row] = old.na_row
     return VocabMatch(old, new, rows, old_counts, new_counts)
+
+# %% ../../nbs/13_ids.matching.ipynb #8a84a1da
+@patch(as_prop=True)
+def only_grew(self:VocabMatch) -> bool:
+    "Whether all old rows are where they were, and new ones behind them."
+    n = len(self.old_vocab)
+    return len(self.rows) >= n and np.array_equal(self.rows[:n], np.arange(n)) and bool((self.rows[n:] < 0).all())
 
 # %% ../../nbs/13_ids.matching.ipynb #995f560d
 def _to_int(o):
@@ -136,7 +139,7 @@ def hints(self:VocabMatch) -> list: # of text, one for each cast that would matc
 @patch
 def _repr_html_(self:VocabMatch):
     head = ''.join(f'<th>{o}</th>' for o in (f'{self.coverage:.1%} matched', 'ids', 'interactions', 'examples'))
-    cells = [[k, n, shares, html.escape(some)] for k, n, shares, some in self._table()]
+    cells = [[k, n, shares, html.escape(some)] for k, n, shares, some in _table(self)]
     rows = ''.join(f'<tr>{"".join(f"<td>{o}</td>" for o in row)}</tr>' for row in cells)
     hints = ''.join(f'<p>{html.escape(o)}</p>' for o in self.hints())
     return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{hints}'

@@ -56,26 +56,15 @@ def _more_than_once(vocab, label):
     return VocabError(f'{label}: {examples(twice)} more than once ({examples(twice[:1])} at rows {examples(rows)}); '
                       'expected each id to own one row: keep one of them, in the vocabulary and in the table')
 
-# %% ../../nbs/12_ids.vocab.ipynb #60f00d3e
-class Vocab(Sequence):
-    "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
-    rows:Callable
-    grown:Callable
-    fingerprint:str
-    of:Callable
-    def __init__(self,
-        names:Iterable, # a name for each row, in row order: '#na#' at most once, and distinct ids, integers or texts
-        label:str='the vocabulary', # what messages call it
-    ):
-        names = names.tolist() if isinstance(names, np.ndarray) else list(names)
-        self.n_rows, (self.na_row, ids) = len(names), _split_na(names, label)
-        self._own(ids, np.delete(np.arange(self.n_rows), [] if self.na_row is None else self.na_row))
-        if not self._index.is_unique: self._own(self.ids[own := self.ids != 'xxfake'], self.id_rows[own])
-        if not self._index.is_unique: raise _more_than_once(self, label)
-
+# %% ../../nbs/12_ids.vocab.ipynb #0b3a8583
+class _Names(Sequence):
+    "Names of rows by the ids that own some of them; as a sequence, names are made when asked for."
+    n_rows:int  # rows of the table
+    na_row:int|None  # the row of '#na#'
+    ids:np.ndarray  # int64 or object (of str)
+    id_rows:np.ndarray  # int64, the row of each id
     def _own(self, ids, rows):
-        self.ids, self.id_rows = ids, rows  # the real ids, int64 or object (of str), and the row of each, int64
-        self._index = IdIndex(ids)
+        self.ids, self.id_rows, self._index = ids, rows, IdIndex(ids)
         for o in (ids, rows): o.flags.writeable = False
 
     @cached_property
@@ -91,13 +80,32 @@ class Vocab(Sequence):
         res = _Rows(zip(self.ids.tolist(), self.id_rows.tolist(), strict=True))
         if self.na_row is not None: res[NA] = res.na_row = self.na_row
         return res
-    @property
-    def kind(self) -> str: return 'int' if self.ids.dtype == np.int64 else 'text'
 
     def __len__(self): return self.n_rows
     def __getitem__(self, row): return self.items[row]
     def __iter__(self): return iter(self.items)
     def __contains__(self, name): return name in self.o2i
+
+# %% ../../nbs/12_ids.vocab.ipynb #60f00d3e
+class Vocab(_Names):
+    "The ids of one column and the embedding rows they own; immutable, and a sequence of the rows' names."
+    rows:Callable
+    grown:Callable
+    fingerprint:str
+    of:Callable
+    def __init__(self,
+        names:Iterable, # a name for each row, in row order: '#na#' at most once, and distinct ids, integers or texts
+        label:str='the vocabulary', # what messages call it
+    ):
+        names = names.tolist() if isinstance(names, np.ndarray) else list(names)
+        self.n_rows, (self.na_row, ids) = len(names), _split_na(names, label)
+        self._own(ids, np.delete(np.arange(self.n_rows), [] if self.na_row is None else self.na_row))
+        if not self._index.is_unique: self._own(self.ids[own := self.ids != 'xxfake'], self.id_rows[own])
+        if not self._index.is_unique: raise _more_than_once(self, label)
+
+    @property
+    def kind(self) -> str: return 'int' if self.ids.dtype == np.int64 else 'text'
+
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ('_index', 'items', 'o2i')}
     def __repr__(self):
         return f'Vocab of {len(self.ids)} {self.kind} ids in {len(self)} rows: {examples(self.items, 4)}'

@@ -34,7 +34,7 @@ from collab_pretrained.serve.evaluate import (
 
 from ..core import CollabWarning, RatingsError
 from ..data.loaders import CollabDataLoaders
-from ..data.ratings import as_frame, read_ratings
+from ..data.ratings import read_ratings
 from ..data.splits import newest_unseen, two_corpora
 from ..ids.matching import MatchReport
 from ..learner.als import is_solved_by_rows
@@ -91,7 +91,7 @@ def __repr__(self:Benchmark):
 
 # %% ../../nbs/61_serve.benchmark.ipynb #25f3cf34
 def _by_time(ratings, names, time_name, seed, ranks):
-    "The columns of a ratings table that are asked for, by time; in an order that `seed` fixes where there is none."
+    "The ratings of a table by time, or in an order that `seed` fixes where there are no times."
     table = read_ratings(ratings, *names, time_name=time_name)
     if not ranks and np.ptp(table.values) == 0: raise RatingsError(
         'every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking '
@@ -99,20 +99,18 @@ def _by_time(ratings, names, time_name, seed, ranks):
     if len(table) < 100: raise RatingsError(f'{len(table)} ratings; expected at least 100, for two corpora')
     if table.times is None: order = np.random.default_rng(seed).permutation(len(table))
     else: order = np.argsort(table.times, kind='stable')
-    names = [o for o in dict.fromkeys([*table.names, time_name]) if o is not None]
-    return as_frame(ratings, names)[names].iloc[order].reset_index(drop=True)
+    return table.take(order)
 
 # %% ../../nbs/61_serve.benchmark.ipynb #201be455
-def _later_and_earlier(df, time_name, bs, seed):
+def _later_and_earlier(table, time_name, bs, seed):
     "Loaders of the earlier ratings of a table, and of the later, which validate on what the earlier have not."
-    early, late = two_corpora(df)
-    splits = newest_unseen(late, df.columns[0], len(early) + len(late) - len(df))
+    early, late = two_corpora(np.arange(len(table)))
+    splits = newest_unseen(pd.DataFrame({'user': table.users[late]}), 'user', len(early) + len(late) - len(table))
     if not len(splits[1]): raise RatingsError('no user has rated enough in the last fifth of the table to measure on; '
                                               'expected more ratings')
-    names = [o for o in df.columns if o != time_name]
-    def loaders(table, splits): return CollabDataLoaders.from_df(
-        table, 0, *names, splits=splits, time_name=time_name, bs=bs, seed=seed, implicit=len(names) == 2)
-    return loaders(early, None), loaders(late, splits)
+    def loaders(part, splits): return CollabDataLoaders.from_df(
+        table.take(part), 0, splits=splits, time_name=time_name, bs=bs, seed=seed)
+    return loaders(early, None), loaders(late, [table.rows[late[o]] for o in splits])
 
 # %% ../../nbs/61_serve.benchmark.ipynb #376e8b2f
 def range_around(
@@ -194,8 +192,8 @@ def benchmark(
 ) -> Benchmark: # curves, errors by group, and a verdict when shown
     "Train from scratch and from an earlier model on your own ratings, and tell whether the start pays."
     ranks = loss is not None
-    df = _by_time(ratings, (user_name, item_name, rating_name), time_name, seed, ranks)
-    old_dls, dls = _later_and_earlier(df, time_name, bs, seed)
+    table = _by_time(ratings, (user_name, item_name, rating_name), time_name, seed, ranks)
+    old_dls, dls = _later_and_earlier(table, time_name, bs, seed)
     common = dict(epochs=epochs, seed=seed, n_factors=n_factors, loss=loss)
     if ranks: common = dict(common, lr=lr, wd=wd)
     else: common = dict(common, lr=lr or 5e-3, wd=.4 if wd is None else wd, y_range=range_around(old_dls))
