@@ -248,12 +248,36 @@ def test_ranking_nights_count_once_and_travel(tmp_path):
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-4)
 
 
-def test_dislikes_are_not_likes(tmp_path):
-    "Someone with nothing but one-star ratings gets the list of someone of whom nothing is known."
-    learn = ranked(tmp_path=tmp_path)
-    disliked = pd.DataFrame({'user': 99999, 'item': EARLY['item'].unique()[:8], 'rating': .5})
-    row = learn.fold_in(disliked).rows[0]
-    torch.testing.assert_close(row, als.side_table(learn.model, 'user')[0])
+def disliked_by(learn, df, items):
+    "User rows, once for each of `items` that they dislike."
+    lower = df[(df.rating < learn.ranking.min_rating) & df['item'].isin(items)]
+    likers = df.user[df.rating >= learn.ranking.min_rating].unique()
+    return learn.side('user').vocab.rows(lower.user[lower.user.isin(likers)].to_numpy())
+
+
+@pytest.mark.parametrize('loss', ['ials', 'softmax'])
+def test_dislikes_are_not_likes(tmp_path, loss):
+    """Someone with nothing but one-star ratings gets the mean row of those who gave few stars to the same items; and
+    where nobody has, the row of someone of whom nothing is known."""
+    learn = collab_learner(CollabDataLoaders.from_df(EARLY, valid_pct=0., seed=1), n_factors=4, loss=loss, path=tmp_path)
+    quiet(learn, 'fit_als', 5) if loss == 'ials' else quiet(learn, 'fit', 2)
+    learn.save_pretrained('folder')
+    table = als.side_table(learn.model, 'user')
+    average = table[0] if loss == 'ials' else table[1:].mean(0)
+    items = EARLY['item'].unique()
+    others = disliked_by(learn, EARLY, items[:8])
+    want = (table[others].sum(0) + average)/(len(others) + 1)
+    disliked = pd.DataFrame({'user': 99999, 'item': items[:8], 'rating': .5})
+    both = pd.concat([disliked, disliked.assign(user=88888, rating=5.)])
+    for o in (learn, from_folder(tmp_path/'folder')):
+        torch.testing.assert_close(o.fold_in(disliked).rows[0], want)
+        rows = o.fold_in(both).rows  # 88888 comes first, and learns from likes
+        torch.testing.assert_close(rows[1], want)
+        torch.testing.assert_close(rows[0], o.fold_in(both[both.user == 88888]).rows[0])
+    loved = [i for i in items if not len(disliked_by(learn, EARLY, [i]))][:1]
+    with pytest.warns(CollabWarning, match='about the average'):
+        row = learn.fold_in(pd.DataFrame({'user': [99999], 'item': loved, 'rating': .5})).rows[0]
+    torch.testing.assert_close(row, average)
 
 
 def test_dropped_from_a_ranking(tmp_path):

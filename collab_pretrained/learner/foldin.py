@@ -27,6 +27,7 @@ from collab_pretrained.learner.als import (
     frozen_rows_of,
     known_positives,
     moved_rows,
+    n_rows_of,
     positives_of,
     read_for,
     set_factors,
@@ -43,7 +44,7 @@ from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
 from ..models.als import solve_new_rows, with_rows
 from ..models.embeddings import y_range_of
-from ..models.ials import ImplicitFactors, ials_fold_in, with_fallback
+from ..models.ials import ImplicitFactors, ials_fold_in, mean_of_dislikers, with_fallback
 from ..models.losses import liking_offset, solve_liking
 from ..models.posterior import expected_row, faded
 from ..models.ranking import is_positive
@@ -204,20 +205,36 @@ def fold_in(self:CollabLearner,
     return res
 
 # %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
-def _warn_of_dislikes(side, known, pairs, threshold):
-    "Say which new ids have no positive among `pairs`."
-    lost = (torch.bincount(pairs[:,0], minlength=len(known)) == 0) & (known < 0)
+def _dislikes(learn, items):
+    "What users who like something dislike among `items`: rows of users and items, as far as they are known."
+    evidence, liked = learn.evidence(), Seen.of_pairs(known_positives(learn).cpu().numpy(), *n_rows_of(learn))
+    pairs = np.zeros((0, 2), dtype=np.int64) if evidence is None else evidence.pairs()
+    pairs = pairs[np.isin(pairs[:,1], items.cpu().numpy())]
+    return torch.from_numpy(pairs[(liked.counts[pairs[:,0]] > 0) & ~liked.has(pairs)]).to(items.device)
+
+def _from_dislikes(learn, side, asked, liked, rows):
+    "`rows`, those of new users without a positive from what they dislike; says which ids keep the average row."
+    lost = (torch.bincount(asked.x[liked,0], minlength=len(rows)) == 0) & (asked.rows_on() < 0)
+    if asked.features is not None or liked.all() or not lost.any(): return rows
+    if side == 'user':
+        mine = asked.x[lost[asked.x[:,0]]]
+        known = _dislikes(learn, mine[:,1])
+        rows = mean_of_dislikers(rows, mine, side_table(dot_product(learn), 'user'), known, n_rows_of(learn)[1])
+        lost[mine[torch.isin(mine[:,1], known[:,1]),0]] = False
     if lost.any(): warnings.warn(
-        f'{int(lost.sum())} of {len(known)} {side}s have no rating from {float(threshold):g} on: their rows are about '
-        'the average, since a ranking learns from likes; a model of ratings learns from dislikes as well',
+        f'{int(lost.sum())} of {len(rows)} {side}s have no rating from {learn.ranking.min_rating:g} on: their rows are '
+        'about the average, since a ranking learns from likes; a model of ratings learns from dislikes as well',
         CollabWarning, stacklevel=4)
+    return rows
 
 def _fold_ranking(learn, side, asked):
-    "Rows from positives, vector and bias."
+    "Rows from positives, vector and bias; of new users without any, from what they dislike."
+    liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    return _from_dislikes(learn, side, asked, liked, _liking_rows(learn, side, asked, liked))
+
+def _liking_rows(learn, side, asked, liked):
+    "Rows from positives."
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
-    threshold = learn.ranking.threshold(asked.y)
-    liked = is_positive(asked.y[:,None], threshold)
-    if asked.features is None and threshold is not None: _warn_of_dislikes(side, known, asked.x[liked], threshold)
     if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked], asked.features)
     has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)

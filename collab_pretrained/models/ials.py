@@ -128,6 +128,22 @@ def ials_fold_in(
     mine = sort_ratings(pairs, others.new_ones(len(pairs)), n_ids, len(others), k)
     return _solve_side(others.new_zeros(n_ids, k), others, mine, ridge(mine.counts, int((counts > 0).sum())))
 
+# %% ../../nbs/48_models.ials.ipynb #1d8e3704
+def mean_of_dislikers(
+    start:Tensor, # (n_ids, k): rows of ids of whom nothing else is known
+    disliked:Tensor, # (n, 2) int64: position of the id, and row of the item, of what each dislikes
+    users:Tensor, # (n_users, k): rows of all users
+    known:Tensor, # (m, 2) int64: rows of user and item of what known users dislike
+    n_items:int, # rows of items
+) -> Tensor: # (n_ids, k)
+    """The mean of the rows of those who dislike the same, and of `start`, which counts as one of them: who watches
+    what, and likes it less, has a taste as well."""
+    n_of = torch.bincount(known[:,1], minlength=n_items).to(users)
+    sum_of = users.new_zeros(n_items, users.shape[1]).index_add_(0, known[:,1], users[known[:,0]])
+    at, items = disliked.T
+    n = n_of.new_ones(len(start)).index_add_(0, at, n_of[items])
+    return start.index_add(0, at, sum_of[items])/n[:,None]
+
 # %% ../../nbs/48_models.ials.ipynb #bb3dc6ee
 SURE = 20.  # with as many positives, a row counts half where features are regressed on
 
