@@ -154,7 +154,7 @@ def test_an_update_that_fails_leaves_the_learner_as_it_was(tmp_path, monkeypatch
         before, sizes, n = rows(learn), [*map(len, learn.vocab.values())], len(learn.dls.train_ds)
         opt = learn.opt
         def fails(*args, **kwargs): raise KeyboardInterrupt
-        monkeypatch.setattr(als, 'night', fails)
+        monkeypatch.setattr(als, 'update_posterior', fails)
         with pytest.raises(KeyboardInterrupt): quiet(learn, 'update', LATE)
         monkeypatch.undo()
         assert same(before, rows(learn)) and [*map(len, learn.vocab.values())] == sizes
