@@ -311,5 +311,5 @@ def _no_ratings(saved):
     with_table_facts(none, saved.meta)
     res = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
     sides = zip(('users', 'items'), map(Vocab.of, vocab.values()), strict=True)
-    res.past = [(v.ids, counts.get(side, np.zeros(len(v.ids), dtype=np.int64))) for side, v in sides]
+    res.past = [(v.ids, np.asarray(counts.get(side, np.zeros(len(v.ids))), dtype=np.int64)) for side, v in sides]
     return res

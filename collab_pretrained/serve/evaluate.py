@@ -195,12 +195,12 @@ def recent_popularity(
 # %% ../../nbs/60_serve.evaluate.ipynb #1af3af77
 class _PopularityScores:
     "Scores of items by how many ratings they have, or by other `counts` of all rows, the same for every user."
-    size, dtype, device = 64, torch.float32, torch.device('cpu')
+    size, dtype, device, exact = 64, torch.float32, torch.device('cpu'), None
     def __init__(self, learn, counts=None):
         self.item_rows = learn.side('item').vocab.id_rows
         counts = row_counts(learn.dls)[1] if counts is None else counts
         self.counts = torch.from_numpy(counts[self.item_rows]).float()
-    def __call__(self, rows, out): out[:,:len(self.counts)] = self.counts
+    def __call__(self, rows, out): out[:] = self.counts
     def finish(self, rows, vals): return vals
 
 def list_floors(learn:CollabLearner) -> dict:

@@ -29,7 +29,7 @@ from ..learner.als import check_scale, described_ids
 from ..learner.core import CollabLearner
 from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
-from ..models.topk import CosineScores, DotScores, best, scores_of
+from ..models.topk import CosineScores, DotScores, best, products, scores_of
 from ..weights.roles import find_roles, flat_weights
 from .evaluate import check_count, known_pairs, pairs_in
 
@@ -92,9 +92,10 @@ def _asked_users(learn, users, ratings, on_unknown, features):
     of, told = learn.side('user'), []
     if ratings is not None: told.append(ratings.user_ids[pd.unique(ratings.users)])
     if features is not None: told.append(described_ids(learn, 'user', features)[0])
-    new = pd.unique(np.concatenate([of.vocab.ids[:0], *told]))
+    new = pd.unique(np.concatenate(told)) if told else of.vocab.ids[:0]
     ids, rows = (new, of.vocab.rows(new)) if users is None and told else asked_ids(learn, 'user', users)
-    is_new = (rows < 0) & pd.Index(ids).isin(new)
+    is_new = rows < 0
+    if is_new.any(): is_new &= pd.Index(ids).isin(new)
     unknown = (rows < 0) & ~is_new
     if on_unknown == 'skip' and len(ids) and unknown.all(): warnings.warn(
         f'none of the {len(ids)} users has a row ({examples(ids)}): no lists', CollabWarning, stacklevel=4)
@@ -105,14 +106,14 @@ def _asked_users(learn, users, ratings, on_unknown, features):
     return _Asked(ids, numbered, len(of.vocab), is_new)
 
 # %% ../../nbs/62_serve.recommend.ipynb #9f3ebb6e
-def _rated_before(learn):
-    "For each user row, how many ratings it was trained on that are not at hand, int64 (n_users,)."
+def _rated_before(learn, rows):
+    "How many ratings that are not at hand each of some user rows was trained on, int64 (n,)."
     vocab, past = learn.side('user').vocab, getattr(learn.dls, 'past', None)  # fastai's loaders have none
-    res = np.zeros(len(vocab), dtype=np.int64)
-    ids, n = past[0] if past else (vocab.ids[:0], [])
-    rows = vocab.rows(ids)
-    res[rows[rows >= 0]] = np.asarray(n, dtype=np.int64)[rows >= 0]
-    return res
+    if not past or not len(past[0][0]): return np.zeros(len(rows), dtype=np.int64)
+    ids, n = past[0]
+    own = np.searchsorted(vocab.id_rows, rows)
+    at = own if ids is vocab.ids else Vocab.of(ids).rows(vocab.ids[own])
+    return np.where(at < 0, 0, np.asarray(n, dtype=np.int64)[at])
 
 def _check_history(learn, asked, pairs, is_told):
     "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
@@ -121,10 +122,11 @@ def _check_history(learn, asked, pairs, is_told):
         'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
         'what they have rated: give a table of them as `seen=`, or say `exclude_seen=False`')
     if is_told: return
-    past, tables = _rated_before(learn), np.unique(pairs[pairs[:,0] < asked.n_users], axis=0)
-    n_known = np.bincount(tables[:,0], minlength=asked.n_users)
-    if is_recorded: n_known = np.where(n_known + learn.seen.counts > 0, past, 0)  # a pair that repeats is there once
-    n = (past > n_known)[asked.rows[asked.known]].sum()
+    rows, told = asked.rows[asked.known], np.unique(pairs, axis=0)[:,0]
+    past, n_known = _rated_before(learn, rows), np.searchsorted(told, rows, 'right') - np.searchsorted(told, rows)
+    if is_recorded:  # a pair that repeats is there once
+        n_known = np.where((n_known > 0) | (learn.seen.offsets[rows] < learn.seen.offsets[rows + 1]), past, 0)
+    n = (past > n_known).sum()
     if n: warnings.warn(
         f'what {n} of {len(asked.ids)} users have seen is not all known: the model was trained on ratings that it does '
         'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
@@ -185,9 +187,7 @@ def _best_of_new(learn, told, ids, users, item_rows, k, seen):
     def hidden(rows):
         pairs = seen(users[rows])
         return np.stack([np.searchsorted(users, pairs[:,0]), pairs[:,1]], 1)
-    scores = scores_of(model, item_rows)
-    if len(ids) <= 16: scores.size = min(scores.size, len(ids))  # all lines are computed, asked for or not
-    return best(scores, np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
+    return best(scores_of(model, item_rows), np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #e8f15d78
 def _known_items(learn, name, ids):
@@ -312,12 +312,17 @@ class BoundScores(DotScores):
         explore:float, # how many standard deviations
     ):
         super().__init__(model, item_rows)
-        items = doubt_of_items(sure.items.take(torch.tensor(item_rows).to(self.device)))
+        self.doubts = doubt_of_items(sure.items.take(torch.tensor(item_rows).to(self.device)))
         self.users, self.explore = doubt_factors(sure.users), explore
-        self.doubts = nn.functional.pad(items, (0, 0, 0, len(self.items) - len(items)))
+
     def __call__(self, rows, out):
         super().__call__(rows, out)
         out += self.explore*(self.users[rows] @ self.doubts.T).sqrt()
+
+    def exact(self, rows, cols):
+        scores, slack = super().exact(rows, cols)
+        doubt = products(self.users[rows], self.doubts[cols])[0].sqrt()  # of what is above 0, rounding takes a share
+        return scores + self.explore*doubt, slack + doubt.amax(1)*(abs(self.explore)*1e-4)
 
 # %% ../../nbs/62_serve.recommend.ipynb #ee0eef5b
 def _predicted_lines(learn, sure, top):
