@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.metrics import mae, rmse
 from fastai.tabular.model import tabular_config
@@ -387,6 +388,7 @@ def torchrun(folder, n=2):
 @pytest.fixture(scope='session')
 def two(tmp_path_factory):
     if not find_spec('accelerate'): pytest.skip("accelerate is missing: pip install 'collab_pretrained[distrib]'")
+    if not hasattr(torch.distributed.checkpoint, 'HuggingFaceStorageWriter'): pytest.skip('torch is older than 2.13')
     folder = tmp_path_factory.mktemp('two')
     for name in ('warm', 'warm_in_pieces', 'rows_read'): sources(folder/name)
     return torchrun(folder)

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch.distributed.checkpoint
 
 from collab_pretrained.all import (
     CollabDataLoaders,
@@ -16,6 +17,7 @@ from collab_pretrained.all import (
     planted_ratings,
 )
 from collab_pretrained.core import CollabError
+from collab_pretrained.scale import save_sharded
 
 RATINGS = planted_ratings(n_users=40, n_items=30, n_ratings=600)[['user', 'item', 'rating']]
 LOADERS = CollabDataLoaders.from_df(RATINGS, seed=42)
@@ -69,3 +71,8 @@ def test_no_learner_loaders_or_features(learn, x):
               lambda x: load_pretrained_keys(learn.model, wgts, keys=x),
               lambda x: match_embeds(wgts, vocab, vocab, keys=x), lambda x: match_embeds(wgts, vocab, vocab, unseen=x)):
         with pytest.raises(CollabError): f(x)
+
+
+def test_a_torch_too_old_for_tables_in_pieces_is_said_to_be(learn, tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.distributed.checkpoint, 'HuggingFaceStorageWriter', raising=False)
+    with pytest.raises(ImportError, match='expected torch 2.13 or newer'): save_sharded(learn, tmp_path/'pieces')

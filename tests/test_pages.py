@@ -49,6 +49,11 @@ def said():
 def test_copied_code_runs(said, page): assert not said[page]
 
 
+@pytest.mark.parametrize('nb', [*READ_FIRST, *HOWTO, *REFERENCE], ids=lambda o: o.stem)
+def test_pages_need_no_newer_python_than_promised(nb):
+    assert 'catch_warnings(action' not in nb.read_text()  # Python 3.11
+
+
 @pytest.mark.parametrize('nb', HOWTO, ids=lambda o: o.stem)
 def test_howto_pages_define_what_they_use(nb): assert not undefined(script_of(nb))
 

@@ -153,6 +153,15 @@ def whole(self:Pieces) -> Tensor: # in memory, unless it is in one piece
     "All of it."
     return self.parts[0][1] if len(self.parts) == 1 else self.take(torch.arange(self.shape[0]))
 
+# %% ../../nbs/71_scale.sharded.ipynb #e48fef3a
+def hf_storage(kind:str) -> type: # torch's `HuggingFaceStorageReader` or `HuggingFaceStorageWriter`
+    "torch's 'Reader' or 'Writer' of tables in pieces, which older versions lack."
+    from torch.distributed import checkpoint
+    try: return getattr(checkpoint, f'HuggingFaceStorage{kind}')
+    except AttributeError: raise ImportError(
+        f'torch {torch.__version__} can not save or load tables in pieces; expected torch 2.13 or newer, as '
+        "`pip install 'collab_pretrained[distrib]'` installs it") from None
+
 # %% ../../nbs/71_scale.sharded.ipynb #cb495349
 def mapped_weights(
     folder:Path, # of safetensors files, as torch's distributed checkpoint writes them
@@ -160,10 +169,9 @@ def mapped_weights(
 ) -> dict: # name -> `Pieces`, mapped and not read
     "The weights in the files of `folder`."
     from safetensors import safe_open
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-    res = {}
+    res, reader = {}, hf_storage('Reader')
     try:
-        for index, info in HuggingFaceStorageReader(str(folder)).read_metadata().storage_data.items():
+        for index, info in reader(str(folder)).read_metadata().storage_data.items():
             if not Path(info.relative_path).match(name): continue
             with safe_open(info.relative_path, 'pt') as f: part = f.get_tensor(index.fqn)
             res.setdefault(index.fqn, []).append((tuple(index.offset or [0]*part.dim()), part))
@@ -395,12 +403,12 @@ def save_sharded(
     with_opt:bool=True, # whether to save the optimizer's moments as well
 ) -> Path: # the folder
     "Write a model of which each process writes its own rows, whole or not at all."
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    writer = hf_storage('Writer')
     for o in get_model(learn.model).parameters(): check_together(o)
     state, notes = _state(learn)
     if not with_opt: state, notes = {k: v for k, v in state.items() if not k.startswith('opt.')}, {}
     folder, run = learn.path/folder, common_name()
-    torch_checkpoint('save', state, storage_writer=HuggingFaceStorageWriter(str(folder/run), save_distributed=True))
+    torch_checkpoint('save', state, storage_writer=writer(str(folder/run), save_distributed=True))
     if is_first(): _commit_save(learn, folder, run, notes)
     if dist.is_initialized(): dist.barrier()
     return folder
@@ -408,8 +416,7 @@ def save_sharded(
 # %% ../../nbs/71_scale.sharded.ipynb #403d2e84
 def _saved_shapes(files):
     "Name -> shape of each tensor in a folder of safetensors files."
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-    found = HuggingFaceStorageReader(str(files)).read_metadata().state_dict_metadata
+    found = hf_storage('Reader')(str(files)).read_metadata().state_dict_metadata
     return {k: tuple(getattr(v, 'size', ())) for k, v in found.items()}
 
 def _check_loadable(folder, vocab, learn, shapes):

@@ -17,6 +17,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from fastai.torch_core import get_model
 
+from collab_pretrained.scale.sharded import (
+    Pieces,
+    check_together,
+    common_name,
+    hf_storage,
+    mapped_weights,
+    read_signed,
+    start_in_pieces,
+    torch_checkpoint,
+)
+
 from ..core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, examples
 from ..ids.matching import two_vocabs
 from ..learner.core import CollabLearner
@@ -27,7 +38,6 @@ from ..weights.pretrained import Pretrained
 from ..weights.reading import json_columns
 from ..weights.roles import find_roles, roles
 from .distributed import is_first, is_sharded, share_of
-from .sharded import Pieces, check_together, common_name, mapped_weights, read_signed, start_in_pieces, torch_checkpoint
 
 # %% ../../nbs/72_scale.torchrec.ipynb #9f3281e3
 def _side_by_side(tables):
@@ -82,14 +92,14 @@ def to_torchrec(
     names:str|Mapping='embeddings.{}.weight',
 ) -> Path: # the folder: safetensors files, 'vocab.json' with the id of each row, and 'torchrec.json'
     "Write a model's tables for TorchRec to load, whole or not at all."
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    writer = hf_storage('Writer')
     names, (tables, params), folder = _their_names(names), _by_side(learn), learn.path/folder
     if folder.exists(): raise SaveError(
         f'{folder} is there already; expected a new folder, since TorchRec reads all that is in it')
     if learn.opt is not None: learn.opt.state_dict()  # it first gives rows the weight decay that it owes them
     tmp = folder.with_name(f'.{folder.name}.{common_name()}.tmp')
     state = {names[side]: _side_by_side([params[k] for k in of_side]) for side, of_side in tables.items()}
-    torch_checkpoint('save', state, storage_writer=HuggingFaceStorageWriter(str(tmp), save_distributed=True))
+    torch_checkpoint('save', state, storage_writer=writer(str(tmp), save_distributed=True))
     if is_first():
         _write_facts(learn, tmp, names)
         tmp.rename(folder)
