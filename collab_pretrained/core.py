@@ -1,4 +1,4 @@
-"""One class for each kind of error, and a ratings table whose true values are known.
+"""The error classes, and a synthetic ratings table whose true values are known.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/core.html.md"""
 
@@ -35,9 +35,9 @@ class UnknownIdError(VocabError, KeyError):
 class WeightsError(CollabError, ValueError): "A weight whose name, role or shape isn't what is needed."
 class ShapeError(WeightsError, RuntimeError): "A weight of another width or shape than the one it is loaded into."
 class CheckpointError(CollabError, ValueError): "A file that can't be read as what it should be."
-class CheckpointNotFoundError(CheckpointError, FileNotFoundError): "A checkpoint that isn't where it was looked for."
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError): "A checkpoint that was not found."
 class SaveError(CollabError, OSError): "A save that failed; what was there before is still there."
-class CollabWarning(UserWarning): "Something a user should know, and that doesn't stop the work."
+class CollabWarning(UserWarning): "Something that a user should know and that doesn't stop the work."
 
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"
@@ -65,7 +65,7 @@ def as_path(path:str|os.PathLike) -> Path:
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
 def file_content(path:str|Path, n:int=-1) -> bytes:
-    "The first `n` bytes of a file, all of them for -1; raises `CheckpointError` where it can't be read."
+    "The first `n` bytes of a file, all of them for -1; raises `CheckpointError` if it can't be read."
     try:
         with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between
             if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise CheckpointError(
@@ -120,7 +120,7 @@ def config_bytes(config:dict) -> bytes:
 def model_config(
     folder:str|Path, # of a saved model
 ) -> bytes: # another after every save
-    "The configuration of a saved model as it is now; raises `CheckpointNotFoundError` where there is none."
+    "The configuration of a saved model as it is now; raises `CheckpointNotFoundError` if there is none."
     path = Path(folder)/'config.json'
     if path.is_file(): return file_content(path)
     raise CheckpointNotFoundError(f'{folder}: no model there; expected a folder with a `config.json`, as '
@@ -128,8 +128,8 @@ def model_config(
 
 # %% ../nbs/00_core.ipynb #996ffd32
 @contextmanager
-def one_writer(folder:str|Path, timeout:float=600.) -> Generator[Path]: # the folder, made where it isn't there
-    "Keep other programs from writing to `folder`; raises `SaveError` where one is busy for more than `timeout` s."
+def one_writer(folder:str|Path, timeout:float=600.) -> Generator[Path]: # the folder, created if it doesn't exist
+    "Keep other programs from writing to `folder`; raises `SaveError` if one is busy for more than `timeout` s."
     folder = as_path(folder)
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]  # not a file in the folder
     lock = FileLock(Path(tempfile.gettempdir())/f'collab_pretrained-{name}.lock', mode=0o666)

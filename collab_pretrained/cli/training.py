@@ -24,7 +24,7 @@ from ..learner.core import CollabLearner
 class Unbreakable(io.TextIOBase):
     "A text stream that notes errors of the stream beneath, and goes on."
     def __init__(self,
-        stream:TextIO|None, # where text goes for as long as it is taken; None where there is none
+        stream:TextIO|None, # where text goes for as long as it is taken; None if there is none
     ):
         self.stream = stream or io.StringIO()
         self.error:Exception|None = None if stream else BrokenPipeError('closed')  # the first that came up

@@ -1,4 +1,4 @@
-"""When each user and item last had a rating, and which items are popular of late: kept by every model.
+"""A record of when each user and item last had a rating, and which items are popular recently.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.age.html.md"""
 
@@ -67,10 +67,10 @@ def as_days(duration:Any, name:str, in_nights:bool=False) -> float: # above 0
 class Ages:
     "When rows last had a rating, and how popular items are of late."
     now: float # day of the newest rating so far, since 1970
-    users: np.ndarray # float64 (n_users,): day of each row's newest rating; where it has none, when it was added
+    users: np.ndarray # float64 (n_users,): day of each row's newest rating; if it has none, when it was added
     items: np.ndarray # float64 (n_items,): the same for items
     half_life: float|None = None # in days, of what ratings say, or of a ranking's recent popularity; None for no end
-    recent: np.ndarray|None = None # float32 (n_items,): positives of each item, decayed; None where it isn't kept
+    recent: np.ndarray|None = None # float32 (n_items,): positives of each item, decayed; None if it isn't kept
     weight: float = 0. # of the recent popularity in a ranking's scores
     in_nights: bool = False # whether nights are counted in the place of days, since ratings have no times
     with_ratings: ClassVar[Callable[..., 'Ages']] # further methods are below

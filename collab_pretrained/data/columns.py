@@ -1,4 +1,4 @@
-"""Which column holds users, items and ratings, and what their values are.
+"""Find the columns of users, items and ratings in a table, and check their values.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.columns.html.md"""
 

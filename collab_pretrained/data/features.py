@@ -1,4 +1,4 @@
-"""Genres, ages, dates and text vectors as numbers, encoded in the same way whenever a table comes.
+"""Encode genres, ages, dates and text vectors as numbers, in the same way for every table.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.features.html.md"""
 
@@ -59,7 +59,7 @@ def _not_a(values, kind): return RatingsError(
     f'features: column {values.name!r} is of type {values.dtype}; expected {_REMEDY[kind]}, as in the first table')
 
 def _kind(values):
-    "What a column holds; raises where it can't be encoded."
+    "What a column holds; raises if it can't be encoded."
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype): return 'category'
     if pd.api.types.is_datetime64_any_dtype(dtype) or str(dtype).startswith('date'): return 'date'
@@ -77,7 +77,7 @@ def _is_text(values): return len(values) > 0 and isinstance(values.iloc[0], str)
 def _level(value): return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 def _raw(values, kind, levels, width):
-    "A column as numbers (n, width) float64, NaN where it is missing."
+    "A column as numbers (n, width) float64, NaN if it is missing."
     if kind == 'vector': return _vectors(values, width)
     if _kind(values) != kind and not (kind == 'category' and _is_text(values.dropna())): raise _not_a(values, kind)
     if kind == 'category':

@@ -1,4 +1,4 @@
-"""CSV, TSV and Parquet, read with the ids that they hold, and written whole or not at all.
+"""Read ratings tables from CSV, TSV, JSON and Parquet files, and write them.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.files.html.md"""
 
@@ -206,7 +206,7 @@ def open_parquet(
 
 # %% ../../nbs/33_data.files.ipynb #a60fa2e8
 _json = '.jsonl', '.ndjson', '.json'
-_kinds = {  # -> separator; None where the first line tells, '' where there is none
+_kinds = {  # -> separator; None if the first line tells, '' if there is none
     '.csv': ',', '.tsv': '\t', '.txt': None, '.data': None, '.dat': None, **dict.fromkeys((*_json, '.parquet'), '')}
 
 def _kind_of(path, kinds=(*_kinds,), sep=None):
@@ -225,7 +225,7 @@ def says_itself(path:str|Path) -> bool: # True for Parquet and JSON
     return _kinds[_kind_of(path, sep='')] == ''
 
 def _first_line(path, encoding=None):
-    "The first line of a text file that isn't blank; '' where that can't be read."
+    "The first line of a text file that isn't blank; '' if that can't be read."
     try:
         with _openers.get(Path(path).suffix.lower(), open)(path, 'rt', encoding=encoding, errors='replace') as f:
             return next(filter(str.strip, f), '')

@@ -1,4 +1,4 @@
-"""`CollabDataLoaders`: a ratings table as batches for a fastai `Learner`, every rating once an epoch.
+"""`CollabDataLoaders`: load a ratings table in batches for a fastai `Learner`.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.loaders.html.md"""
 
@@ -39,10 +39,10 @@ class CollabDataset:
     classes: dict  # the name of the user column and its `Vocab`, then of the item column
     rating_name: str|int|None = None  # name of the rating column; None where each row counts as a 1
     id_cast: object = None  # what new ids go through first, as in `read_ratings`; None for nothing
-    time_name: str|int|None = None  # name of the time column; None where there is none
-    times: Tensor|None = None  # (n,), int64 or float64, as `sortable_times` gives them; None where they are unknown
+    time_name: str|int|None = None  # name of the time column; None if there is none
+    times: Tensor|None = None  # (n,), int64 or float64, as `sortable_times` gives them; None if they are unknown
     weights: Tensor|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None where all are 1
-    weight_name: str|int|None = None  # name of the column of weights; None where there is none
+    weight_name: str|int|None = None  # name of the column of weights; None if there is none
     n_inp = 1  # of a batch's tensors, those that go into the model
     decode: ClassVar[Callable]
 
@@ -79,7 +79,7 @@ def items(self:CollabDataset) -> pd.DataFrame:
     return self.decode(self.tensors)
 
 # %% ../../nbs/34_data.loaders.ipynb #c0a9d731
-def _cast_word(cast): # its name, or True where it has none
+def _cast_word(cast): # its name, or True if it has none
     if cast is None or isinstance(cast, str): return cast
     return next((k for k, o in id_casts.items() if o is cast), True)
 
@@ -144,7 +144,7 @@ def batch_rows(bs:int, val_bs:int|None) -> tuple[int, int]:
     return bs, val_bs
 
 def check_trains(n_train:int, n_valid:int) -> None:
-    "Raise where no ratings train."
+    "Raise if no ratings train."
     if not n_train: raise RatingsError(
         f'no ratings to train on, {n_valid} validate; expected at least one: see `splits` and `valid_pct`')
 
@@ -241,7 +241,7 @@ def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1
     finally: self.epoch = epoch
 
 # %% ../../nbs/34_data.loaders.ipynb #491fb7f1
-def titles_of(titles:Any, ids:list) -> list: # of each id's title, or the id itself where it has none
+def titles_of(titles:Any, ids:list) -> list: # of each id's title, or the id itself if it has none
     "What to call `ids` by `titles`, id -> title; None for none."
     if titles is None: return ids
     if not hasattr(titles, 'items'): raise VocabError(
@@ -392,7 +392,7 @@ def _dataset(table, idx, rows, classes, id_cast, time_name=None, weight_name=Non
 # %% ../../nbs/34_data.loaders.ipynb #78426433
 @dataclass
 class SplitReport:
-    "What a split asks of a model."
+    "How many ratings train and validate, and how many are of new ids."
     n_train: int  # ratings that train
     n_valid: int  # ratings that validate
     n_users: int  # users with a row of their own
@@ -437,7 +437,7 @@ def _loaders(datasets, options, shared, dl_kwargs):
 # %% ../../nbs/34_data.loaders.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
-    report: SplitReport|None = None  # what the split asks of a model; None where it wasn't made here
+    report: SplitReport|None = None  # what the split asks of a model; None if it wasn't made here
     past: list|None = None  # for users and for items, ids and how many ratings of each are no longer at hand
     @classmethod
     def from_df(cls,

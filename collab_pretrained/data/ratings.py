@@ -1,4 +1,4 @@
-"""`read_ratings`: numbered users and items and finite ratings, or an error that names the column, rows and remedy.
+"""`read_ratings`: read a ratings table, or raise an error that names the column, the rows and the remedy.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.ratings.html.md"""
 
@@ -43,7 +43,7 @@ class Ratings:
     user_ids: np.ndarray  # distinct, in vocabulary order, int64 or object (of str)
     item_ids: np.ndarray  # likewise
     values: np.ndarray  # (n,), float32, what was rated
-    times: np.ndarray|None  # (n,), as `sortable_times` gives them; None where no time column was named
+    times: np.ndarray|None  # (n,), as `sortable_times` gives them; None if no time column was named
     rows: np.ndarray|None  # (n,), int64, where each rating is in the caller's table; None where all are here
     n_given: int  # rows of the caller's table
     weights: np.ndarray|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None for 1
@@ -113,7 +113,7 @@ def as_frame(table:Any, names:list) -> pd.DataFrame:
 
 # %% ../../nbs/32_data.ratings.ipynb #11c03ffc
 def check_index(table:Any, cols:list, names:list) -> None:
-    "Raise where one of `names` is in the index of a DataFrame, as `groupby` leaves it."
+    "Raise if one of `names` is in the index of a DataFrame, as `groupby` leaves it."
     if not isinstance(table, pd.DataFrame): return
     if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(
         f'{examples(lost)} in the index of the DataFrame, which is not read; expected columns: give `df.reset_index()`')
@@ -135,7 +135,7 @@ def _columns(frame, names, rows):
     return res if rows is None else {o: s.iloc[rows] for o, s in res.items()}
 
 def _check_no_header(series, names):
-    "Raise where the names of the columns stand among the rows."
+    "Raise if the names of the columns stand among the rows."
     user, item = names[:2]
     if any(pd.api.types.is_numeric_dtype(series[o]) for o in (user, item)): return
     at = np.flatnonzero((series[user] == user).to_numpy(bool) & (series[item] == item).to_numpy(bool))
@@ -197,7 +197,7 @@ def check_kind(
     ids:np.ndarray, # int64 or object (of str)
     vocab:Vocab, # that they are looked up in
 ) -> None:
-    "Raise where ids of a column could never match a vocabulary."
+    "Raise if ids of a column could never match a vocabulary."
     if len(ids) and len(vocab.ids) and vocab.ids.dtype != ids.dtype: raise VocabError(
         f'column {name!r}: {examples(ids)}, and the vocabulary has {examples(vocab.ids)}; expected ids of one kind, '
         'integers or text: cast the column')
@@ -205,7 +205,7 @@ def check_kind(
 @patch
 def id_rows(self:Ratings,
     vocabs:Mapping|Sequence, # vocabularies of users and of items, such as `dls.classes`
-) -> list: # for users and for items, int64 (ids): the row of each of `user_ids` and `item_ids`, -1 where it has none
+) -> list: # for users and for items, int64 (ids): the row of each of `user_ids` and `item_ids`, -1 if it has none
     "The rows of the distinct ids."
     vocabs = [Vocab.of(o) for o in (vocabs.values() if isinstance(vocabs, Mapping) else vocabs)]
     sides = list(zip(self.names[:2], (self.user_ids, self.item_ids), vocabs, strict=True))
@@ -263,7 +263,7 @@ def _tell_repeats(ratings, again, how):
 @patch
 def merge_repeats(self:Ratings,
     how:str='keep', # 'keep' all rows, make one of each pair by its 'last' or by their 'mean', or 'raise'
-) -> Ratings: # in the order of the table; itself where nothing repeats or all is kept
+) -> Ratings: # in the order of the table; itself if nothing repeats or all is kept
     "Count the rows that repeat a (user, item) pair, say so, and make one of them if asked."
     check_choice(how, ('keep', 'last', 'mean', 'raise'), 'duplicates')
     pairs = _pair_codes(self)

@@ -1,4 +1,4 @@
-"""Which items each user has already rated, by row: compact enough to be saved with every model.
+"""A compact record of the items that each user has rated, saved with every model.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.seen.html.md"""
 

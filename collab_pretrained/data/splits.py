@@ -1,4 +1,4 @@
-"""Which ratings train and which validate: at random, by time, each user's last, or whole users and items held out.
+"""Split ratings into training and validation: at random, by time, each user's last ones, or whole users or items.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.splits.html.md"""
 

@@ -1,4 +1,4 @@
-"""`CollabDataLoaders.from_stream`: ratings are encoded once into a file, and read from it in shuffled windows.
+"""`CollabDataLoaders.from_stream`: train on ratings that don't fit in memory.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/data.stream.html.md"""
 
@@ -205,7 +205,7 @@ def _counted_ids(lf, name, cast):
     return ids[order], counts[order]
 
 def _check_no_header(lf, names):
-    "Raise where the names of the columns stand among the rows."
+    "Raise if the names of the columns stand among the rows."
     pl, schema = _polars(), lf.collect_schema()
     user, item = names[:2]
     if not (schema[user] == schema[item] == pl.String): return

@@ -1,4 +1,4 @@
-"""`canonical_ids`: the same user is the same id in every checkpoint, table and request, whatever dtype it came in.
+"""`canonical_ids`: a user has the same id in every checkpoint, table and request, whatever its dtype.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/ids.canonical.html.md"""
 

@@ -1,4 +1,4 @@
-"""Where each of a million ids stands among another million, in a fraction of a second.
+"""Find a million ids among another million in a fraction of a second.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/ids.lookup.html.md"""
 
@@ -88,7 +88,7 @@ def _same(index, pos, other, other_pos):
 # %% ../../nbs/11_ids.lookup.ipynb #bffc9a78
 @patch
 def find(self:IdIndex, other:IdIndex) -> np.ndarray:
-    "Where the ids of another index are: the position of each, the first of several; -1 where it isn't there."
+    "Where the ids of another index are: the position of each, the first of several; -1 if it isn't there."
     found = np.full(len(other.ids), -1)
     if self.ids.dtype != other.ids.dtype or not len(self.ids): return found
     low = max(self.low, other.low)

@@ -1,4 +1,4 @@
-"""Which row of an old embedding belongs to which id of a new one.
+"""Find the row of the old embedding for each id of the new one.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/ids.matching.html.md"""
 
@@ -29,9 +29,9 @@ class VocabMatch:
     "Where each row of a new vocabulary was in an old one."
     old_vocab: Vocab # the pretrained model's ids
     new_vocab: Vocab # today's ids
-    rows: np.ndarray # (rows of `new_vocab`,), int64: the old row of each new row; -1 where there is none
-    old_counts: np.ndarray|None = None # (old ids,): interactions of each id of `old_vocab`, where they are known
-    new_counts: np.ndarray|None = None # (new ids,): interactions of each id of `new_vocab`, where they are known
+    rows: np.ndarray # (rows of `new_vocab`,), int64: the old row of each new row; -1 if there is none
+    old_counts: np.ndarray|None = None # (old ids,): interactions of each id of `old_vocab`, if they are known
+    new_counts: np.ndarray|None = None # (new ids,): interactions of each id of `new_vocab`, if they are known
     shares: ClassVar[dict]
     only_grew: ClassVar[bool]
     hints: ClassVar[Callable]
@@ -159,7 +159,7 @@ def plot(self:VocabMatch,
     ax=None, # matplotlib axes to draw on; None makes them
     title='', # above the bars
 ):
-    "Bars of the old and the new ids, and of their interactions where they are known: matched, new, dropped."
+    "Bars of the old and the new ids, and of their interactions if they are known: matched, new, dropped."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 1.8), layout='constrained')[1]
     for name, (share, other) in sorted(_bars(self).items(), reverse=True):
@@ -177,7 +177,7 @@ class MatchReport:
     "What matched on each side."
     users: VocabMatch # users' ids, old and new
     items: VocabMatch # items' ids, old and new
-    note: str = '' # what else there is to say, e.g. of the optimizer
+    note: str = '' # additional information, e.g. about the optimizer
     check: ClassVar[Callable]
 
     def __repr__(self): return f'users: {self.users}\nitems: {self.items}' + (f'\n{self.note}' if self.note else '')
@@ -239,7 +239,7 @@ def match_classes(
 
 # %% ../../nbs/13_ids.matching.ipynb #b45b14d4
 def _said_of(match, side):
-    "What there is to warn of on one side; '' where there is nothing."
+    "What there is to warn of on one side; '' if there is nothing."
     hints = match.hints()
     if not len(match.matched) and len(match.old_vocab):
         hints = [f'no {side} matched: {examples(match.old_vocab.ids)} against {examples(match.new_vocab.ids)}', *hints]
@@ -248,7 +248,7 @@ def _said_of(match, side):
 
 @patch
 def check(self:MatchReport) -> MatchReport: # itself
-    "Raise `VocabError` where no id matched on either side; warn where none did on one, or a cast would match more."
+    "Raise `VocabError` if no id matched on either side; warn where none did on one, or a cast would match more."
     said = [o for o in (_said_of(self.side(side), side) for side in SIDES) if o]
     if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
         f'{"; ".join(said)}; expected ids in common, or a warm start would be one from scratch: is it the right '

@@ -1,4 +1,4 @@
-"""Which id owns which row of an embedding.
+"""A vocabulary maps ids to the rows of an embedding.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/ids.vocab.html.md"""
 
@@ -126,7 +126,7 @@ def map_ids(self:Vocab, ids:Iterable) -> L: return L(self.items[o] for o in ids)
 @patch
 def rows(self:Vocab,
     ids, # ids in any form that `canonical_ids` takes, or a `Vocab` for its real ids; any number
-) -> np.ndarray: # int64, the row of each id; -1 where it has none
+) -> np.ndarray: # int64, the row of each id; -1 if it has none
     "The rows that `ids` own."
     if ids is self.ids: return self.id_rows.copy()
     index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
@@ -136,7 +136,7 @@ def rows(self:Vocab,
 @patch
 def grown(self:Vocab,
     ids:np.ndarray, # (n,) int64 or object (of str), each once, that have no row yet
-) -> Vocab: # `self` where there are none
+) -> Vocab: # `self` if there are none
     "The vocabulary with rows for more ids behind the others."
     if not len(ids): return self
     if not len(self.ids): return Vocab([*self.items, *ids.tolist()])

@@ -1,4 +1,4 @@
-"""`learn.align` rotates a model that was trained elsewhere into the space of this one.
+"""`learn.align` rotates the vectors of another model into the space of this one.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.align.html.md"""
 

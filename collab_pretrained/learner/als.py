@@ -1,4 +1,4 @@
-"""`learn.fit_als()` trains a dot product by solving rows in closed form, with nothing to tune.
+"""`learn.fit_als()` trains a dot product model by solving its rows in closed form, without settings to tune.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"""
 
@@ -169,8 +169,8 @@ def posterior(self:CollabLearner) -> Posterior|ImplicitFactors: # the second for
 # %% ../../nbs/52_learner.als.ipynb #fa932a03
 def moved_rows(
     table:Tensor, # (n_old, ...)
-    rows:np.ndarray, # (n_new,) int64: the old row of each new one, -1 where it has none
-) -> Tensor: # (n_new, ...); 0 where there is no old row
+    rows:np.ndarray, # (n_new,) int64: the old row of each new one, -1 if it has none
+) -> Tensor: # (n_new, ...); 0 if there is no old row
     "Rows of a table by a match."
     at = torch.from_numpy(rows).to(table.device)
     return torch.where((at >= 0).view(-1, *[1]*(table.dim() - 1)), table[at.clamp(min=0)], 0)
@@ -185,7 +185,7 @@ def move_features(
 
 def feature_values(
     learn:CollabLearner, # any learner
-) -> dict: # 'user', 'item' -> (rows, p) float32, on the model's device; {} where nothing is known
+) -> dict: # 'user', 'item' -> (rows, p) float32, on the model's device; {} if nothing is known
     "The features of its ids."
     return {o: f.values.to(_device(learn)) for o, f in (learn.features or {}).items()}
 
@@ -269,7 +269,7 @@ def _joined(found, guess):
 
 # %% ../../nbs/52_learner.als.ipynb #443ee800
 def _old_counts(learn, side, table):
-    "How many ratings each row was trained on, as its pretrained model says; 100 where it doesn't, 0 for new ids."
+    "How many ratings each row was trained on, as its pretrained model says; 100 if it doesn't, 0 for new ids."
     counts = torch.full((len(table),), 100.)
     if learn.match_report is not None:
         match = learn.match_report.side(side)
@@ -314,8 +314,8 @@ def frozen_masks(
 def days_in(
     learn:CollabLearner, # over our own loaders
     times:Tensor|None, # (n,), of ratings, as a `CollabDataset` has them
-    is_needed:bool=False, # whether to raise `RatingsError` where they are not known
-) -> np.ndarray|None: # float64 (n,), days since 1970; None where they are not known
+    is_needed:bool=False, # whether to raise `RatingsError` if they are not known
+) -> np.ndarray|None: # float64 (n,), days since 1970; None if they are not known
     "Times of ratings as days."
     name = own_dataset(learn).time_name
     if times is None and is_needed: raise RatingsError(
@@ -330,7 +330,7 @@ def days_in(
 # %% ../../nbs/52_learner.als.ipynb #16b75ccc
 def ages_of(
     learn:CollabLearner, # over our own loaders
-) -> Ages|None: # None where no times are known
+) -> Ages|None: # None if no times are known
     "When each row last had a rating, those that it was trained on here among them."
     if not learn.trained_here: return learn.ages
     days = days_in(learn, own_dataset(learn).times)
@@ -580,7 +580,7 @@ def _set_recency(learn, x, liked, half_life, days):
 
 # %% ../../nbs/52_learner.als.ipynb #6ea84cc5
 @patch
-def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; None where it isn't known
+def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; None if it isn't known
     "The (user, item) pairs that the rows have learned from: those of the pretrained model, and of training here."
     if not self.trained_here: return self.seen
     pairs, known = train_ratings(self)[0].cpu().numpy(), self.seen
@@ -694,7 +694,7 @@ def check_scale(
 def read_for(
     learn:CollabLearner, # over our own loaders
     ratings, # table of ratings with the learner's column names, or `Ratings`
-) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 where there is none
+) -> tuple: # the `Ratings`, and for each side the row of each of its distinct ids, -1 if there is none
     "Read a table as the learner's own was read; raises `VocabError` for ids of another kind."
     ds = own_dataset(learn)
     table = read_like(learn.dls, ratings, with_ratings=True)
@@ -730,7 +730,7 @@ def new_evidence(
 
 # %% ../../nbs/52_learner.als.ipynb #d5e5c2ba
 def _take_in_positives(learn, new, sizes):
-    "A night of a ranking: by all positives where they are known, else from the vectors alone."
+    "A night of a ranking: by all positives if they are known, else from the vectors alone."
     factors, known = factors_of(learn), known_positives(learn)
     is_complete = int(factors.user_counts.sum().round()) == len(known)
     later = ials_night(factors, new, known) if is_complete else ials_night_from_vectors(factors, new)

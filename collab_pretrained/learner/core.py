@@ -1,4 +1,4 @@
-"""fastai's `Learner`, which saves a model with the ids that own its rows, and starts from one that was saved.
+"""fastai's `Learner`, extended to save a model with its vocabulary and to start from a saved model.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.core.html.md"""
 
@@ -166,11 +166,11 @@ class CollabLearner(LeanLearner):
     frozen_rows:Callback|None = None  # the `FrozenRowsCallback`; None where all rows train
     mean_row:Callback|None = None  # the `MeanRowCallback`; None without `default_cbs`
     solved:tuple|None = None  # what the rows were when they were solved or loaded, and the `Posterior` of these rows
-    seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None where that isn't known
+    seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None if that isn't known
     held_out:Seen|None = None  # pairs that validated a pretrained model: users have seen them, rows don't know them
     liked:Seen|None = None  # of a ranking: the positives among `seen`
-    features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None where nothing is known of them
-    ages:Ages|None = None  # when rows last had a rating, and recent popularity; None where no times are known
+    features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None if nothing is known of them
+    ages:Ages|None = None  # when rows last had a rating, and recent popularity; None if no times are known
     process:tuple|None = None  # in `distrib_ctx`, which process this is, and of how many
     trained_here:bool = False  # whether the rows have learned from all of the training part
     splitter:Callable  # what makes the parameter groups
@@ -323,7 +323,7 @@ def save(self:CollabLearner,
 def vocab_difference(
     saved, # the vocabulary of a file: {column: names}, or a list of two
     current:dict, # {column: names}
-) -> str: # in words; '' where there is none
+) -> str: # in words; '' if there is none
     "How the vocabulary of a file differs from the learner's."
     pairs = list(zip(saved.values() if isinstance(saved, dict) else saved, current.items(), strict=False))
     for old, (col, new) in pairs:
@@ -367,7 +367,7 @@ def check_range(
     meta:Mapping, # what is known about it
     model:nn.Module, # the current model
 ):
-    "Raise where a pretrained model answers in another range than the current one."
+    "Raise if a pretrained model answers in another range than the current one."
     if 'y_range' not in meta: return
     saved, current = meta['y_range'], y_range_of(model)
     if (saved and tuple(map(float, saved))) != current: raise WeightsError(
@@ -463,7 +463,7 @@ def _last_metrics(learn):
 # %% ../../nbs/51_learner.core.ipynb #dc059216
 @patch
 def save_pretrained(self:CollabLearner,
-    folder:str|Path, # under `path` unless absolute; made where it isn't there
+    folder:str|Path, # under `path` unless absolute; created if it doesn't exist
     posterior:bool=True, # whether to save what is known beyond the rows, with which the model can be updated
     seen:bool=True, # whether to save which pairs of a user and an item the model has seen
     lineage:list|None=None, # where the model comes from, as `add_version` tells it; None for nothing
@@ -505,7 +505,7 @@ class WarmStart:
     counts:dict|None = None # 'users', 'items' -> interactions of each old id; None for what the model tells
     min_count:int = 0 # fills are made from ids with at least that many interactions
     seed:int|None = None # of what is drawn for the fills
-    min_overlap:float = 0. # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
+    min_overlap:float = 0. # raise if a smaller share of the ids, on either side, has a pretrained row; 0 to 1
     with_opt:bool = False # whether the optimizer's moments come along, row by row; False starts it anew
 
 # %% ../../nbs/51_learner.core.ipynb #02ade5cb
@@ -514,7 +514,7 @@ def check_overlap(
     report:MatchReport, # what of it matched
     min_overlap:float, # 0 to 1
 ):
-    "Raise where a smaller share than `min_overlap` of a side's ids has a pretrained row."
+    "Raise if a smaller share than `min_overlap` of a side's ids has a pretrained row."
     for side in SIDES:
         match = report.side(side)
         if len(match.old_vocab) and match.coverage < min_overlap: raise VocabError(
@@ -598,7 +598,7 @@ def get_preds(self:CollabLearner,
     reorder:bool=True, # whether predictions come in the order of the table
     cbs:Callback|MutableSequence|None=None, # callbacks for the while
     **kwargs
-) -> tuple: # predictions, (n,) of a dot product and (n, 1) of a network; ratings, (n, 1), None where they aren't known
+) -> tuple: # predictions, (n,) of a dot product and (n, 1) of a network; ratings, (n, 1), None if they aren't known
     "fastai's predictions for all pairs of a loader."
     if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
     reorder = reorder and getattr(dl, 'n', 0) != 1

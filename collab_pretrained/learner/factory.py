@@ -1,4 +1,4 @@
-"""A learner for a table of ratings, from scratch or from a model that you already have.
+"""Create a learner for a ratings table, from scratch or from an earlier model.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.factory.html.md"""
 
@@ -140,7 +140,7 @@ def check_y_range(
 
 # %% ../../nbs/53_learner.factory.ipynb #5306230d
 def _mean_rating(dls):
-    "The mean of the training ratings; None where there are none."
+    "The mean of the training ratings; None if there are none."
     sums = [(y.double().sum().item(), len(y)) for y in _training_ratings(dls)]
     return sum(o for o, _ in sums)/sum(n for _, n in sums) if sums else None
 
@@ -191,7 +191,7 @@ def _check_sizes(n_factors, layers, seed):
     seed_or_fresh(seed)
 
 def _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed):
-    "The model, its weights drawn by `seed` where there is one."
+    "The model, its weights drawn by `seed` if there is one."
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
         if not use_nn: return EmbeddingDotBias.from_classes(n_factors, dls.classes, y_range=y_range)

@@ -1,4 +1,4 @@
-"""Train what is new without forgetting what was known.
+"""Train new rows of a warm start without forgetting what the old ones have learned.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.finetune.html.md"""
 

@@ -1,4 +1,4 @@
-"""`learn.fold_in` gives new ids, or ones with new ratings, a row in milliseconds, without training.
+"""`learn.fold_in` computes rows of ids from their ratings in milliseconds, without training.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.foldin.html.md"""
 
@@ -84,11 +84,11 @@ def _asked(own:np.ndarray, rows:np.ndarray, ids, cast:Callable|None=None):
 class _Asked:
     "The ids to fold in, and their ratings."
     ids: np.ndarray # (n_ids,)
-    rows: np.ndarray # (n_ids,) int64: the row of each, -1 where it has none
+    rows: np.ndarray # (n_ids,) int64: the row of each, -1 if it has none
     x: Tensor # (n, 2) int64: place among the ids, and row of the other side, of each rating
     y: Tensor # (n,) float32
     weight: Tensor|None # (n,) float32
-    days: np.ndarray|None # (n,): when; None where it isn't known, which means now
+    days: np.ndarray|None # (n,): when; None if it isn't known, which means now
     features: Tensor|None # (n_ids, p) float32: what each id is; None for what is known of its row
 
     def rows_on(self): return torch.from_numpy(self.rows).to(self.x.device)

@@ -1,4 +1,4 @@
-"""`learn.drop_ids` removes ids and their rows from the model in use and from every file saved afterwards.
+"""`learn.drop_ids` removes ids and their rows from the model and from every file saved afterwards.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.forget.html.md"""
 
@@ -78,7 +78,7 @@ def renumber(
 def own_datasets(
     learn:CollabLearner, # any learner
 ) -> list[CollabDataset]: # of the training part and the validation part
-    "The ratings of a learner; raises `RatingsError` where they are not in our own loaders."
+    "The ratings of a learner; raises `RatingsError` if they are not in our own loaders."
     datasets = [dl.dataset for dl in learn.dls.loaders[:2]]
     if not all(isinstance(o, CollabDataset) for o in datasets): raise RatingsError(
         f'loaders of {type(datasets[0]).__name__}; expected our own `CollabDataLoaders`, with ratings in memory')
@@ -134,7 +134,7 @@ def some_rows(
     n:int, # how many
     seed:int, # of the draw
 ) -> CollabDataset: # of the same vocabulary
-    "`n` ratings at random; all where there are no more."
+    "`n` ratings at random; all if there are no more."
     if n >= len(ds): return ds
     some = torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed))[:n].to(ds.tensors[0].device)
     return ds.take(some)  # ty: ignore[missing-attribute] it is patched in

@@ -1,4 +1,4 @@
-"""Put a trained model on the Hugging Face Hub, with a card that says what it is and how to use it.
+"""Upload a trained model to the Hugging Face Hub, with a model card.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.hub.html.md"""
 
@@ -93,7 +93,7 @@ def _commit_folder(folder, names, repo_id, private, message, revision, token):
 # %% ../../nbs/56_learner.hub.ipynb #6a4a84fc
 @patch
 def push_to_hub(self:CollabLearner,
-    repo_id:str, # 'user/repo'; made where it isn't there
+    repo_id:str, # 'user/repo'; created if it doesn't exist
     private:bool=True, # whether a repository that is made now is private; one that exists stays as it is
     data:str='', # what the ratings are, in a sentence of Markdown for the card
     license:str|None=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out

@@ -1,4 +1,4 @@
-"""fastai's training loop at a fraction of its cost per batch.
+"""fastai's training loop with less overhead per batch.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.loop.html.md"""
 
@@ -204,7 +204,7 @@ def _backward(self:LeanLearner):
     self.opt.restore_zeros()
 
 def _answers(learn):
-    "What the model answers; to a single row as in evaluation where there is batch norm, which takes two to train."
+    "What the model answers; to a single row as in evaluation if there is batch norm, which takes two to train."
     is_one = learn.training and len(learn.xb[0]) == 1
     norms = [o for o in learn.model.modules() if isinstance(o, nn.BatchNorm1d) and o.training] if is_one else []
     for o in norms: o.eval()

@@ -1,4 +1,4 @@
-"""`learn.update` takes tonight's ratings into a model in use, and no rating counts twice.
+"""`learn.update` updates a model with tonight's ratings, and counts no rating twice.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.md"""
 
@@ -61,7 +61,7 @@ class UpdateReport:
     n_repeated: int # ratings of the table of pairs that the model or its loaders had before, and that were left out
     n_replaced: int # ratings of the table that took the place of an older rating of the same pair
     new_before: float # error on the table's new ratings before any of them was taken in
-    old_before: float # error on old ratings before the update; NaN where the learner had none
+    old_before: float # error on old ratings before the update; NaN if the learner had none
     old_after: float # and after it
     error: str = 'RMSE' # what these errors are: 'RMSE', or 'loss' where the loss is another than the squared error
     forgotten: Gone|None = None # who was dropped; None without `forget_after`
@@ -89,7 +89,7 @@ def _miss(learn, x, y):
     return (model(x.to(device)).flatten() - y.to(device).flatten()).pow(2).mean().item()
 
 def _error(learn, ds):
-    """The loss over a dataset, or its root where that is the squared error; NaN where it is empty. Where a ranking is
+    """The loss over a dataset, or its root where that is the squared error; NaN if it is empty. Where a ranking is
     solved, it is what `fit_als` shows: the squared error of positives, which should be 1."""
     if not len(ds): return float('nan')
     x, y = ds.tensors
@@ -288,7 +288,7 @@ def update(self:CollabLearner,
 
 # %% ../../nbs/58_learner.update.ipynb #b4ffc9f9
 def _check_update(learn, replay, epochs, rounds, lr):
-    "The number of epochs; raises where an update with these settings could learn nothing."
+    "The number of epochs; raises if an update with these settings could learn nothing."
     is_share = isinstance(replay, (int, float)) and 0 <= replay <= 1
     if not is_share: raise RatingsError(f'replay={replay!r}; expected a share of the old ratings, 0 to 1')
     check_rows(rounds, 'rounds', 0, 'rounds')

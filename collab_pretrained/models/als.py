@@ -1,4 +1,4 @@
-"""Users and items are solved in turn; the prior, the noise and what histories say are estimated on the way.
+"""Alternately solve all users and all items, and estimate the prior, the noise and the effect of histories.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.als.html.md"""
 
@@ -466,7 +466,7 @@ def choose_half_life(
     start:Posterior, # where a fit begins
     weight:Tensor|None=None, # (n,) float32
     y_range:tuple|None=None, # of the model
-) -> float|None: # in days; None where none helps
+) -> float|None: # in days; None if none helps
     "The half-life of ratings with which the newest tenth is predicted best from the others."
     cut = np.quantile(days, .9)
     newest = torch.from_numpy(days > cut).to(x.device)

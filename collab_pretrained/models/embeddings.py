@@ -1,4 +1,4 @@
-"""fastai's two collaborative models, with rows that can be read by id.
+"""fastai's two collaborative models, with access to rows by id.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.embeddings.html.md"""
 
@@ -154,7 +154,7 @@ def y_range_of(
 # %% ../../nbs/40_models.embeddings.ipynb #89beee18
 def collab_splitter(
     model:nn.Module, # an `EmbeddingDotBias`, an `EmbeddingNN`, or a model with their names
-) -> list: # of lists of parameters: items' tables, users' tables, and all others where there are any
+) -> list: # of lists of parameters: items' tables, users' tables, and all others if there are any
     "The parameter groups of a collaborative model, for `splitter=`."
     params = dict(model.named_parameters())
     found = find_roles(params)
@@ -198,12 +198,12 @@ def _by_column(emb_szs, rows):
 
 # %% ../../nbs/40_models.embeddings.ipynb #717f716c
 def _activation(name):
-    "An activation of `torch.nn`, with its defaults; None where there is none of that name."
+    "An activation of `torch.nn`, with its defaults; None if there is none of that name."
     try: return getattr(nn, name)() if name in activation.__all__ else None
     except TypeError: return None
 
 def _act_name(model):
-    "The name in `torch.nn` of a network's activation, or what it is in full where that doesn't make it again."
+    "The name in `torch.nn` of a network's activation, or what it is in full if that doesn't make it again."
     others = nn.Linear, nn.BatchNorm1d, nn.Dropout, SigmoidRange
     act = next((o for o in model.layers.modules() if not (isinstance(o, others) or list(o.children()))), nn.ReLU())
     name = type(act).__name__

@@ -1,4 +1,4 @@
-"""Rankings from clicks, plays or purchases: rows solved so that positives score high and all else low.
+"""Rankings from clicks, plays or purchases, by implicit alternating least squares (iALS).
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.ials.html.md"""
 
@@ -29,8 +29,8 @@ NIGHT_STEP = 1.4  # a night's one round goes beyond its solution, by which it co
 
 class ImplicitFactors(NamedTuple):
     "A ranking: both sides' vectors, and how much evidence each row rests on."
-    users: Tensor # (n_users, k) float32; zeros where a user has no positive; row 0 is '#na#'
-    items: Tensor # (n_items, k) float32; zeros where an item has no positive
+    users: Tensor # (n_users, k) float32; zeros if a user has no positive; row 0 is '#na#'
+    items: Tensor # (n_items, k) float32; zeros if an item has no positive
     user_counts: Tensor # (n_users,) float32: positives of each user, or the sum of their weights
     item_counts: Tensor # (n_items,) float32: the same for items
 
@@ -93,7 +93,7 @@ def ials_night(
     start:ImplicitFactors, # of last night; not changed
     tonight:Tensor, # (n, 2) int64: tonight's positives, none of which was taken in before
     known:Tensor, # (m, 2) int64: all earlier positives
-) -> ImplicitFactors: # `start` itself where nothing is new
+) -> ImplicitFactors: # `start` itself if nothing is new
     "Tonight's step where all positives are known: one over-relaxed round over all of them, on from last night's rows."
     if not len(tonight): return start
     return next(ials_rounds(start, torch.cat([known, tonight]), step=NIGHT_STEP))
@@ -257,7 +257,7 @@ def choose_recency(
     n_items:int, # rows
     k:int, # factors
     half_life:float|None=None, # in days, of which only the weight is asked; None to choose from `POPULARITY_HALF_LIVES`
-) -> tuple: # half-life in days and weight; None and 0 where no recency helps
+) -> tuple: # half-life in days and weight; None and 0 if no recency helps
     """The half-life of items' popularity, and its weight in the score, by which the newest positives are ranked better
     than by taste alone beyond doubt: where the lower bound of the gain is highest."""
     tried = [(h, w) for h in ([half_life] if half_life else POPULARITY_HALF_LIVES) for w in RECENCY_WEIGHTS]

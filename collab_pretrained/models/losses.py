@@ -1,4 +1,4 @@
-"""BPR, WARP and softmax as functions of scores, and rows solved under the softmax loss.
+"""The BPR, WARP and softmax losses as functions of scores, and new rows under the softmax loss.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.losses.html.md"""
 
@@ -27,7 +27,7 @@ def warp_choose(
     neg:Tensor, # (n, k): of items that the same users haven't seen, in the order in which they were drawn
     n_unseen:Tensor, # (n,): how many there were to draw from
     margin:float, # by how much a seen item should stand above
-) -> tuple: # int64 (n,), the first column that comes too near; (n,), its weight, 0 where none does
+) -> tuple: # int64 (n,), the first column that comes too near; (n,), its weight, 0 if none does
     "The first unseen item that comes too near, and a weight that grows with the rank which so early a find tells of."
     found, col = (neg > pos[:,None] - margin).max(1)  # of equals the first
     rank = (n_unseen//(col + 1)).clamp(min=1)

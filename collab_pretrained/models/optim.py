@@ -1,4 +1,4 @@
-"""fastai's Adam, with the arithmetic of a step in one call of torch's.
+"""fastai's Adam, implemented with torch's fused AdamW.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.optim.html.md"""
 
@@ -43,7 +43,7 @@ class _KeptZeros(Optimizer):
             if p.grad is zeros and zeros._version == version: p.grad = None
 
     def restore_zeros(self):
-        "After a backward pass: give them back where there is no other gradient."
+        "After a backward pass: give them back if there is no other gradient."
         for p, (zeros, _) in self.zeros.items():
             if p.grad is None: p.grad = zeros
 

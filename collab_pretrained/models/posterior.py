@@ -1,4 +1,4 @@
-"""How sure each row is, the prior that rows come from, and the noise of a rating, saved with a model.
+"""The uncertainty of each row, the prior of the rows, and the noise of a rating, saved with a model.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.posterior.html.md"""
 
@@ -36,7 +36,7 @@ class SidePosterior:
     base: Tensor # (k+1,) float32: prior mean without history
     spread: Tensor # (k+1,) float32: prior standard deviation
     implicit_spread: Tensor # (k+1,) float32: standard deviation of the implicit factors
-    features: Tensor = NO_FEATURES # (n_rows, p) float32: what each id is, encoded; 0 where that is not known
+    features: Tensor = NO_FEATURES # (n_rows, p) float32: what each id is, encoded; 0 if that is not known
     effects: Tensor = NO_FEATURES # (p, k+1) float32: what each feature adds to the prior mean
     relevance: Tensor = NO_FEATURES # (p, 2) float32: size of its effects on vector and bias, in units of the spread
     first_base: Tensor = NO_FEATURES # (k+1,) float32: with features, the base of a row without ratings
@@ -124,7 +124,7 @@ def with_expected(
 def with_features(
     own:SidePosterior, # a side; not changed
     features:Tensor, # (n_rows, p) float32: of each row, centred; 0 in rows whose features are not known
-) -> SidePosterior: # effects that it had are kept where there are as many features
+) -> SidePosterior: # effects that it had are kept if there are as many features
     "A side with features."
     p, width = features.shape[1], len(own.base)
     if own.has_features and own.features.shape[1] == p: return replace(own, features=features)
@@ -359,7 +359,7 @@ def faded(
 # %% ../../nbs/44_models.posterior.ipynb #be8145db
 def match_side(
     own:SidePosterior, # over the old vocabulary
-    rows:Tensor, # (n_new,) int64: the old row of each new id, -1 where it has none
+    rows:Tensor, # (n_new,) int64: the old row of each new id, -1 if it has none
     expected:Tensor, # (k+1,): the row of an id without ratings
 ) -> SidePosterior: # over the new one
     "The rows of one side, by id."

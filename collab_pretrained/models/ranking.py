@@ -1,4 +1,4 @@
-"""Learn to put what users like above what they have not seen: BPR, WARP and softmax in a learner.
+"""Train a learner with BPR, WARP or softmax to rank items that users like above items they have not seen.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.ranking.html.md"""
 
@@ -213,7 +213,7 @@ class WARP(Ranking):
 
 # %% ../../nbs/45_models.ranking.ipynb #d0f98789
 class Softmax(Ranking):
-    "Each positive against all unseen items, or `n_neg` where there are more."
+    "Each positive against all unseen items, or `n_neg` if there are more."
     n_neg, needs_dot = 8192, True
     def asks_itself(self): return len(get_model(self.learn.model).i_weight.weight) - 1 <= self.n_neg
     def _losses(self, x, pos, unseen):
@@ -247,7 +247,7 @@ def pace(self:Ranking,
 
 # %% ../../nbs/45_models.ranking.ipynb #f06911b3
 def _check_ranked(ranking, dls, model):
-    "Raise where a ranking can't be trained on the loaders or with the model."
+    "Raise if a ranking can't be trained on the loaders or with the model."
     if not isinstance(dls.train_ds, CollabDataset): raise RatingsError(
         f'{ranking} with loaders of {type(dls).__name__} from fastai; expected our own `CollabDataLoaders`')
     if y_range_of(model) is not None: raise WeightsError(

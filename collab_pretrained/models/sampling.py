@@ -1,4 +1,4 @@
-"""Items that a user has not seen, drawn exactly.
+"""Draw items that a user has not seen.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.sampling.html.md"""
 

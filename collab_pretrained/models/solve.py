@@ -1,4 +1,4 @@
-"""The rows of all users, or of all items, from their ratings, with how sure each number is.
+"""Compute the rows of all users, or of all items, from their ratings, with the uncertainty of each number.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.solve.html.md"""
 

@@ -1,4 +1,4 @@
-"""The k best items of every user: exact, in bounded memory, and the same numbers for one user as for a million.
+"""Find the k best items of every user, exactly and in bounded memory.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/models.topk.html.md"""
 
@@ -48,7 +48,7 @@ def largest(
     k:int, # how many, 1 to `width`
     exact:Callable|None=None, # from lines (m,) and columns (m, l) to scores (m, l) that don't depend on m, and how far
     # those in `scores` may be from them, (m,); None where `scores` are exact
-) -> tuple: # the scores, float (n, k), largest first, and their columns, int64 (n, k), -1 where there are no more
+) -> tuple: # the scores, float (n, k), largest first, and their columns, int64 (n, k), -1 if there are no more
     "The `k` largest scores of each line; of equal ones the first columns."
     exact = exact or (lambda lines, cols: (scores[lines[:,None],cols], 0.))
     lines, (few, cols) = torch.arange(len(scores), device=scores.device), _few(scores, k + _spare)
@@ -198,7 +198,7 @@ class CosineScores:
 
 # %% ../../nbs/47_models.topk.ipynb #c8e7834b
 def _find(values, among):
-    "Where each of `values` stands in `among` (distinct rows, ascending), -1 where it doesn't."
+    "Where each of `values` stands in `among` (distinct rows, ascending), -1 if it doesn't."
     at = np.searchsorted(among, values)
     return np.where(np.append(among, -1)[at] == values, at, -1)
 
@@ -253,7 +253,7 @@ def best(
     k:int, # how many items each, 1 or more
     hidden:Callable|None=None, # from rows, int64 (m,), to pairs with item rows, int64 (l, 2), that must not win
     show:bool=False, # whether to show a progress bar where it takes some seconds
-) -> tuple: # arrays: float32 (n, k), largest first, and int64 (n, k), item rows, -1 where there are no more
+) -> tuple: # arrays: float32 (n, k), largest first, and int64 (n, k), item rows, -1 if there are no more
     "The `k` best items of each row; of equal ones those of the smaller item rows."
     rows, back = np.unique(rows, return_inverse=True)
     k = min(k, len(scores.item_rows))

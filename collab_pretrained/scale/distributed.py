@@ -32,7 +32,7 @@ def share_of(
     n:int, # rows of a batch
     rank:int, # which process, from 0
     world:int, # how many processes, 1 or more
-) -> slice: # where its rows are; empty where there are fewer rows than processes
+) -> slice: # where its rows are; empty if there are fewer rows than processes
     "The piece of a batch that one process takes."
     size = -(-n//world)
     return slice(min(rank*size, n), min((rank+1)*size, n))
@@ -44,7 +44,7 @@ def is_sharded(
     "Whether `t` is a DTensor, whose rows are spread over processes."
     return hasattr(t, 'device_mesh')  # torch takes half a second to import the class
 
-def is_first() -> bool: # true where there is one process only
+def is_first() -> bool: # true if there is one process only
     "Whether this is the process that writes files."
     return not dist.is_initialized() or not dist.get_rank()
 
@@ -165,7 +165,7 @@ def _meeting_point():
 
 @contextmanager
 def _group(backend, kwargs, on_cpu):
-    "The group of processes, made where there is none; gives the device that accelerate has for this one."
+    "The group of processes, made if there is none; gives the device that accelerate has for this one."
     try:
         from accelerate import PartialState
     except ImportError as e: raise ImportError(

@@ -71,7 +71,7 @@ def shard_rows(
 def check_together(
     table:Tensor, # one of a model's
 ):
-    "Raise where the rows of `table` are spread over processes, and these have left their group."
+    "Raise if the rows of `table` are spread over processes, and these have left their group."
     if is_sharded(table) and not dist.is_initialized(): raise CollabError(
         'the processes that hold the rows have parted; expected this inside `with learn.distrib_ctx():`')
 
@@ -183,7 +183,7 @@ def mapped_weights(
 def read_signed(
     path:Path, # a JSON file with a checksum
     maker:str, # the function that wrote it, for messages
-    remedy:str='', # what else a message says where there is no such file
+    remedy:str='', # what else a message says if there is no such file
 ) -> dict: # what the file says, unchanged since it was written
     "The configuration in a file, as `maker` wrote it."
     if not path.is_file(): raise CheckpointNotFoundError(
@@ -243,7 +243,7 @@ def _in_pieces(learn, pretrained):
 def _own_share(n): return share_of(n, dist.get_rank(), dist.get_world_size())
 
 def _match_own(old, new, own):
-    "The rows in the vocabulary `old` of the rows `own`, a slice, of `new`: int64, -1 where there is none."
+    "The rows in the vocabulary `old` of the rows `own`, a slice, of `new`: int64, -1 if there is none."
     rows, ids = np.full(own.stop - own.start, -1), slice(*np.searchsorted(new.id_rows, [own.start, own.stop]))
     rows[new.id_rows[ids] - own.start] = old.rows(new.ids[ids])
     if old.na_row is not None and new.na_row in range(own.start, own.stop): rows[new.na_row - own.start] = old.na_row
@@ -300,7 +300,7 @@ def _set_tables(model, source, report):
 def start_in_pieces(
     learn:CollabLearner, # its tables sharded or whole; changed in place
     source:Pretrained, # whose weights are `Pieces`
-    min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
+    min_overlap:float=0., # raise if a smaller share of the ids, on either side, has a pretrained row; 0 to 1
 ) -> CollabLearner: # `learn`, with a new optimizer and its `match_report`
     "Start from a model of which each process reads the rows that it needs."
     model = get_model(learn.model)
@@ -341,7 +341,7 @@ def shard_embeddings(
     # a folder of `save_sharded` or `save_pretrained`, or a `Pretrained` of weights that may be mapped; None keeps rows
     pretrained:str|Path|Pretrained|None=None,
     *,
-    min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a pretrained row; 0 to 1
+    min_overlap:float=0., # raise if a smaller share of the ids, on either side, has a pretrained row; 0 to 1
 ) -> CollabLearner: # `learn`, with a new optimizer; with `match_report`, where it was started from another model
     "Spread the rows of both sides' tables over all processes; one process keeps them whole."
     if dist.is_initialized():
@@ -375,7 +375,7 @@ def torch_checkpoint(
     state:Mapping, # name -> tensor
     **kwargs # for that function of torch's distributed checkpoint
 ):
-    "Save or load through torch's distributed checkpoint, without its warning where there is one process only."
+    "Save or load through torch's distributed checkpoint, without its warning if there is one process only."
     import torch.distributed.checkpoint as dcp
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)
@@ -399,7 +399,7 @@ def _commit_save(learn, folder, run, notes):
 
 def save_sharded(
     learn:CollabLearner, # after `shard_embeddings`, or in one process any; all processes must call it
-    folder:str|Path, # that all processes can reach, under `learn.path` unless absolute; made where it isn't there
+    folder:str|Path, # that all processes can reach, under `learn.path` unless absolute; created if it doesn't exist
     with_opt:bool=True, # whether to save the optimizer's moments as well
 ) -> Path: # the folder
     "Write a model of which each process writes its own rows, whole or not at all."

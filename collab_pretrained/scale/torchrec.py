@@ -117,7 +117,7 @@ def _numbering(folder):
     return vocab, config
 
 def _our_tables(pieces, tables, n_rows, name):
-    "The `Pieces` of the vectors and, where there are any, the biases of one side; `tables` are the learner's."
+    "The `Pieces` of the vectors and, if there are any, the biases of one side; `tables` are the learner's."
     n, width, both = tables[0].shape[1], pieces.shape[1:], sum(o.shape[1] for o in tables)
     if pieces.shape[:1] != (n_rows,) or width not in [(o,) for o in (n, n + -n % 4, both, both + -both % 4)]:
         raise WeightsError(f'{name} has shape {pieces.shape}; expected {(n_rows, both + -both % 4)}, for {n_rows} rows '
@@ -151,7 +151,7 @@ def from_torchrec(
     # else its default
     names:str|Mapping|None=None,
     *,
-    min_overlap:float=0., # raise where a smaller share of the ids, on either side, has a row; 0 to 1
+    min_overlap:float=0., # raise if a smaller share of the ids, on either side, has a row; 0 to 1
 ) -> CollabLearner: # `learn`, with a new optimizer and its `match_report`
     "Start a learner from the tables that TorchRec trained; each process reads its own rows."
     folder, meta = learn.path/folder, {}

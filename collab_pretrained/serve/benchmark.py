@@ -60,7 +60,7 @@ class Benchmark:
     @property
     def gain(self) -> pd.Series: return self.curves['from scratch'].iloc[-1] - self.curves.iloc[-1]  # by start
     @property
-    def reached(self) -> pd.Series: # by start, the first epoch at the final level of scratch; NaN where none is
+    def reached(self) -> pd.Series: # by start, the first epoch at the final level of scratch; NaN if none is
         return (self.curves <= self.curves['from scratch'].iloc[-1]).apply(lambda o: o.idxmax() if o.any() else np.nan)
     @property
     def pays(self) -> bool: return bool((self._better() | self._sooner()).drop('from scratch').any())
@@ -91,7 +91,7 @@ def __repr__(self:Benchmark):
 
 # %% ../../nbs/61_serve.benchmark.ipynb #25f3cf34
 def _by_time(ratings, names, time_name, seed, ranks):
-    "The ratings of a table by time, or in an order that `seed` fixes where there are no times."
+    "The ratings of a table by time, or in an order that `seed` fixes if there are no times."
     table = read_ratings(ratings, *names, time_name=time_name)
     if not ranks and np.ptp(table.values) == 0: raise RatingsError(
         'every rating is the same; expected ratings that differ, or there is nothing to predict: learn a ranking '
@@ -122,7 +122,7 @@ def range_around(
     return low - pad, high + pad
 
 def _trained(dls, epochs, lr, wd, seed, **kwargs):
-    "A learner that was trained, and its error before and after each epoch where there is something to measure on."
+    "A learner that was trained, and its error before and after each epoch if there is something to measure on."
     torch.manual_seed(seed)
     with warnings.catch_warnings():  # both corpora have some ratings, which a solved start takes in once
         warnings.filterwarnings('ignore', '.*taken in before', CollabWarning)

@@ -31,7 +31,7 @@ class Rule:
     key: str # of the profile
     seen: str # what was seen, as a format of the profile's entries
     remedy: str # what to do
-    low: str|None = None # name of the lower limit; None where there is none
+    low: str|None = None # name of the lower limit; None if there is none
     high: str|None = None # name of the upper limit
     scale: str = 'share' # 'share', 'count' or 'number': how nights are compared
     floor: float = .6 # the least spread between nights, on that scale; of numbers relative to their size
@@ -100,7 +100,7 @@ def _id_shares(new, rows):
             'top_user': _share_of_largest(new.users), 'top_item': _share_of_largest(new.items)}
 
 def _limits_of(learn):
-    "The lowest and the highest rating that the model can answer; None where it has no bounds."
+    "The lowest and the highest rating that the model can answer; None if it has no bounds."
     model = get_model(learn.model)
     return getattr(model, 'limits', None) or y_range_of(model)
 
@@ -308,7 +308,7 @@ def _some(new, rows, n=20_000):
     return new.take(some), rows[some]
 
 def _check_order(learn, table):
-    "Raise where ids are numbers on one side and text on the other, and the two columns are swapped."
+    "Raise if ids are numbers on one side and text on the other, and the two columns are swapped."
     own, kinds = (table.user_ids.dtype, table.item_ids.dtype), tuple(o.ids.dtype for o in learn.vocab.values())
     if own[0] != own[1] and own == kinds[::-1]: raise RatingsError(
         f'columns {table.names[0]!r} and {table.names[1]!r}: {examples(table.user_ids)} for users and '
@@ -361,7 +361,7 @@ def _own_error(rule, profile, usual):
 
 # %% ../../nbs/65_serve.checks.ipynb #97b186c5
 def _usual(rule, profile, earlier):
-    "The usual value, and the lowest and the highest that is expected; None where that takes more earlier nights."
+    "The usual value, and the lowest and the highest that is expected; None if that takes more earlier nights."
     earlier, n = [p for p in earlier[-30:] if p.get(rule.key) is not None], rule.size(profile)
     values = [p[rule.key] for p in earlier]
     past = np.array([_on_scale(rule, p[rule.key], rule.size(p)) for p in earlier])
@@ -394,7 +394,7 @@ class Check:
 LIMITS = {o: rule for rule in RULES for o in (rule.low, rule.high) if o}  # name of each limit -> what it is a limit of
 
 def _bounds(rule, profile, earlier, limits):
-    "The lowest and the highest value that is let pass, and what is usual; None where there is none."
+    "The lowest and the highest value that is let pass, and what is usual; None if there is none."
     usual, low, high = [rule.fixed]*3 if rule.fixed is not None else _usual(rule, profile, earlier) or [None]*3
     res = [limits.get(name, bound) if name else None for name, bound in ((rule.low, low), (rule.high, high))]
     return *res, usual if rule.fixed is None else None

@@ -134,7 +134,7 @@ def delta_between(
     old:str|Path, # the folder of the model to follow
     new:str|Path, # the folder of the model that came of it
 ) -> bytes: # of a safetensors file
-    "What changed between two saved models; raises `SaveError` where ids that were kept changed their order."
+    "What changed between two saved models; raises `SaveError` if ids that were kept changed their order."
     from safetensors.torch import save
     names = (old, new)
     tensors, facts = _delta(*map(_snapshot, names), names)

@@ -47,7 +47,7 @@ def rank_scores(
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2163fbab
 def pairs_of(ds:Any) -> tuple:
-    "The pairs of a dataset, int64 (n, 2), and their ratings, float32 (n,), or None where there are none."
+    "The pairs of a dataset, int64 (n, 2), and their ratings, float32 (n,), or None if there are none."
     parts = [(x.cpu().numpy(), y[0][:,0].cpu().numpy() if y else None) for x, *y in rating_blocks(ds)]
     y = [o for _, o in parts if o is not None]
     return np.concatenate([x for x, _ in parts]), np.concatenate(y) if y else None
@@ -69,7 +69,7 @@ def predictions_for(model:nn.Module, x:np.ndarray) -> np.ndarray: # float32 (n,)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1df598a7
 def pairs_in(learn:CollabLearner, table:Any, new:Any=()) -> np.ndarray:
-    "Who rated what in a table: rows, int64 (n, 2), -1 where there is none; users of `new` are behind the last row."
+    "Who rated what in a table: rows, int64 (n, 2), -1 if there is none; users of `new` are behind the last row."
     read = read_like(learn.dls, table, with_ratings=False)
     pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
     if len(new):
@@ -179,7 +179,7 @@ def bias_model(learn:CollabLearner, seen:Ratings|None=None, measured:np.ndarray|
 # %% ../../nbs/60_serve.evaluate.ipynb #0b2f07e7
 def recent_popularity(
     learn:CollabLearner, # any learner
-) -> np.ndarray|None: # float32 (n_items,), by row; None where it isn't known when ratings were given
+) -> np.ndarray|None: # float32 (n_items,), by row; None if it isn't known when ratings were given
     "How popular each item is of late: as the learner keeps it, else by the ratings that it holds."
     if learn.ages is not None and learn.ages.recent is not None: return learn.ages.recent
     ds = learn.dls.train_ds
@@ -204,7 +204,7 @@ class _PopularityScores:
     def finish(self, rows, vals): return vals
 
 def list_floors(learn:CollabLearner) -> dict:
-    "What lists are compared with: 'popular' and, where it is known, 'recent' -> scores."
+    "What lists are compared with: 'popular' and, if it is known, 'recent' -> scores."
     recent, popular = recent_popularity(learn), _PopularityScores(learn)
     return {'popular': popular} if recent is None else {'popular': popular, 'recent': _PopularityScores(learn, recent)}
 
@@ -230,7 +230,7 @@ def rating_groups(learn:CollabLearner) -> dict:
 
 # %% ../../nbs/60_serve.evaluate.ipynb #c03cf977
 def error_measures(preds:np.ndarray, y:np.ndarray|None) -> dict:
-    "How many ratings, and the root mean squared and mean absolute error, NaN where there are none."
+    "How many ratings, and the root mean squared and mean absolute error, NaN if there are none."
     if y is None or not len(y): return {'n_ratings': len(preds), 'rmse': np.nan, 'mae': np.nan}
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}

@@ -293,7 +293,7 @@ def compare(
 def is_worse(
     compared:list[Compared], # as `compare` gives it
     max_loss:float=.01, # share of last night's figure, 0 or more
-) -> bool: # False where there is nothing to tell by
+) -> bool: # False if there is nothing to tell by
     "Whether tonight's model is worse than last night's, beyond chance and by more than the margin."
     if not compared: return False
     first = compared[0]
@@ -301,7 +301,7 @@ def is_worse(
 
 # %% ../../nbs/68_serve.night.ipynb #591d2c81
 def _as_rows(lists, users, items, k):
-    "Lists as numbers of items, int (n users, k), -1 where there are no more."
+    "Lists as numbers of items, int (n users, k), -1 if there are no more."
     rows = np.full((len(users), k), -1)
     rows[users.get_indexer(lists['user']), lists['rank'] - 1] = items.get_indexer(lists['item'])
     return rows
@@ -454,7 +454,7 @@ def night(
 ) -> NightReport: # what was done and why
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
     started, how = clock.perf_counter(), NightSettings(**kwargs)
-    read_facts(model)  # raises, and makes no folder, where there is no model
+    read_facts(model)  # raises, and makes no folder, if there is no model
     with one_writer(model, wait) as folder:
         say('reading')
         clean_up(folder)

@@ -59,7 +59,7 @@ def _is_free(box, ax, taken, dots):
     return is_inside and not any(box.overlaps(o) for o in taken) and not any(box.padded(4).contains(*o) for o in dots)
 
 def _place_labels(ax, xy, labels):
-    "Write `labels` beside their points where there is room; returns which of them stand."
+    "Write `labels` beside their points if there is room; returns which of them stand."
     ax.figure.draw_without_rendering()  # now it is known how large everything is
     dots = [np.asarray(o) for o in ax.transData.transform(xy)]
     taken, placed = [], []

@@ -35,7 +35,7 @@ from .evaluate import check_count, known_pairs, pairs_in
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
-    "`values`, ids of `side`, as codes into distinct ids, those ids, and their rows, -1 where they have none."
+    "`values`, ids of `side`, as codes into distinct ids, those ids, and their rows, -1 if they have none."
     of = learn.side(side)
     values = pd.Series(as_array(values.ids if isinstance(values, Vocab) else values))
     if values.isna().any(): canonical_ids(values, f'{side}s')  # which raises
@@ -44,7 +44,7 @@ def _encoded(learn, side, values):
     return codes, ids, of.vocab.rows(ids)
 
 def asked_ids(learn:CollabLearner, side:str, ids:Any) -> tuple[np.ndarray, np.ndarray]:
-    "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 where they have none."
+    "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 if they have none."
     vocab = learn.side(side).vocab
     if ids is None: return vocab.ids, vocab.id_rows
     if hasattr(ids, 'columns'): raise RatingsError(f'{side}s: a table with the columns {examples(list(ids.columns))}; '
@@ -116,7 +116,7 @@ def _rated_before(learn, rows):
     return np.where(at < 0, 0, np.asarray(n, dtype=np.int64)[at])
 
 def _check_history(learn, asked, pairs, is_told):
-    "Raise where nothing tells what users have seen; warn of users whose earlier ratings are not known."
+    "Raise if nothing tells what users have seen; warn of users whose earlier ratings are not known."
     n_own, is_recorded = len(learn.dls.train_ds), learn.seen is not None
     if not (n_own or is_recorded or is_told or len(pairs)): raise RatingsError(
         'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
@@ -191,7 +191,7 @@ def _best_of_new(learn, told, ids, users, item_rows, k, seen):
 
 # %% ../../nbs/62_serve.recommend.ipynb #e8f15d78
 def _known_items(learn, name, ids):
-    "The rows, ascending, of the `ids` of items that have one; warns of the others, and raises where none has."
+    "The rows, ascending, of the `ids` of items that have one; warns of the others, and raises if none has."
     items, rows = asked_ids(learn, 'item', ids)
     if len(items) and not (rows >= 0).any(): check_known(learn, 'item', items, rows, f'see `{name}`')
     if (rows < 0).any(): warnings.warn(f'{name}: {(rows < 0).sum()} of {len(items)} items have no row '
@@ -213,7 +213,7 @@ def _not_among(own, users, item_rows):
     return np.stack([users[who], item_rows[what]], 1)
 
 def _all_of(functions):
-    "A function that gives the pairs of all `functions` that are not None; None where there is none."
+    "A function that gives the pairs of all `functions` that are not None; None if there is none."
     some = [o for o in functions if o is not None]
     return (lambda users: np.concatenate([o(users) for o in some])) if some else None
 

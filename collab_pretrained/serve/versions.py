@@ -97,7 +97,7 @@ def utc(
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='milliseconds')
 
 def _link(old, new):
-    "A second name for a file that never changes, or a copy where there are no such links."
+    "A second name for a file that never changes, or a copy if there are no such links."
     try: os.link(old, new)
     except OSError: shutil.copyfile(old, new)
 
@@ -155,7 +155,7 @@ def rollback(
     wait:float=600., # how long to wait for another program that writes to the model, in s
 ) -> int: # the version that is served now
     "Have an earlier version served again."
-    read_facts(model)  # raises, and makes no folder, where there is no model
+    read_facts(model)  # raises, and makes no folder, if there is no model
     with one_writer(model, wait):
         current, kept = served_version(model), versions_of(model)
         earlier = [o for o in kept if current is None or o < current]

@@ -1,4 +1,4 @@
-"""A model in a folder without a pickle: safetensors and JSON.
+"""Save a model as a folder of safetensors and JSON files, without a pickle.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.folders.html.md"""
 
@@ -140,7 +140,7 @@ def commit_folder(folder:str|Path, config:bytes, parts:dict) -> None:
 
 # %% ../../nbs/27_weights.folders.ipynb #4d047c4a
 def save_folder(
-    folder:str|Path, # made where it isn't there; other files in it are left alone
+    folder:str|Path, # created if it doesn't exist; other files in it are left alone
     model_state:dict, # name -> tensor, as `model.state_dict()` gives it
     classes, # the vocabularies of users and items: {column name: names of rows}, as `dls.classes`, or a list of two
     config:dict|None=None, # what else to keep, as JSON can hold it; 'counts' are interactions of each id, by side

@@ -1,4 +1,4 @@
-"""A checkpoint folder from the Hugging Face Hub, of which nothing is fetched that could run.
+"""Download a checkpoint folder from the Hugging Face Hub, without any code.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.hub.html.md"""
 
@@ -23,7 +23,7 @@ def is_hub_id(name:Any) -> bool:
 
 # %% ../../nbs/29_weights.hub.ipynb #d22c7a63
 def hub_client(repo_id:str) -> ModuleType: # huggingface_hub
-    "The hub's client; raises ImportError where it isn't installed."
+    "The hub's client; raises ImportError if it isn't installed."
     try:
         import huggingface_hub
     except ImportError as e: raise ImportError(f'the hub, where {repo_id} would be a repository, is reached with '
@@ -31,7 +31,7 @@ def hub_client(repo_id:str) -> ModuleType: # huggingface_hub
     return huggingface_hub
 
 def _not_fetched(e, repo_id, revision):
-    "The error to raise where the hub's client raised `e`."
+    "The error to raise if the hub's client raised `e`."
     kind, at = type(e).__name__, f' at revision {revision!r}' if revision else ''
     if kind == 'RevisionNotFoundError': return CheckpointNotFoundError(
         f'{repo_id}: on the hub there is no revision {revision!r} of it; expected a branch, a tag or a commit')

@@ -1,4 +1,4 @@
-"""From files, and from the models of gensim, implicit, LightFM, Surprise and cmfrec.
+"""Import vectors from files, and from models of gensim, implicit, LightFM, Surprise and cmfrec.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.importers.html.md"""
 
@@ -103,7 +103,7 @@ def _read_csv(path, id_name, vector_name, id_type):
 
 # %% ../../nbs/23_weights.importers.ipynb #193ccb09
 def _check_npz(path):
-    "Raise where the archive at `path` would unpack to far more than it holds, or promises other arrays than it has."
+    "Raise if the archive at `path` would unpack to far more than it holds, or promises other arrays than it has."
     with zipfile.ZipFile(path) as z:
         for o in z.infolist():
             name = o.filename
@@ -138,14 +138,14 @@ def _read_npz(path, id_name, vector_name, id_type):
 
 # %% ../../nbs/23_weights.importers.ipynb #64669306
 def _row_of_text(line, width):
-    "The key and the numbers in one line of text; None where it isn't one."
+    "The key and the numbers in one line of text; None if it isn't one."
     try:
         key, *values = line.decode().rsplit(None, width)
         return (key, np.array(values, dtype=np.float32)) if len(values) == width else None
     except ValueError: return None
 
 def _text_vectors(path, lines, width, n, first):
-    "Ids and vectors of the lines of text from line number `first` on; `n` of them where that is known."
+    "Ids and vectors of the lines of text from line number `first` on; `n` of them if that is known."
     rows = []
     for at, line in enumerate(lines, first):
         rows.append(_row_of_text(line, width))
@@ -248,7 +248,7 @@ def from_implicit(
     model, # `AlternatingLeastSquares`, `BayesianPersonalizedRanking` or `LogisticMatrixFactorization`, on CPU or GPU
     user_ids, # the id of each row of the matrix that it was trained on, or a dictionary from id to row
     item_ids, # the id of each column, likewise
-) -> Pretrained: # vectors and biases, which are 0 where the model has none
+) -> Pretrained: # vectors and biases, which are 0 if the model has none
     "The factors of a model of implicit."
     expected = 'a model of implicit with factors'
     users, items = (_array(_attr(model, k, expected)) for k in ('user_factors', 'item_factors'))
@@ -293,7 +293,7 @@ def from_cmfrec(
     model, # a trained `CMF` or `CMF_implicit`
     user_ids=None, # the id of each row of the matrix that it was trained on; None for those that the model knows
     item_ids=None, # the id of each column, likewise
-) -> Pretrained: # vectors and biases, 0 where the model has none; the mean of all ratings is in the users' biases
+) -> Pretrained: # vectors and biases, 0 if the model has none; the mean of all ratings is in the users' biases
     "The factors of a model of cmfrec."
     users, items = (_attr(model, k, 'a CMF or CMF_implicit of cmfrec') for k in ('A_', 'B_'))
     if user_ids is None and len(model.user_mapping_): user_ids = model.user_mapping_

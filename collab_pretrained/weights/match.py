@@ -1,4 +1,4 @@
-"""`match_embeds`: every row of a pretrained table under its id's new number, and a sensible row for each new id.
+"""`match_embeds`: move each row of a pretrained table to its id's new row, and fill the rows of new ids.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.match.html.md"""
 
@@ -25,17 +25,17 @@ from .roles import find_roles, flat_weights, no_tables, roles
 # %% ../../nbs/21_weights.match.ipynb #a2ee1acb
 @dataclass(frozen=True)
 class Unseen:
-    "What is known when rows are filled: one table's old rows, and the ids that want new ones."
+    "What a fill gets: one table's old rows, and the ids that need new ones."
     rows: Tensor # (n old ids, n_factors): the old table's rows that belong to an id ('#na#' does not), of the old dtype
     old_ids: np.ndarray # (n old ids,): their ids, int64 or object (of str)
     new_ids: np.ndarray # (n unseen ids,): the ids to fill for
-    counts: Tensor|None # (n old ids,), int64: interactions of each old id, where they are known
+    counts: Tensor|None # (n old ids,), int64: interactions of each old id, if they are known
     generator: torch.Generator # to draw with, so that the global random state is left alone
 
     def mean(self,
         weights:Tensor|None=None, # (n old ids,); None for equal weights
     ) -> Tensor: # (n_factors,)
-        "The mean of the old rows; zeros where there are none."
+        "The mean of the old rows; zeros if there are none."
         if not len(self.rows): return self.rows.new_zeros(self.rows.shape[1])
         if weights is None: return self.rows.mean(0, dtype=torch.promote_types(self.rows.dtype, torch.float32))
         rows = self.rows.to(torch.promote_types(self.rows.dtype, torch.float32))

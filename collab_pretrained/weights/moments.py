@@ -1,4 +1,4 @@
-"""The optimizer's running means, carried to the new rows of their ids.
+"""Move the optimizer's running means to the new rows of their ids.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.moments.html.md"""
 
@@ -112,7 +112,7 @@ def load_moments(opt:Any, model:nn.Module, moments:Moments, keys:Mapping|None=No
 # %% ../../nbs/28_weights.moments.ipynb #9908057f
 def carry_moments(opt:Any, model:nn.Module, opt_state:Mapping, names:list|None, report:MatchReport|None=None,
                   keys:Mapping|None=None) -> list: # names of the parameters whose moments start at zero
-    "Give an optimizer the moments of an old one by ids; `names` are of the old state, None where they aren't known."
+    "Give an optimizer the moments of an old one by ids; `names` are of the old state, None if they aren't known."
     if names is None: return param_names(opt, model)
     moments = read_moments(opt_state, names)
     return load_moments(opt, model, moments if report is None else match_moments(moments, report, keys), keys)

@@ -1,4 +1,4 @@
-"""`save_pair` and `read_pair`: saved whole or not at all, and never a mix of two saves.
+"""`save_pair` and `read_pair`: a save is complete or has no effect, and a reader never gets a mix of two saves.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.pairs.html.md"""
 
@@ -68,7 +68,7 @@ def pending_path(path:Path, fingerprint:str) -> Path:
 # %% ../../nbs/26_weights.pairs.ipynb #c0299f89
 @contextmanager
 def _lock(folder:Path) -> Generator[bool]:
-    "Hold the lock of `folder`; gives False where there are no such locks."
+    "Hold the lock of `folder`; gives False if there are no such locks."
     if fcntl is None:
         yield False
         return
@@ -83,7 +83,7 @@ def _lock(folder:Path) -> Generator[bool]:
 
 @contextmanager
 def _locked(folders:Iterable[Path]) -> Generator[bool]:
-    "Hold the locks of all `folders`, taken in one order by everyone; gives False where there are no such locks."
+    "Hold the locks of all `folders`, taken in one order by everyone; gives False if there are no such locks."
     with ExitStack() as stack: yield all([stack.enter_context(_lock(o)) for o in sorted(folders)])
 
 # %% ../../nbs/26_weights.pairs.ipynb #e96f2ed7
@@ -133,7 +133,7 @@ def _check_rows(path, key, t, side, vocabs, vocab_path):
         "the same length: a name for each row, '#na#' included where the table has such a row")
 
 def check_lengths(wgts:Mapping, vocabs:list, wgts_path:str|Path, vocab_path:str|Path) -> None:
-    "Raise where a table that is known by its name has another number of rows than its vocabulary."
+    "Raise if a table that is known by its name has another number of rows than its vocabulary."
     try: by_role = find_roles(wgts)
     except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later
     for role, keys in by_role.items():
@@ -176,7 +176,7 @@ def checked_tables(path:str|Path, tables:Mapping, vocabs:list) -> dict: # name -
 
 # %% ../../nbs/26_weights.pairs.ipynb #6160e287
 def _state(path, model_state, vocabs, columns, meta, tables):
-    "The weights as they are saved, with what is said of them; raises where they could not be read again."
+    "The weights as they are saved, with what is said of them; raises if they could not be read again."
     columns = None if None in columns else columns
     if 'tables' in meta: raise ValueError("meta['tables']; expected another name, or these tables as `tables=`")
     facts = {**to_builtin(meta, 'meta'), 'vocab': fingerprint_of(vocabs), 'columns': columns}
@@ -267,7 +267,7 @@ def read_pair(
     vocab_path:str|Path|None=None, # of the vocabulary; None means the one beside the weights, 'x_vocab.pkl' for 'x.pth'
     with_opt:bool=False, # whether the optimizer's state is wanted as well, as 'opt' of the facts
 ) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; facts: 'vocab', 'columns', 'tables', `meta`
-    "The weights and the vocabulary of one save, and what was noted of it: nothing where it comes from elsewhere."
+    "The weights and the vocabulary of one save, and what was noted of it: nothing if it comes from elsewhere."
     wgts_path = Path(wgts_path)
     vocab_path = Path(vocab_path or _pair(_stem(wgts_path))[1])
     wgts, opt, vocab, facts = _read_halves(wgts_path, vocab_path)

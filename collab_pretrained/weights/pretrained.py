@@ -1,4 +1,4 @@
-"""Weights with the ids that own their rows, wherever they come from.
+"""`Pretrained`: weights with the ids of their rows, from any source.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.pretrained.html.md"""
 
@@ -48,7 +48,7 @@ class Pretrained(NamedTuple):
         items, # n ids of items, one for each
         keys:Mapping|None=None, # role -> name in `wgts`, where the names are unknown
     ) -> Tensor: # (n,), float64: the dot product of both vectors plus the biases, as far as there are any
-        "What the weights alone answer for pairs of a user and an item; no `y_range` squeezes it."
+        "Predict pairs of a user and an item from the weights alone, without `y_range`."
         if len(users) != len(items): raise VocabError(
             f'{len(users)} users and {len(items)} items; expected pairs, an item for each user')
         tables = {role: self.wgts[named[0]].double() for role, named in find_roles(self.wgts, keys).items()}
@@ -127,13 +127,13 @@ def from_arrays(
     user_vectors, # (n users, n_factors), floats: an array, a tensor, or a list or column of vectors; None for none
     item_ids, # likewise for items
     item_vectors, # (n items, n_factors)
-    user_bias=None, # (n users,) or (n users, 1), floats; None where there is none
+    user_bias=None, # (n users,) or (n users, 1), floats; None if there is none
     item_bias=None, # (n items,) or (n items, 1)
     *,
     meta:dict|None=None, # what else is known of the model: 'y_range', 'counts' (see `Pretrained`)
     name='the arrays', # what messages call them
 ) -> Pretrained: # weights named as in `EmbeddingDotBias`; the arrays' own memory and precision where possible
-    "Ids and their vectors as a model to start from; one side alone will do."
+    "Make a pretrained model of ids and their vectors; one side is enough."
     users, user_tables = _side('users', user_ids, user_vectors, user_bias)
     items, item_tables = _side('items', item_ids, item_vectors, item_bias)
     tables = {**user_tables, **item_tables}

@@ -1,4 +1,4 @@
-"""Weights, optimizer states and vocabularies in files from anywhere, checked.
+"""Read weights, optimizer states and vocabularies from untrusted files, with checks.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.reading.html.md"""
 
@@ -36,7 +36,7 @@ from .roles import bare_name, find_roles, flat_weights
 
 # %% ../../nbs/25_weights.reading.ipynb #86130f67
 def _check_zip(path):
-    "Raise where the archive at `path` isn't as torch wrote it."
+    "Raise if the archive at `path` isn't as torch wrote it."
     with zipfile.ZipFile(path) as z:
         records = z.infolist()
         if sum(o.file_size for o in records) > path.stat().st_size: raise ValueError('it unpacks to more than it holds')
@@ -51,7 +51,7 @@ def _check_legacy(path):
 
 # %% ../../nbs/25_weights.reading.ipynb #0423df34
 def _check_repeats(x, n_bytes):
-    "Raise where what a file of `n_bytes` holds is much larger than the file, each thing counted wherever it is."
+    "Raise if what a file of `n_bytes` holds is much larger than the file, each thing counted wherever it is."
     todo, n_values, n_numbers, storages = [x], 0, 0, {}
     while todo and n_values <= n_bytes:
         x, n_values = plain_value(todo.pop()), n_values + 1
@@ -65,7 +65,7 @@ def _check_repeats(x, n_bytes):
     if n_values > n_bytes or n_numbers > 4*n_bytes: raise ValueError('it holds the same things many times over')
 
 def _damage(e):
-    "What is wrong with a file that can't be read because of `e`; raises `e` itself where that isn't the file's fault."
+    "What is wrong with a file that can't be read because of `e`; raises `e` itself if that isn't the file's fault."
     if isinstance(e, (MemoryError, ImportError)): raise e
     return f'damaged or cut short ({type(e).__name__}: {str(e).partition(chr(10))[0][:100]})'
 
@@ -108,7 +108,7 @@ def load_torch(path:str|Path) -> Any: # plain values, tensors and notes, on the 
 
 # %% ../../nbs/25_weights.reading.ipynb #31b08208
 def _odd_kind(t):
-    "What kind of tensor `t` is, where it isn't a plain one; '' where it is."
+    "What kind of tensor `t` is, if it isn't a plain one; '' where it is."
     if t.is_quantized: return 'quantized'
     if t.is_complex(): return 'of complex numbers'
     if t.device.type == 'meta': return f'on the device {t.device.type!r}'
@@ -191,7 +191,7 @@ def _layer_widths(wgts):
     return [layers[k] for k in sorted(layers)][:-1]
 
 def _sizes(wgts):
-    "What the facts about sizes must be for these weights; None where they have no such size."
+    "What the facts about sizes must be for these weights; None if they have no such size."
     try: found = find_roles(wgts)
     except WeightsError: found = {}
     widths = [wgts[found[role][0]].shape[-1] if role in found else None for role in ('u_weight', 'i_weight')]
@@ -203,7 +203,7 @@ def _shown(x):
 
 # %% ../../nbs/25_weights.reading.ipynb #e718f4f4
 def check_facts(path:str|Path, facts:Mapping, wgts:Mapping) -> None:
-    "Raise where what is said of a model can't be, or is of another size than its weights, or what has their shapes."
+    "Raise if what is said of a model can't be, or is of another size than its weights, or what has their shapes."
     for key, (test, expected) in _facts.items():
         if facts.get(key) is not None and not test(facts[key]): raise CheckpointError(
             f'{path}: {key}={_shown(facts[key])}; expected {expected}')
@@ -239,7 +239,7 @@ def plain_opt(path:str|Path, opt:Any) -> dict|None: # in Python's own types and 
 # %% ../../nbs/25_weights.reading.ipynb #d433ccfc
 def read_opt(
     path:str|Path, # of a torch file
-) -> dict|None: # what the optimizer's `state_dict()` was, on the CPU; None where the file holds weights only
+) -> dict|None: # what the optimizer's `state_dict()` was, on the CPU; None if the file holds weights only
     "The optimizer's state in a file."
     return plain_opt(path, split_saved(path, load_torch(path))[1])
 

@@ -1,4 +1,4 @@
-"""The four roles of tables, their names in known models, and how to name them in others.
+"""The four roles of embedding tables, their names in known models, and how to name them in other models.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.roles.html.md"""
 

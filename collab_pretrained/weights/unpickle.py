@@ -1,4 +1,4 @@
-"""Plain values out of a pickle, without running anything that it asks for.
+"""Read plain values from a pickle without running its code.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/weights.unpickle.html.md"""
 
@@ -115,7 +115,7 @@ _harmless = re.compile(rb'(?:\x80[\x02-\x05]|\x95.{8}|[}\](aesu\x94.]|K.|M..|J..
                        + _sized + rb')){1,1000}', re.DOTALL)
 
 def unpickle(raw:bytes) -> Any: # plain values and notes (see `plain_value`)
-    "What is in a pickle, without running it; raises `PickleRefused` where it asks for more."
+    "What is in a pickle, without running it; raises `PickleRefused` if it asks for more."
     at = 0
     while m := _harmless.match(raw, at): at = m.end()
     return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()  # the first: nothing names a class
@@ -135,5 +135,5 @@ class _TorchChecker(_Unpickler):
     def persistent_load(self, pid): return None
 
 def check_torch_pickle(f:IO[bytes]) -> None:
-    "Raise where a torch file's pickle asks for what no weights need, or what a few bytes can make very large."
+    "Raise if a torch file's pickle asks for what no weights need, or what a few bytes can make very large."
     _TorchChecker(f).load()
