@@ -39,6 +39,7 @@ nightly: .venv-test/installed
 	-python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict pyre-extensions typing-inspect mypy-extensions pyvers
 	python tools/stage_ml100k.py
 	python -m pytest tests --nightly
+	TEST_DEVICE=cpu python -m pytest tests/test_gpu.py
 
 docs: export PATH := $(DEV):$(PATH)
 docs: .venv-test/installed

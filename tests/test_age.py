@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastcore.test import test_close as close
+from helpers import quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,7 @@ def rated(df, **kwargs):
     return learn
 
 def fitted(learn, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return learn.fit_als(*args, **kwargs)
+    return quiet(learn, 'fit_als', *args, **kwargs)
 
 def tables(learn): return [o.detach().clone() for o in learn.model.parameters()]
 def same(a, b): return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import quiet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ def chain():
     df['item'] = (2*df['item'] + 600).map('{:05d}'.format)  # every other number is free
     df['time'] = NOW - 3600 + 144*(np.arange(len(df)) - FIRST - 7*SIZE)
     learn, earlier = collab_learner(CollabDataLoaders.from_df(df[:FIRST], valid_pct=0., seed=0)), []
-    with learn.no_bar(), learn.no_logging(): learn.fit_als(5)
+    quiet(learn, 'fit_als', 5)
     for k in range(FIRST, FIRST + 6*SIZE, SIZE):
         earlier.append(table_profile(learn, read(df[k:k + SIZE]), earlier, now=df.time[k + SIZE]))
         with learn.no_bar(): learn.update(df[k:k + SIZE])
@@ -119,7 +120,7 @@ def test_swapped_columns_of_one_kind(chain):
     learn, _, df, tonight = chain
     numbers = df.assign(item=df['item'].astype(int)//2 - 299)
     learn = collab_learner(CollabDataLoaders.from_df(numbers[:FIRST], valid_pct=0., seed=0))
-    with learn.no_bar(), learn.no_logging(): learn.fit_als(5)
+    quiet(learn, 'fit_als', 5)
     swapped = numbers.loc[tonight.index].rename(columns={'user': 'item', 'item': 'user'})
     found = [str(o) for o in check_table(table_profile(learn, read(swapped), now=NOW)) if not o.ok]
     assert any('the user and item columns are swapped' in o for o in found), found

@@ -1,28 +1,20 @@
 "What the command line promises, in processes of its own: exit statuses, closed pipes, locks, words, and what was seen."
-import io
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import content, run
 
-from collab_pretrained.cli import DESCRIPTIONS, main, versions
+from collab_pretrained.cli import DESCRIPTIONS, versions
 from collab_pretrained.cli.demo import commands
 from collab_pretrained.core import planted_ratings
 
 MODULE = [sys.executable, '-m', 'collab_pretrained']
-
-
-def run(*argv):
-    "Exit status, standard output and standard error of a command in this process."
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err): status = main([str(o) for o in argv])
-    return status, out.getvalue(), err.getvalue()
 
 
 def refused(*argv):
@@ -50,9 +42,6 @@ def night(nights, tmp_path, monkeypatch):
     (tmp_path/'monday').rename(tmp_path/'model')
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def content(folder): return {o.name: o.read_bytes() for o in sorted(folder.iterdir()) if o.name != '.lock'}
 
 
 def test_help_and_version_without_torch():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers import content
 
 from collab_pretrained.core import planted_ratings
 from collab_pretrained.weights.folders import read_folder
@@ -23,7 +24,6 @@ def run(*argv, cwd):
     return res
 
 
-def content(folder): return {o.name: o.read_bytes() for o in sorted(folder.iterdir()) if o.name != '.lock'}
 def vocab(folder): return [set(o) for o in read_folder(folder)[1].values()]
 
 

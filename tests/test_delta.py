@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import quiet
 from safetensors.torch import load_file, save_file
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, apply_delta, collab_learner, planted_ratings
@@ -60,7 +61,7 @@ def test_layers_of_a_network_and_text_ids(tmp_path):
     text = RATINGS.astype({'user': str})
     learn = trained('network', text)
     old = saved(learn, tmp_path/'old')
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    quiet(learn, 'fit', 1)
     new = saved(learn, tmp_path/'new')
     assert files(apply_delta(old, write_delta(old, new, tmp_path/'x.delta'))) == files(new)
 

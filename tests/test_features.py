@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from helpers import quiet
 
 from collab_pretrained.all import (
     CollabDataLoaders,
@@ -39,7 +40,7 @@ def films(ids=range(1, 80), noise=0):
 def solved(df=EARLY, features=None, **kwargs):
     learn = collab_learner(CollabDataLoaders.from_df(df, seed=1, valid_pct=.01), n_factors=4, seed=0,
                            features=features and {'item': features()}, **kwargs)
-    with learn.no_bar(), learn.no_logging(): return learn.fit_als(6)
+    return quiet(learn, 'fit_als', 6)
 
 
 def from_folder(folder): return CollabLearner.from_pretrained(folder)
@@ -129,7 +130,7 @@ def people(ids=range(1, 101)):
 def test_newcomers_get_rows_from_what_they_are(loss, tmp_path):
     dls = CollabDataLoaders.from_df(EARLY, seed=1, valid_pct=.01)
     learn = collab_learner(dls, n_factors=4, seed=0, features={'user': people()}, loss=loss)
-    with learn.no_bar(), learn.no_logging(): learn.fit_als(6)
+    quiet(learn, 'fit_als', 6)
     new = people([101, 102]).assign(high=[True, False])
     folded = learn.fold_in(features=new)
     kept = from_folder(learn.save_pretrained(tmp_path/'m'))

@@ -1,7 +1,8 @@
 """The same work on a GPU and on a CPU: the same rows, up to rounding, and the same answers. Skipped where there is no
-GPU."""
+GPU; with `TEST_DEVICE=cpu` a CPU takes its place, so that a change of the library shows here as well."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from fastai.callback.schedule import fit_one_cycle  # noqa: F401, puts the method on the learner
 from fastai.optimizer import Adam
+from helpers import quiet
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner, nearest, planted_ratings
 from collab_pretrained.scale import load_sharded, save_sharded, shard_embeddings
 
-if not torch.cuda.is_available(): pytest.skip('needs a GPU', allow_module_level=True)
+GPU = os.environ.get('TEST_DEVICE', 'cuda')
+if GPU == 'cuda' and not torch.cuda.is_available(): pytest.skip('needs a GPU', allow_module_level=True)
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
-GPU = 'cuda'
 
 @pytest.fixture(scope='module')
 def ratings():
@@ -28,9 +30,6 @@ def make(df, device, path='.', bs=128, **kwargs):
     torch.manual_seed(0)
     dls = CollabDataLoaders.from_df(df, seed=1, bs=bs, device=device, path=path)
     return collab_learner(dls, **{'n_factors': 8, **({} if 'loss' in kwargs else {'y_range': (0, 5.5)}), **kwargs})
-
-def quiet(learn, how='fit_one_cycle', *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, how)(*args, **kwargs)
 
 def weights(learn): return {k: v.cpu().clone() for k, v in learn.model.state_dict().items()}
 def is_on(learn, device): return {o.device.type for o in learn.model.parameters()} == {device}
@@ -78,7 +77,7 @@ def test_ranking(ratings, loss):
 
 def test_rows_from_ratings(trained, ratings):
     late = ratings[1]
-    folded = [quiet(o, 'fold_in', late, scale=.5) for o in trained]
+    folded = [quiet(o, 'fold_in', late) for o in trained]
     assert (
         folded[0].rows.device.type == GPU
         and torch.allclose(folded[0].rows.cpu(), folded[1].rows, atol=1e-3)

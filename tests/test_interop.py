@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import quiet
 
 from collab_pretrained.all import (
     CheckpointError,
@@ -81,7 +82,7 @@ def check(pre:Pretrained, pairs, scores, ratings):
     assert 0 < known.sum() < len(pairs)
     with learn.no_bar(): preds = learn.get_preds(dl=dls.test_dl(pairs[known]))[0]
     np.testing.assert_allclose(preds, np.asarray(scores)[known], atol=1e-5)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
+    quiet(learn, 'fit_one_cycle', 1, 1e-3)
     assert np.isfinite(learn.recorder.values[-1]).all()
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.optimizer import SGD, Adam, OptimWrapper, RMSProp, ranger
+from helpers import quiet
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
@@ -297,9 +298,6 @@ def make(df, use_nn=False, path='.', **kwargs):
         **kwargs,
     )
 
-
-def quiet(learn, what, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, what)(*args, **kwargs)
 
 def side_key(key): return key[0] == 'i' or key.startswith('embeds.1')
 def tables_of(learn):

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch.distributed.checkpoint
+from helpers import quiet
 
 from collab_pretrained.all import (
     CollabDataLoaders,
@@ -26,7 +27,7 @@ LOADERS = CollabDataLoaders.from_df(RATINGS, seed=42)
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):
     res = collab_learner(LOADERS, n_factors=4, path=tmp_path_factory.mktemp('learner'))
-    with res.no_bar(), res.no_logging(): res.fit_als(1)
+    quiet(res, 'fit_als', 1)
     res.save_pretrained('folder')
     return res
 

@@ -6,8 +6,6 @@ import resource
 import shutil
 import signal
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import quiet, run
 from test_checkpoint_files import Folder, child, model, status, tables
 
-from collab_pretrained.cli import main
 from collab_pretrained.core import CheckpointError, SaveError, one_writer, planted_ratings
 from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import CollabLearner
@@ -44,7 +42,7 @@ FIRST, NIGHTS = DF[:2000], [DF[o:o + 250] for o in range(2000, 3000, 250)]
 
 def trained(folder, df=FIRST, **kwargs):
     learn = collab_learner(CollabDataLoaders.from_df(df, valid_pct=0., seed=1), n_factors=4, **kwargs)
-    with learn.no_bar(), learn.no_logging(): learn.fit_als(3)
+    quiet(learn, 'fit_als', 3)
     return learn.save_pretrained(folder)
 
 
@@ -229,36 +227,30 @@ def test_two_nights_take_turns(served):
     assert len(CollabLearner.from_pretrained(served).seen) == 2500
 
 
-def command(*argv):
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err): code = main([str(o) for o in argv])
-    return code, out.getvalue(), err.getvalue()
-
-
 def test_the_command(served, tmp_path):
     for k, o in enumerate(NIGHTS): o.to_csv(tmp_path/f'{k}.csv', index=False)
     lists = tmp_path/'lists.parquet'
-    code, out, err = command('night', served, tmp_path/'0.csv', '--time', 'time', '--recommend', lists, '--k', 3, '--json')
+    code, out, err = run('night', served, tmp_path/'0.csv', '--time', 'time', '--recommend', lists, '--k', 3, '--json')
     assert (code, json.loads(out)['verdict'], err) == (0, 'promoted', '')
     df = pd.read_parquet(lists)
     assert not len(df.merge(DF[:2250], on=['user', 'item'])) and df.groupby('user').size().max() == 3
     pd.DataFrame({'item': DF['item'].unique(), 'title': 'The <Third> Man'}).to_csv(tmp_path/'titles.csv', index=False)
     page = ['--html', tmp_path/'page.html', '--titles', tmp_path/'titles.csv']
-    assert command('night', served, tmp_path/'1.csv', *page)[0] == 0
+    assert run('night', served, tmp_path/'1.csv', *page)[0] == 0
     assert 'The &lt;Third&gt; Man' in (tmp_path/'page.html').read_text()
-    assert command('rollback', served)[0] == 0
-    code, out, err = command('night', served, tmp_path/'0.csv')
+    assert run('rollback', served)[0] == 0
+    code, out, err = run('night', served, tmp_path/'0.csv')
     assert (code, err.count('\n')) == (1, 1) and out.startswith('refused: ') and 'version 2 is served' in out
     (tmp_path/'odd.csv').write_text('who,what\n1,2\n')
     for words in (['night', tmp_path/'none', tmp_path/'1.csv'], ['rollback', tmp_path/'none'],
                   ['forget', tmp_path/'none', '--users', 'a']):
-        assert command(*words)[0] == 2 and not (tmp_path/'none').exists()
-    code, out, err = command('night', served, tmp_path/'odd.csv')
+        assert run(*words)[0] == 2 and not (tmp_path/'none').exists()
+    code, out, err = run('night', served, tmp_path/'odd.csv')
     assert (code, out) == (2, '') and "no columns ['user', 'item']" in err
-    assert command('night', served, tmp_path/'1.csv', '--limits', 'max_errors=3')[0] == 2
-    assert command('rollback', served)[:2] == (0, 'version 1 is served\n')
-    assert command('history', served)[1].count('\n') == 5
-    assert command('forget', served)[0] == 2 and command('forget', served, '--users', 'user-00003')[0] == 0
+    assert run('night', served, tmp_path/'1.csv', '--limits', 'max_errors=3')[0] == 2
+    assert run('rollback', served)[:2] == (0, 'version 1 is served\n')
+    assert run('history', served)[1].count('\n') == 5
+    assert run('forget', served)[0] == 2 and run('forget', served, '--users', 'user-00003')[0] == 0
 
 
 def test_what_cannot_be_written_leaves_all_as_it_was(served, tmp_path, monkeypatch):

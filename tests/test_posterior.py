@@ -11,6 +11,7 @@ import pytest
 import torch
 from fastai.learner import load_learner
 from fastai.optimizer import SGD, Adam, OptimWrapper
+from helpers import quiet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +29,6 @@ from collab_pretrained.learner import als, update
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 RATINGS = planted_ratings(n_users=60, n_items=40, n_ratings=1600, seed=3)
 EARLY, LATE = (RATINGS[RATINGS.period == o][['user', 'item', 'rating']] for o in ('early', 'late'))
-
-
-def quiet(learn, what, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, what)(*args, **kwargs)
 
 
 def solved(df=EARLY, tmp_path='.', y_range=None, **kwargs):

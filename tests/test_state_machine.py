@@ -19,6 +19,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import load_learner
 from fastai.torch_core import get_model
+from helpers import quiet
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -130,10 +131,6 @@ class Stop(Callback):
         if not self.learn.training: return
         self.n -= 1
         if self.n < 0: raise self.error
-
-
-def quiet(learn, name, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, name)(*args, **kwargs)
 
 
 class LearnerMachine(RuleBasedStateMachine):

@@ -5,6 +5,7 @@ import uuid
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import quiet
 
 from collab_pretrained.all import CollabDataLoaders, CollabLearner, collab_learner
 from collab_pretrained.core import CollabError, CollabWarning
@@ -31,7 +32,7 @@ def test_tonight_is_read_as_the_first_table_was(kind, tmp_path):
     learn.save_pretrained(tmp_path/'a')
     again = CollabLearner.from_pretrained(tmp_path/'a')
     tonight = pd.DataFrame({'user': ['U777', 'u777'], 'item': [2, 2], 'rating': [1., 5.], 'when': [9, 8], 'w': [2., 1.]})
-    with again.no_bar(), again.no_logging(): report = again.update(tonight)
+    report = quiet(again, 'update', tonight)
     assert report.n_new == 1 and again.side('user').vocab.ids[-1] == 'u777'
     assert again.dls.train_ds.tensors[1].tolist() == [[1.]]  # the later one of both, wherever it stands
     assert again.dls.train_ds.weights.tolist() == [2.]
@@ -66,7 +67,7 @@ def test_ratings_on_another_scale_are_said():
     df = ratings()[['user', 'item', 'rating']]
     bounded = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4, y_range=(0, 5.5))
     linear = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4)
-    with linear.no_bar(), linear.no_logging(): linear.fit_als(1)
+    quiet(linear, 'fit_als', 1)
     percent = df[:20].assign(user='new', rating=lambda o: o.rating*20)
     for learn in (bounded, linear):
         for call in (learn.fold_in, lambda o, learn=learn: learn.recommend(ratings=o), learn.update):
