@@ -20,6 +20,10 @@ ORDER = {nb.stem.split('_', 1)[1]: nb.stem.split('_', 1)[0] for nb in NOTEBOOKS}
 
 
 def module_of(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+def cells_of(nb): return [(o['cell_type'], ''.join(o['source'])) for o in json.loads(nb.read_text())['cells']]
+def is_exported(kind, source): return kind == 'code' and bool(re.match(r'#\|\s*export', source))
+def code_of(source): return re.sub(r'^(#\|.*)?\n?', '', source, flags=re.MULTILINE)
+def only_imports(source): return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(code_of(source)).body)
 
 
 def imports(path):
@@ -32,7 +36,7 @@ def imports(path):
 
 
 # Bounds that may only get lower
-MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120 = 15, .045, 0
+MEDIAN_LINES, SHARE_OVER_25, LINES_OVER_120, CELLS_IN_A_ROW = 15, .045, 0, 220
 
 MODULES = [o for o in sorted(PACKAGE.rglob('*.py')) if module_of(o) in ORDER]
 
@@ -62,11 +66,8 @@ def test_rooms_are_small():
 def exported_cells():
     "The code of each exported cell but imports, without its directives and empty lines."
     for nb in NOTEBOOKS:
-        for c in json.loads(nb.read_text())['cells']:
-            source = ''.join(c['source'])
-            if c['cell_type'] == 'code' and re.match(r'#\|\s*export', source):
-                code = re.sub(r'^(#\|.*)?\n?', '', source, flags=re.MULTILINE)
-                if not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(code).body): yield code
+        for kind, source in cells_of(nb):
+            if is_exported(kind, source) and not only_imports(source): yield code_of(source)
 
 
 def test_cells_are_short():
@@ -78,6 +79,40 @@ def test_cells_are_short():
     )
     assert statistics.median(sizes) <= MEDIAN_LINES and over <= SHARE_OVER_25
     assert sum(len(line) > 120 for o in cells for line in o) <= LINES_OVER_120
+
+
+def follow_one_another(nb):
+    "How many exported cells follow another one with nothing said or shown between, hidden cells left out."
+    shown = [o for o in cells_of(nb) if is_exported(*o) or not re.search(r'^#\|\s*hide\s*$', o[1], flags=re.MULTILINE)]
+    exported = [is_exported(*o) and not only_imports(o[1]) for o in shown]
+    return sum(a and b for a, b in zip(exported, exported[1:], strict=False))
+
+
+def test_something_is_said_between_cells():
+    "A page says why before it says how."
+    found = {nb.stem: n for nb in NOTEBOOKS if (n := follow_one_another(nb))}
+    assert sum(found.values()) <= CELLS_IN_A_ROW, found
+
+
+def shared_functions():
+    "(module, function) of those that another module imports."
+    trees = {module_of(o): ast.parse(o.read_text()) for o in MODULES}
+    wanted = {(m, name) for o in MODULES for m, name in imports(o) if m != module_of(o)}
+    for module, tree in trees.items():
+        yield from ((module, o) for o in tree.body if isinstance(o, ast.FunctionDef) and (module, o.name) in wanted)
+
+
+def test_what_modules_share_is_described():
+    "A docstring, a type or a comment for each parameter, and what comes back, if anything does."
+    lines = {module_of(o): o.read_text().split('\n') for o in MODULES}
+    lost = []
+    for module, f in shared_functions():
+        args = [o for o in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if o.arg not in ('self', 'cls')]
+        bare = [o.arg for o in args if not o.annotation and '#' not in lines[module][o.lineno - 1]]
+        inner = {id(p) for o in ast.walk(f) if isinstance(o, ast.FunctionDef) and o is not f for p in ast.walk(o)}
+        gives = any(isinstance(o, ast.Return) and o.value is not None and id(o) not in inner for o in ast.walk(f))
+        if bare or not ast.get_docstring(f) or gives and f.returns is None: lost.append(f'{module}.{f.name} {bare}')
+    assert not lost, lost
 
 
 def test_pages_call_no_private_name():

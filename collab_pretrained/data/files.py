@@ -187,7 +187,7 @@ def hive_texts(paths:Sequence) -> dict: # name -> bool, in the order of the fold
 # %% ../../nbs/33_data.files.ipynb #def6b7f5
 def open_parquet(
     parquet:str|Path|list, # path of a Parquet file or of a folder of them, or a list of files
-): # pyarrow `Dataset`
+) -> dataset.Dataset: # of pyarrow
     "Open Parquet files as one table, without reading them yet."
     source = str(parquet) if isinstance(parquet, Path) else parquet
     how = {'source': source, 'format': 'parquet', 'partitioning': 'hive'}

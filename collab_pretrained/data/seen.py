@@ -34,7 +34,9 @@ def seen_pairs(dls:Any, rows:np.ndarray|None=None, valid:bool=True) -> np.ndarra
     return np.concatenate([x[wanted[x[:,0]]] for x in parts])
 
 # %% ../../nbs/36_data.seen.ipynb #b81e7da7
-def _keys(pairs, n_items): return pairs[:,0].astype(np.int64)*n_items + pairs[:,1]
+def pair_keys(pairs:np.ndarray, n_items:int) -> np.ndarray: # int64 (n,)
+    "One number for each pair of rows, ascending as pairs are."
+    return pairs[:,0].astype(np.int64)*n_items + pairs[:,1]
 
 def _distinct(keys):
     "Ascending and each once; sorting is several times faster than the hash table of `np.unique`."
@@ -68,7 +70,7 @@ class Seen:
         n_items:int, # rows of the items' table
     ) -> 'Seen': # the pairs sorted, each once
         "The record of some pairs."
-        users, items = np.divmod(_distinct(_keys(pairs, n_items)), max(n_items, 1))
+        users, items = np.divmod(_distinct(pair_keys(pairs, n_items)), max(n_items, 1))
         return cls(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #5da6bbb9
@@ -85,7 +87,7 @@ def pairs(self:Seen, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n_pairs,
 @patch
 def has(self:Seen, pairs:np.ndarray) -> np.ndarray: # bool (n,)
     "Whether each pair of a user row and an item row was seen."
-    keys, known = _keys(pairs, self.n_items), _keys(self.pairs(_distinct(pairs[:,0])), self.n_items)
+    keys, known = pair_keys(pairs, self.n_items), pair_keys(self.pairs(_distinct(pairs[:,0])), self.n_items)
     return np.append(known, -1)[np.searchsorted(known, keys)] == keys
 
 # %% ../../nbs/36_data.seen.ipynb #46593577
@@ -97,9 +99,9 @@ def _widened(seen, n_users, n_items):
 def with_pairs(self:Seen, pairs:np.ndarray, n_users:int|None=None, n_items:int|None=None) -> Seen:
     "The record with more pairs in it, for tables of as many rows as before or more."
     old = _widened(self, n_users or self.n_users, n_items or self.n_items)
-    keys = _distinct(_keys(pairs, old.n_items))
+    keys = _distinct(pair_keys(pairs, old.n_items))
     users, items = np.divmod(keys, max(old.n_items, 1))
-    known = _keys(old.pairs(_distinct(users)), old.n_items)
+    known = pair_keys(old.pairs(_distinct(users)), old.n_items)
     at = np.searchsorted(known, keys)
     new = np.flatnonzero(np.append(known, -1)[at] != keys)
     places = old.offsets[users] + at - np.searchsorted(known, users*old.n_items)

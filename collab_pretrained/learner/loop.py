@@ -20,7 +20,7 @@ from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, combine_scheds
 from fastai.callback.training import GradientClip
-from fastai.learner import CastToTensor, Learner, Recorder
+from fastai.learner import Learner, Recorder
 from fastai.losses import BaseLoss
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -127,11 +127,7 @@ def _progress(cb):
     cb.pbar.called_at = now
     cb.after_batch()
 
-def _cast(cb):
-    "`CastToTensor.before_batch`."
-    if any(type(o) is not Tensor for o in (*cb.learn.xb, *cb.learn.yb)): cb.before_batch()
-
-_cheaper.update({ProgressCallback.after_batch: _progress, CastToTensor.before_batch: _cast})
+_cheaper[ProgressCallback.after_batch] = _progress
 
 # %% ../../nbs/50_learner.loop.ipynb #35e4e7b2
 @patch

@@ -22,7 +22,7 @@ from torch import nn
 from ..core import SIDES, CollabWarning, RatingsError
 from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
 from ..data.ratings import Ratings
-from ..data.seen import seen_pairs
+from ..data.seen import pair_keys, seen_pairs
 from ..learner.als import days_in, n_rows_of, train_ratings
 from ..learner.core import CollabLearner
 from ..models.ials import popularity_half_life, recent_counts
@@ -79,8 +79,6 @@ def pairs_in(learn:CollabLearner, table:Any, new:Any=()) -> np.ndarray:
 
 
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
-def _keys(pairs, n): return pairs[:,0]*np.int64(n) + pairs[:,1]
-
 def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|None) -> np.ndarray:
     "The pairs of `x` that should be found, each once; those of items without a row stay, and can't be."
     if min_rating is not None and y is None: raise RatingsError(
@@ -88,7 +86,7 @@ def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|No
     if min_rating is not None: x = x[y >= min_rating]
     items = learn.side('item').vocab
     has_row = x[:,1] != (-1 if items.na_row is None else items.na_row)
-    first = np.unique(_keys(x[has_row], len(items)), return_index=True)[1]
+    first = np.unique(pair_keys(x[has_row], len(items)), return_index=True)[1]
     return np.concatenate([x[has_row][first], x[~has_row]])
 
 def known_pairs(learn:CollabLearner, rows:np.ndarray) -> np.ndarray: # int64 (n, 2), repeats allowed
@@ -103,10 +101,10 @@ def top_lists(learn:CollabLearner, x:np.ndarray, relevant:np.ndarray, k:int, see
     those that they are known to have seen, by the learner or in the pairs `seen`, and that are not among `x`."""
     items = learn.side('item').vocab
     asked = np.intersect1d(relevant[:,0], learn.side('user').vocab.id_rows)
-    measured, more = _keys(x, len(items)), x[:0] if seen is None else seen
+    measured, more = pair_keys(x, len(items)), x[:0] if seen is None else seen
     def seen_elsewhere(rows):
         pairs = np.concatenate([known_pairs(learn, rows), more])
-        return pairs[~np.isin(_keys(pairs, len(items)), measured)]
+        return pairs[~np.isin(pair_keys(pairs, len(items)), measured)]
     scores = scores or scores_of(get_model(learn.model), items.id_rows)
     return asked, best(scores, asked, k, seen_elsewhere, show=hasattr(learn, 'progress'))[1]
 
@@ -117,7 +115,7 @@ def list_measures(users:np.ndarray, top:np.ndarray, relevant:np.ndarray, k:int) 
     n_relevant = np.bincount(np.searchsorted(users, relevant[:,0]), minlength=len(users))
     asked = n_relevant > 0
     size = max(top.max(initial=0), relevant[:,1].max(initial=0)) + 1
-    found = (top >= 0) & np.isin(users[:,None]*size + top, _keys(relevant, size))
+    found = (top >= 0) & np.isin(users[:,None]*size + top, pair_keys(relevant, size))
     found = np.pad(found, ((0, 0), (0, k - top.shape[1])))
     return rank_scores(found[asked], n_relevant[asked]), asked
 
@@ -172,7 +170,7 @@ def bias_model(learn:CollabLearner, seen:Ratings|None=None, measured:np.ndarray|
     if not parts: return None
     x, y = (np.concatenate(o) for o in zip(*parts, strict=True))
     if seen is not None and measured is not None:
-        free = ~np.isin(_keys(x, len(items)), _keys(measured, len(items)))
+        free = ~np.isin(pair_keys(x, len(items)), pair_keys(measured, len(items)))
         x, y = x[free], y[free]
     return BiasModel(x, y, (len(users), len(items))) if len(y) else None
 
