@@ -43,6 +43,7 @@ from collab_pretrained.models.als import (
 from collab_pretrained.models.ials import (
     ImplicitFactors,
     choose_recency,
+    error_of_positives,
     ials_night,
     ials_night_from_vectors,
     ials_rounds,
@@ -549,8 +550,7 @@ def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
     def step():
         factors = next(rounds)
         set_factors(learn, factors)
-        users, items = (o.index_select(0, pairs[:,k]) for k, o in enumerate(factors[:2]))
-        return (1 - (users*items).sum(1)).pow(2).mean().item()
+        return error_of_positives(factors, pairs)
     run_rounds(learn, step, n_rounds, cbs)
     return learn
 
