@@ -162,10 +162,10 @@ def _is_well_formed(tables):
     if len(tables['facts']) not in (3, 4) or not all(o.isfinite().all() for o in tables.values()): return False
     return all((tables[k] >= 0).all() for k in names - {'user.last', 'item.last'})
 
-def ages_of_tables(tables:dict[str, Tensor], name:str='the model') -> Ages:
-    "The record that tensors of `Ages.tables` hold, checked; `name` is what messages call the model."
+def ages_of_tables(tables:dict[str, Tensor]) -> Ages:
+    "The record that tensors of `Ages.tables` hold, checked."
     if not _is_well_formed(tables): raise CheckpointError(
-        f'{name}: its record of ages is malformed; expected what `Ages.tables` gives')
+        'the model: its record of ages is malformed; expected what `Ages.tables` gives')
     now, half_life, weight, *in_nights = tables['facts'].tolist()
     last, recent = (tables[f'{o}.last'].cpu().numpy() for o in SIDES), tables.get('item.recent')
     return Ages(now, *last, half_life or None, None if recent is None else recent.cpu().numpy(), weight,

@@ -24,13 +24,13 @@ from ..ids.vocab import Vocab
 from .loaders import rating_blocks
 
 # %% ../../nbs/36_data.seen.ipynb #0b55e47d
-def seen_pairs(dls:Any, rows:np.ndarray|None=None, valid:bool=True) -> np.ndarray: # int64 (n, 2), in no order
-    "Who has rated what in loaders, by row: all users or some, with the ratings that validate or without."
+def seen_pairs(dls:Any, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n, 2), in no order
+    "Who has rated what in loaders, by row: all users or some, in either part."
     users = Vocab.of(next(iter(dls.classes.values())), 'the vocabulary of users')
     wanted = np.zeros(len(users), dtype=bool)
     wanted[users.id_rows if rows is None else rows] = True
     if users.na_row is not None: wanted[users.na_row] = False
-    parts = (x.cpu().numpy() for dl in dls.loaders[:1 + valid] for x, *_ in rating_blocks(dl.dataset))
+    parts = (x.cpu().numpy() for dl in dls.loaders[:2] for x, *_ in rating_blocks(dl.dataset))
     return np.concatenate([x[wanted[x[:,0]]] for x in parts])
 
 # %% ../../nbs/36_data.seen.ipynb #b81e7da7
@@ -144,14 +144,14 @@ def tables(self:Seen) -> dict: # 'user.counts' -> int32 (n_users,), and 'items' 
     "The record as tensors to save."
     return {'user.counts': torch.from_numpy(self.counts.astype(np.int32)), 'items': torch.from_numpy(self.items)}
 
-def _malformed(name, why): return CheckpointError(
-    f"{name}: its record of what was seen is malformed ({why}); expected what `Seen.tables` gives")
+def _malformed(why): return CheckpointError(
+    f"the model: its record of what was seen is malformed ({why}); expected what `Seen.tables` gives")
 
-def seen_of_tables(tables:dict[str, Tensor], n_items:int, name:str='the model') -> Seen:
-    "The record that tensors of `Seen.tables` hold, checked; `name` is what messages call the model."
-    if lost := {'user.counts', 'items'} - set(tables): raise _malformed(name, f'it has no {sorted(lost)}')
+def seen_of_tables(tables:dict[str, Tensor], n_items:int) -> Seen:
+    "The record that tensors of `Seen.tables` hold, checked."
+    if lost := {'user.counts', 'items'} - set(tables): raise _malformed(f'it has no {sorted(lost)}')
     counts, items = (tables[o].cpu().numpy() for o in ('user.counts', 'items'))
-    if any(o.ndim != 1 or o.dtype != np.int32 for o in (counts, items)): raise _malformed(name, 'it has another type')
-    if (counts < 0).any() or counts.sum(dtype=np.int64) != len(items): raise _malformed(name, f'{len(items)} items')
-    if ((items < 0) | (items >= n_items)).any(): raise _malformed(name, f'items beyond the {n_items} of the model')
+    if any(o.ndim != 1 or o.dtype != np.int32 for o in (counts, items)): raise _malformed('it has another type')
+    if (counts < 0).any() or counts.sum(dtype=np.int64) != len(items): raise _malformed(f'{len(items)} items')
+    if ((items < 0) | (items >= n_items)).any(): raise _malformed(f'items beyond the {n_items} of the model')
     return Seen(np.append(0, counts.cumsum(dtype=np.int64)), items, n_items)
