@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/faults.py [--data movietweetings ...] [--seed 0] [--out FILE.csv]   (twenty minutes; one thread)
        python benchmarks/faults.py --kills [--n 100]   (five minutes)
+       python benchmarks/faults.py --days [--out FILE.csv]   (half an hour)
 
 200 nights by the command `night` alone: MovieTweetings in 100 of its days, MovieLens 100K and latest-small in 50
 equal parts each (the first and the last from ../shared/data, where it is there), after a first model of the days
@@ -13,7 +14,12 @@ which every promoted night writes, name an item that the user has rated, and the
 ratings before these are taken in.
 
 --kills: a night is killed at a random moment, `--n` times, while another process reads the model in a loop; then two
-nights are started at once. Counted is what readers saw, and whether each night is in the model once."""
+nights are started at once. Counted is what readers saw, and whether each night is in the model once.
+
+--days: MovieTweetings by command alone, each in a process of its own: `train` on the first day, then a `night` for each
+of the other 251, which writes the lists of all users. Printed are seconds, the most memory, what was refused, the size
+of the folder, how many lines of lists name a seen item, and the RMSE of each day before it is taken in, beside that of
+`fit_als` on all ratings so far; `--out` gets a line for each night as it ends."""
 
 import argparse
 import os
@@ -22,6 +28,8 @@ for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.e
 import contextlib  # noqa: E402
 import io  # noqa: E402
 import signal  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
@@ -110,10 +118,13 @@ def write(path, table, damage=None):
     path.write_bytes(damage(raw) if damage else raw)
 
 
-def first_model(train, folder):
+def solved(train):
     learn = collab_learner(CollabDataLoaders.from_df(train, valid_pct=0., seed=0, bs=1024, time_name='time'), n_factors=20)
     with learn.no_bar(), learn.no_logging(): learn.fit_als(10)
-    learn.save_pretrained(folder)
+    return learn
+
+
+def first_model(train, folder): solved(train).save_pretrained(folder)
 
 
 def night(model, path, tonight, *options):
@@ -132,8 +143,8 @@ def seen_lines(lists, past):
     return {'lines': len(df), 'seen': len(df.merge(pairs))}
 
 
-def squared_errors(model, tonight):
-    learn = CollabLearner.from_pretrained(model)
+def squared_errors(learn, tonight):
+    if not isinstance(learn, CollabLearner): learn = CollabLearner.from_pretrained(learn)
     x = np.stack([v.rows(tonight[c]) for c, v in learn.vocab.items()], 1).clip(0)
     return (predictions_for(learn.model, x) - tonight.rating.to_numpy())**2
 
@@ -241,11 +252,56 @@ def kills(n, folder, seed=0):
     print(said.read_text())
 
 
+def by_command(folder, *args):
+    "A command in a process of its own: its exit status, seconds, the most memory in MB, and what it said."
+    start, said = time.monotonic(), folder/'said'
+    with said.open('w') as f:
+        p = subprocess.Popen([sys.executable, '-m', 'collab_pretrained', *map(str, args)], stdout=f, stderr=f, cwd=folder)
+        _, status, used = os.wait4(p.pid, 0)
+    return {'status': os.waitstatus_to_exitcode(status), 'wall': time.monotonic() - start,
+            'cpu': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss/1024, 'words': said.read_text()}
+
+
+def days(folder, out):
+    "A line for each night of MovieTweetings, by command alone; appended to the file `out`, if any."
+    df = read('movietweetings').astype({'item': int})
+    first, *nights = [o for _, o in df.groupby(df.time//86400)]
+    path, lists, model, rows, given = folder/'tonight.csv', folder/'lists.parquet', folder/'model', [], [first]
+    write(path, first)
+    by_command(folder, 'train', path, model, '--time', 'time', '--valid-pct', 0, '--n-factors', 20)
+    for k, tonight in enumerate(nights):
+        past = df[df.time < tonight.time.min()//86400*86400]
+        row = {'night': k, 'n': len(tonight), 'se_night': squared_errors(model, tonight).sum(),
+               'se_fit_als': squared_errors(solved(past), tonight).sum()}
+        write(path, tonight)
+        row |= by_command(folder, 'night', model, path, '--time', 'time', '--now', tonight.time.max() + 3600,
+                          '--recommend', lists)
+        given += [tonight]*(row['status'] == 0)
+        if lists.exists(): row |= seen_lines(lists, pd.concat(given))
+        size = sum(o.stat().st_size for o in model.rglob('*') if o.is_file())/2**20
+        rows.append({'lines': 0, 'seen': 0, **row, 'folder_mb': size})
+        if out: pd.DataFrame(rows[-1:]).round(4).to_csv(out, mode='a' if k else 'w', header=not k, index=False)
+    return pd.DataFrame(rows)
+
+
+def days_summary(df):
+    refused, total = df[df.status != 0], df.sum(numeric_only=True)
+    print(f'{len(df)} nights, {len(refused)} of them refused')
+    print(refused[['night', 'n', 'words']].to_string(index=False))
+    print(df[['wall', 'cpu', 'peak_mb', 'folder_mb']].quantile([.5, .95, 1]).round(1).to_string())
+    print(f'{total.seen:.0f} of {total.lines:,.0f} lines of lists name a seen item; the folder ends with '
+          f'{df.folder_mb.iloc[-1]:.0f} MB')
+    thirds = [df, *(df[df.night*3//len(df) == o] for o in range(3))]
+    rmse = [o.filter(like='se_').sum().div(o.n.sum())**.5 for o in thirds]
+    print(pd.DataFrame(rmse, ['all', 'first third', 'second', 'last']).round(4).to_string())
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', nargs='+', default=list(N_NIGHTS), choices=list(N_NIGHTS), help='which ratings')
     p.add_argument('--seed', type=int, default=0, help='of which nights get which fault')
     p.add_argument('--kills', action='store_true', help='kill nights, read in a loop, run two at once')
+    p.add_argument('--days', action='store_true', help='every day of MovieTweetings, each by a command of its own')
     p.add_argument('--n', type=int, default=100, help='how many kills')
     p.add_argument('--out', type=Path, help='CSV file for a line of each file that a night was given')
     args, rows = p.parse_args(), []
@@ -253,6 +309,7 @@ def main():
     warnings.simplefilter('ignore')
     with tempfile.TemporaryDirectory() as tmp:
         if args.kills: return kills(args.n, Path(tmp), args.seed)
+        if args.days: return days_summary(days(Path(tmp), args.out))
         for name in args.data:
             df = read(name)
             if df is None: continue
