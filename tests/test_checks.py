@@ -112,6 +112,15 @@ def test_fault_is_refused_by_name(chain, fault):
     assert 'expected' in found[name] and 'set the limit' in found[name]
 
 
+def test_the_first_rating_beyond_the_range_passes(chain):
+    "A model may not have met all of its scale: as many pass as a good table may have, unless they lie far outside."
+    tonight = chain[3]
+    def with_ratings(*values): return tonight.assign(rating=[*values, *tonight.rating[len(values):]])
+    assert not refused(chain, with_ratings(5.5)) and not refused(chain, with_ratings(0.))
+    for values in ((5.5, 5.5), (0., 5.5), (99.,), (-1.,)):
+        assert 'range' in refused(chain, with_ratings(*values)), values
+
+
 def test_swapped_columns_of_two_kinds(chain):
     with pytest.raises(RatingsError, match='are the columns swapped'):
         checks(chain, chain[3].rename(columns={'user': 'item', 'item': 'user'}))

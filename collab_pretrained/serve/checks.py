@@ -36,7 +36,7 @@ class Rule:
     scale: str = 'share' # 'share', 'count' or 'number': how nights are compared
     floor: float = .6 # the least spread between nights, on that scale; of numbers relative to their size
     first: tuple|None = None # (usual value, spread on the scale) until there are earlier nights; None for no check
-    fixed: float|None = None # the limit, whatever earlier nights were like
+    fixed: float|str|None = None # the limit, or its key in the profile, whatever earlier nights were like
     of: str = 'n_new' # the number of ratings that a share is of
     alike: float = 0. # how alike those of one user are, 0 to 1: so much less do they count than those of many
     fine: str|None = None # what was seen, where all is well; None for the same words
@@ -87,7 +87,9 @@ _of_rows = [
     Rule('conflicts', 'conflicts', '{conflicts:.1%} of the rows rate a pair of another row differently', 'see which of '
          'them are right, and leave out the others', high='max_conflicts', first=(.01, .6), of='n_ratings'),
     Rule('amount', 'n_new', '{n_new:,} new ratings', f'a part may be missing, or there too often: {_source}',
-         low='min_ratings', high='max_ratings', scale='count', floor=.3)]
+         low='min_ratings', high='max_ratings', scale='count', floor=.3),
+    Rule('last line', 'n_cut', '{n_cut} of the files end in the middle of a line', f'was the file cut short? {_source}',
+         high='max_cut', scale='number', of='n_ratings', fine='the last line ends as in the nights before')]
 
 # %% ../../nbs/65_serve.checks.ipynb #87cf6d7c
 def _share_of_largest(codes): return float(np.bincount(codes).max()/len(codes))
@@ -109,8 +111,14 @@ def _values(learn, new):
     y, limits = new.values.astype(np.float64), _limits_of(learn)
     res = {'mean': y.mean(), 'std': y.std(), 'lowest': y.min(), 'highest': y.max(),
            'top_rating': np.unique(y, return_counts=True)[1].max()/len(y)}
-    if limits: res['outside'] = ((y < limits[0] - 1e-6) | (y > limits[1] + 1e-6)).mean()
+    if limits: res |= _outside(y, *limits, len(learn.evidence() or ()))
     return {k: float(o) for k, o in res.items()}
+
+def _outside(y, low, high, n_before):
+    "The share of ratings outside of the range, and that which one in a hundred good tables would exceed."
+    off = np.maximum(low - y, y - high)
+    n_new = int(-2/np.log10(len(y)/(len(y) + n_before)) + 1e-9) if n_before and off.max() < (high - low)/4 else 0
+    return {'outside': (off > 1e-6).mean(), 'may_differ': n_new/len(y)}
 
 # %% ../../nbs/65_serve.checks.ipynb #491701ec
 _ids = 'were {} renumbered or anonymised? See whether ids still mean what they meant'
@@ -132,7 +140,7 @@ _of_ids = [
 # %% ../../nbs/65_serve.checks.ipynb #f4ecce1a
 _of_values = [
     Rule('range', 'outside', '{outside:.1%} of the ratings lie outside of the range of training; they go from '
-         '{lowest:g} to {highest:g}', 'bring them to the scale of training', high='max_outside', fixed=0.),
+         '{lowest:g} to {highest:g}', 'bring them to the scale of training', high='max_outside', fixed='may_differ'),
     Rule('mean', 'mean', 'the mean rating is {mean:.3g}', 'see whether the scale of ratings has changed',
          low='min_mean', high='max_mean', scale='number', floor=.02),
     Rule('spread', 'std', 'the standard deviation of the ratings is {std:.3g}', 'see whether the scale of ratings has '
@@ -157,7 +165,9 @@ def _times(table, taken, earlier, now):
     if since is None: return res
     later = times > since
     res['other_unit'] = float(_day(since) != day)
-    return {**res, 'step': (res['newest'] - since)/(day or 1), 'unit': 'days' if day else 'units of time',
+    step = (res['newest'] - since)/(day or 1)
+    if day and step > 0: res['end'] = step
+    return {**res, 'step': step, 'unit': 'days' if day else 'units of time',
             'late': float((~later & ~taken).sum()/max((~taken).sum(), 1)),
             'rerated': float(taken[later].mean()) if later.any() else 0.}
 
@@ -169,6 +179,8 @@ _of_times = [
          high='max_other_unit', scale='number', fixed=0., fine='times are in the unit of the night before'),
     Rule('step', 'step', 'the newest rating is {step:,.3g} {unit} later than that of the night before', 'correct the '
          'times, or see whether nights were left out', high='max_step', scale='count', floor=1.),
+    Rule('end', 'end', 'the ratings end {end:.2g} days after those of the night before', f'was the file cut short, or '
+         f'written too early? {_source.capitalize()}', low='min_step', scale='count', floor=.05),
     Rule('late ratings', 'late', '{late:.1%} of the new ratings are older than the newest of the night before',
          f'is this an older file, or are times damaged? {_source.capitalize()}. Where they are of a night that '
          'was refused, `limits` with max_late=1 takes them in', high='max_late', first=(.05, .6), alike=.1),
@@ -321,14 +333,15 @@ def table_profile(
     ratings:Ratings, # tonight's, as `read_ratings` gives them; with a time column if there is one
     earlier:Sequence[dict]=(), # profiles of the nights before, newest last
     now:float|None=None, # seconds since 1970; None for the clock
+    n_cut:int|None=None, # number of files that end without a line break (see `is_cut`); None for no files
 ) -> dict: # name -> number, text, or a short list; an entry that can't be known is missing or None
     "What a table of new ratings looks like, in numbers that JSON can hold."
     _check_order(learn, ratings)
     table, repeats = _each_pair_once(ratings)
     rows = table.on(learn.vocab)
     taken = _taken(learn, rows)
-    res = {'n_ratings': len(ratings), 'n_new': int((~taken).sum()), 'taken': float(taken.mean()), **repeats,
-           **_times(table, taken, earlier, time.time() if now is None else now)}
+    res = {'n_ratings': len(ratings), 'n_new': int((~taken).sum()), 'taken': float(taken.mean()), 'n_cut': n_cut,
+           **repeats, **_times(table, taken, earlier, time.time() if now is None else now)}
     if taken.all(): return res
     new, rows = table.take(np.flatnonzero(~taken)), rows[~taken]
     res |= _id_shares(new, rows)
@@ -357,7 +370,7 @@ def _own_error(rule, profile, usual):
         return float(1/np.sqrt((n + 1)*(p*(1 - p)).max()))
     return {'mean': profile.get('std', 0.)/users**.5, 'std': (2*users)**-.5, 'error': (2*users)**-.5,
             'item_fit': max(n, 1)**-.5, 'user_fit': max(users*profile.get('known_users', 1.), 1)**-.5,
-            'popularity': profile.get('tastes', 0.)/users**.5, 'activity': users**-.5}.get(rule.key, 0.)
+            'popularity': profile.get('tastes', 0.)/users**.5, 'activity': users**-.5, 'end': 3/users}.get(rule.key, 0.)
 
 # %% ../../nbs/65_serve.checks.ipynb #97b186c5
 def _usual(rule, profile, earlier):
@@ -395,7 +408,8 @@ LIMITS = {o: rule for rule in RULES for o in (rule.low, rule.high) if o}  # name
 
 def _bounds(rule, profile, earlier, limits):
     "The lowest and the highest value that is let pass, and what is usual; None if there is none."
-    usual, low, high = [rule.fixed]*3 if rule.fixed is not None else _usual(rule, profile, earlier) or [None]*3
+    fixed = profile.get(rule.fixed, 0.) if isinstance(rule.fixed, str) else rule.fixed
+    usual, low, high = [fixed]*3 if fixed is not None else _usual(rule, profile, earlier) or [None]*3
     res = [limits.get(name, bound) if name else None for name, bound in ((rule.low, low), (rule.high, high))]
     return *res, usual if rule.fixed is None else None
 

@@ -39,7 +39,7 @@ from collab_pretrained.serve.versions import (
 )
 
 from ..core import SIDES, CollabWarning, new_file, one_writer
-from ..data.files import new_table, read_table, write_table
+from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
 from ..data.splits import split_ratings
 from ..ids.canonical import canonical_ids
@@ -462,7 +462,8 @@ def night(
         how = replace(how, time=how.time or _last_time(past) or learn.dls.train_ds.time_name)
         tonight = read_night(learn, ratings, how.time)
         earlier = [o['profile'] for o in past if o.get('profile')]
-        profile = table_profile(learn, tonight.read, earlier, how.now)
+        n_cut = sum(map(is_cut, files)) if files else None
+        profile = table_profile(learn, tonight.read, earlier, how.now, n_cut)
         checks = check_table(profile, earlier, limits)
         reason = _why_not(tonight, checks)
         if not reason: say('learning')
