@@ -1,4 +1,4 @@
-"""Train, match, update, evaluate, recommend: files in, files out, and an exit status that a nightly job can act on.
+"""Train, update, evaluate and recommend from the command line.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.commands.html.md"""
 

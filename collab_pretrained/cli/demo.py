@@ -1,4 +1,4 @@
-"""A first model, five guarded nights and a bad one that is refused, by command, on MovieLens 100K or a table of your own.
+"""Train a model, run five guarded nights and a damaged one that is refused, on MovieLens 100K or your own table.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.demo.html.md"""
 

@@ -1,4 +1,4 @@
-"""fastai is imported without the libraries that a command hardly ever uses.
+"""Import fastai without the libraries that a command rarely uses.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.imports.html.md"""
 

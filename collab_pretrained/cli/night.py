@@ -1,4 +1,4 @@
-"""The commands `night`, `apply` and `forget`: a job that can't make the served model worse, a replica, and one that erases.
+"""The commands `night`, `apply` and `forget`: update a model with checks, update a copy of it, and delete users and items.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.night.html.md"""
 

@@ -1,4 +1,4 @@
-"""The parameters of a function as options of a command, and tables read as the options say.
+"""Options of commands from the parameters of functions, and options for reading tables.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.options.html.md"""
 

@@ -1,4 +1,4 @@
-"""Results on standard output, progress on standard error, and work that is done whatever becomes of either.
+"""Write results to standard output and progress to standard error, and finish the work even if these are closed.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.training.html.md"""
 

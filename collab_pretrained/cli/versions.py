@@ -1,4 +1,4 @@
-"""The commands `history` and `rollback`, which look at no weights and import no PyTorch.
+"""The commands `history` and `rollback`, which start fast because they don't import PyTorch.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/cli.versions.html.md"""
 

@@ -1,4 +1,4 @@
-"""Train on as many processes as `torchrun` starts, each on its share of every batch, with the result of one process.
+"""Train on several processes started by `torchrun`, with the same result as on one process.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/scale.distributed.html.md"""
 

@@ -1,4 +1,4 @@
-"""Embedding tables sharded over the processes that `torchrun` started: train, save, load and warm start them.
+"""Train, save, load and warm start embedding tables that are sharded over several processes.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/scale.sharded.html.md"""
 

@@ -1,4 +1,4 @@
-"""A model's tables as a checkpoint that a TorchRec model loads by its own names, and the way back, row for row by id.
+"""Export tables to TorchRec as a checkpoint, and import what TorchRec trained, matched by id.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/scale.torchrec.html.md"""
 

@@ -1,4 +1,4 @@
-"""`benchmark`: a warm start, a retrain and a start from scratch on your own ratings.
+"""`benchmark` compares a warm start with training from scratch on your own ratings.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.benchmark.html.md"""
 

@@ -1,4 +1,4 @@
-"""Whether a table of new ratings looks like those of the nights before: wrong files, shifted ids, another scale.
+"""Check whether a table of new ratings looks like those of earlier nights, to detect wrong files, shifted ids or another scale.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.checks.html.md"""
 

@@ -1,4 +1,4 @@
-"""Errors of predictions and quality of lists, for known and for new users and items: one table.
+"""Measure prediction errors and the quality of lists, for known and for new users and items.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.evaluate.html.md"""
 

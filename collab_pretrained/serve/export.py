@@ -1,4 +1,4 @@
-"""`learn.export_vectors` writes the vectors of users and items as Parquet, for an index that answers at once.
+"""`learn.export_vectors` writes the vectors of users and items as Parquet files, for a vector index.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.export.html.md"""
 

@@ -1,4 +1,4 @@
-"""`night` takes tonight's ratings into a model, and serves the result only if nothing speaks against it.
+"""`night` updates a model with tonight's ratings, and serves the result only if it passes all checks.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.night.html.md"""
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned: vectors, biases, features, what a warm start brought along, and errors.
+"""Plot what a model has learned: vectors, biases, effects of features, the coverage of a warm start, and errors.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.plots.html.md"""
 

@@ -1,4 +1,4 @@
-"""The items each user would like best, and what is like what: tables in your own ids.
+"""Recommend items to users, and find similar items and users.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.recommend.html.md"""
 

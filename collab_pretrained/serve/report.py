@@ -1,4 +1,4 @@
-"""What a night did, for people: one HTML file that needs nothing else.
+"""`night_html` makes a report of a night as a single HTML file.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.report.html.md"""
 

@@ -1,4 +1,4 @@
-"""Every promoted night is a version that never changes; readers follow one path, and `rollback` switches back.
+"""Every promoted night adds a version of the model, and `rollback` switches back to an earlier one.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.versions.html.md"""
 
