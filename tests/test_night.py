@@ -256,14 +256,14 @@ def test_the_command(served, tmp_path):
 def test_a_file_that_was_cut_short(served, tmp_path):
     "Its last line has no end, unlike those of the nights before; once it is whole, the rest is taken in."
     for k, o in enumerate(NIGHTS): o.to_csv(tmp_path/f'{k}.csv', index=False)
-    for k in range(3): assert command('night', served, tmp_path/f'{k}.csv')[0] == 0
+    for k in range(3): assert run('night', served, tmp_path/f'{k}.csv')[0] == 0
     path, raw = tmp_path/'3.csv', (tmp_path/'3.csv').read_bytes()
     path.write_bytes(raw[:raw.index(b'\n', len(raw)//2) - 1])
-    code, out, err = command('night', served, path)
+    code, out, err = run('night', served, path)
     assert code == 1 and 'last line: 1 of the files end in the middle of a line' in err
-    assert command('night', served, path, '--limits', 'max_cut=1')[0] == 0
+    assert run('night', served, path, '--limits', 'max_cut=1')[0] == 0
     path.write_bytes(raw)
-    assert command('night', served, path)[0] == 0
+    assert run('night', served, path)[0] == 0
     learn = CollabLearner.from_pretrained(served)
     pairs = np.stack([v.rows(DF[col]) for col, v in learn.vocab.items()], 1)
     assert learn.evidence().has(pairs).all()
