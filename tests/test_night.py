@@ -269,6 +269,18 @@ def test_a_file_that_was_cut_short(served, tmp_path):
     assert learn.evidence().has(pairs).all()
 
 
+def test_options_of_the_command(served, tmp_path):
+    for k, o in enumerate(NIGHTS): o.to_csv(tmp_path/f'{k}.csv', index=False)
+    options = ['--hold-out', 'user_time', '--valid-pct', .1, '--max-loss', .5, '--keep', 1, '--export', tmp_path/'vectors']
+    for k in (0, 1): assert run('night', served, tmp_path/f'{k}.csv', '--time', 'time', *options)[0] == 0
+    vectors, users = pd.read_parquet(tmp_path/'vectors'/'users.parquet'), CollabLearner.from_pretrained(served).vocab['user']
+    assert len(vectors) == len(users.ids) and versions_of(served) == [3]
+    report = json.loads(sorted(served.glob('reports/*.json'))[-1].read_bytes())
+    assert report['compared'][0]['n'] <= 25
+    status, _, err = run('night', served, tmp_path/'2.csv', '--hold-out', 'newest')
+    assert status == 2 and '--hold-out' in err and versions_of(served) == [3], err
+
+
 def test_what_cannot_be_written_leaves_all_as_it_was(served, tmp_path, monkeypatch):
     "Lists, vectors and a delta are whole before the model is switched, so that none of them is of another model."
     outputs = {'recommend': tmp_path/'out/lists.csv', 'export': tmp_path/'out/vectors', 'delta': tmp_path/'out/delta'}

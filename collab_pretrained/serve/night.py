@@ -39,6 +39,7 @@ from collab_pretrained.serve.versions import (
 )
 
 from ..core import SIDES, CollabWarning, new_file, one_writer
+from ..data.columns import check_choice
 from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
 from ..data.splits import split_ratings
@@ -168,6 +169,7 @@ def hold_out(
     "Split the new ratings of a night."
     times = None if time is None or new[time].nunique() < 2 else new[time]
     how = how or ('random' if times is None else 'time')
+    check_choice(how, ('time', 'user_time', 'random'), 'hold_out')
     rest, held_out = split_ratings(how, *(new[o] for o in columns), times, share, seed)
     return new.iloc[rest], new.iloc[held_out]
 
