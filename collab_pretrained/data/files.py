@@ -216,9 +216,8 @@ def _kind_of(path, kinds=(*_kinds,), sep=None):
     ending = next((o for o in reversed(path.suffixes) if o.lower() not in _packed), '').lower()
     if ending in kinds: return ending
     if sep is not None: return '.txt'
-    raise RatingsError(
-        f"{path}: the ending {ending!r}; expected a table: {', '.join(kinds)}, or text in columns whose separator is "
-        "named, e.g. `sep='\\t'`")
+    by_sep = ", or text in columns whose separator is named, e.g. `sep='\\t'`" if kinds == (*_kinds,) else ''
+    raise RatingsError(f'{path}: the ending {ending!r}; expected a table: {", ".join(kinds)}{by_sep}')
 
 def says_itself(path:str|Path) -> bool: # True for Parquet and JSON
     "Whether a file says itself what its columns are."
