@@ -19,13 +19,13 @@ from types import FunctionType, ModuleType, NoneType
 
 import yaml
 from fastcore.docments import DocmentTbl, isdataclass
-from fastcore.nbio import mk_cell, read_nb, write_nb
+from fastcore.nbio import dict2nb, mk_cell, read_nb, write_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from nbdev.showdoc import BasicMarkdownRenderer
-from pages import page_imports
+from pages import HIDDEN, page_imports
 from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +171,19 @@ def prepare(nb_path:Path) -> None:
     write_nb(nb, nb_path)
 
 
+def in_short_lines(nb_path:Path) -> None:
+    "Break the lines of visible code so that they fit a page; what runs, and what is exported, has been taken already."
+    nb = read_nb(nb_path)
+    shown = [c for c in nb.cells if c.cell_type == 'code' and c.parsed_() and not HIDDEN.search(c.source)]
+    with tempfile.TemporaryDirectory() as tmp:
+        write_nb(dict2nb({'cells': shown, 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}), Path(tmp)/'shown.ipynb')
+        command = ['ruff', 'format', '-q', '--isolated', '--line-length=100', '--config=format.quote-style="preserve"']
+        subprocess.run([*command, f'{tmp}/shown.ipynb'], check=True)
+        formatted = read_nb(Path(tmp)/'shown.ipynb').cells
+    for c, o in zip(shown, formatted, strict=True): c.source = o.source
+    write_nb(nb, nb_path)
+
+
 def page_name(rel:Path) -> Path: # the page's source, named as nbdev's links expect
     "`21_weights.match.ipynb` becomes `weights.match.ipynb`."
     return nbpath2html(rel).with_suffix('.ipynb')
@@ -250,7 +263,9 @@ def build(
         os.chdir(nbs.parent)
         os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), os.environ.get('PYTHONPATH', '')])
         if execute: run(nbs)
-        for o in nbs.rglob('*.ipynb'): prepare(o)
+        for o in nbs.rglob('*.ipynb'):
+            prepare(o)
+            in_short_lines(o)
         refresh_quarto_yml()
         proc = proc_nbs(nbs, n_workers=2)
         (proc/'_quarto.yml').write_text(yaml.safe_dump(site_config(nbs, engine), sort_keys=False))
