@@ -1,6 +1,7 @@
 "The documentation site as a reader gets it: every page opened in headless Chromium."
 import ast
 import functools
+import html
 import http.server
 import importlib
 import json
@@ -252,3 +253,21 @@ def test_search_finds_questions(search):
 
 def test_search_finds_a_page_by_its_summary(search):
     assert 'glossary.html' in search('The terms of this documentation')[0]
+
+
+def test_long_comments_stand_above_their_lines():
+    sys.path.insert(0, str(ROOT/'tools'))
+    from build_docs import comments_above
+    comment = '# ' + 'a'*100
+    assert comments_above(f'if x:\n    y = 1  {comment}\nz = 2  # b') == f'if x:\n    {comment}\n    y = 1\nz = 2  # b'
+
+
+def test_code_fits_a_page(site):
+    long = {
+        p.name: line
+        for p in site.rglob('*.html')
+        for code in re.findall(r'<code class="sourceCode python">(.*?)</code>', p.read_text(), flags=re.DOTALL)
+        for line in html.unescape(re.sub('<[^>]+>', '', code)).split('\n')
+        if len(line) > 104 and not re.search('["\']', line)  # a text can't be broken
+    }
+    assert not long

@@ -7,12 +7,14 @@ import argparse
 import ast
 import html
 import inspect
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import tokenize
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType, NoneType
@@ -171,6 +173,18 @@ def prepare(nb_path:Path) -> None:
     write_nb(nb, nb_path)
 
 
+def comments_above(source:str, width:int=100) -> str:
+    "Comments behind code on lines that are too long stand above them."
+    lines = source.split('\n')
+    for o in reversed([*tokenize.generate_tokens(io.StringIO(source).readline)]):
+        if o.type != tokenize.COMMENT: continue
+        line = o.start[0] - 1
+        code = lines[line][:o.start[1]].rstrip()
+        if code and len(lines[line]) > width:
+            lines[line:line + 1] = [' '*(len(code) - len(code.lstrip())) + o.string, code]
+    return '\n'.join(lines)
+
+
 def in_short_lines(nb_path:Path) -> None:
     "Break the lines of visible code so that they fit a page; what runs, and what is exported, has been taken already."
     nb = read_nb(nb_path)
@@ -180,7 +194,7 @@ def in_short_lines(nb_path:Path) -> None:
         command = ['ruff', 'format', '-q', '--isolated', '--line-length=100', '--config=format.quote-style="preserve"']
         subprocess.run([*command, f'{tmp}/shown.ipynb'], check=True)
         formatted = read_nb(Path(tmp)/'shown.ipynb').cells
-    for c, o in zip(shown, formatted, strict=True): c.source = o.source
+    for c, o in zip(shown, formatted, strict=True): c.source = comments_above(o.source)
     write_nb(nb, nb_path)
 
 
@@ -264,8 +278,8 @@ def build(
         os.environ['PYTHONPATH'] = os.pathsep.join([str(ROOT/'tools'), os.environ.get('PYTHONPATH', '')])
         if execute: run(nbs)
         for o in nbs.rglob('*.ipynb'):
-            prepare(o)
             in_short_lines(o)
+            prepare(o)
         refresh_quarto_yml()
         proc = proc_nbs(nbs, n_workers=2)
         (proc/'_quarto.yml').write_text(yaml.safe_dump(site_config(nbs, engine), sort_keys=False))
