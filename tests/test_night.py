@@ -279,6 +279,10 @@ def test_options_of_the_command(served, tmp_path):
     assert report['compared'][0]['n'] <= 25
     status, _, err = run('night', served, tmp_path/'2.csv', '--hold-out', 'newest')
     assert status == 2 and '--hold-out' in err and versions_of(served) == [3], err
+    pd.DataFrame({'item': ['item-01']}).to_parquet(tmp_path/'ids.parquet')
+    for name, words in (('ids.parquet', 'ids.parquet: 1 columns; expected two'), ('none.csv', 'none.csv: no such file')):
+        status, _, err = run('night', served, tmp_path/'2.csv', '--html', tmp_path/'page.html', '--titles', tmp_path/name)
+        assert status == 2 and words in err and versions_of(served) == [3]
 
 
 def test_what_cannot_be_written_leaves_all_as_it_was(served, tmp_path, monkeypatch):

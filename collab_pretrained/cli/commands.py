@@ -536,15 +536,21 @@ def _items(learn, option, given, reading):
     return tables_for(learn.vocab, given, reading) if is_table else ids_given(learn, 'item', option, given)
 
 # %% ../../nbs/83_cli.commands.ipynb #1df41ac0
-def _add_titles(lists, path, is_text):
-    "Put titles beside the items of `lists`, by the first two columns of the file `path`."
+def titles_in(path:str, is_text:bool) -> dict: # item -> title
+    "The first two columns of a file; `is_text` says that ids are."
     df = read_table(path, text=[0]*is_text)
     if df.shape[1] < 2: raise RatingsError(f'{path}: {df.shape[1]} columns; expected two, of items and of titles')
-    try: titles = titles_of(dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True)), lists['item'].tolist())
-    except (VocabError, TypeError): raise RatingsError(
-        f'{path}: no title of any item in the lists, but of {examples(df.iloc[:,0].tolist())}; expected items in the '
-        'first column, titles in the second') from None
-    lists.insert(3, 'title', titles)
+    try: return dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True))
+    except TypeError: raise RatingsError(
+        f'{path}: {examples(df.iloc[:,0].tolist())} as items; expected numbers or texts in its first column') from None
+
+def _add_titles(lists, path, is_text):
+    "Put titles beside the items of `lists`."
+    known = titles_in(path, is_text)
+    try: lists.insert(3, 'title', titles_of(known, lists['item'].tolist()))
+    except VocabError: raise RatingsError(
+        f'{path}: no title of any item in the lists, but of {examples([*known])}; expected items in the first column, '
+        'titles in the second') from None
 
 # %% ../../nbs/83_cli.commands.ipynb #b9db71b8
 def cli_recommend(

@@ -15,13 +15,12 @@ from pathlib import Path
 from pandas.api.types import is_numeric_dtype
 
 from ..core import RatingsError, config_bytes, replace_file
-from ..data.files import read_table
 from ..learner.core import CollabLearner
 from ..serve.delta import apply_delta
 from ..serve.night import forget, night
 from ..serve.report import night_html
 from ..serve.versions import history
-from .commands import FellShort, commands, features_of, ids_given, tables_of
+from .commands import FellShort, commands, features_of, ids_given, tables_of, titles_in
 from .options import BY_ENDING, Reading, in_options
 
 # %% ../../nbs/84_cli.night.ipynb #811838cb
@@ -36,11 +35,9 @@ def _limits(given):
 
 def _write_page(model, report, path, titles):
     "A page about a night, with the titles in a file."
-    lists = report.examples
-    if titles and lists is not None:
-        df = read_table(titles, text=[0]*(not is_numeric_dtype(lists['item'])))
-        titles = dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True))
-    page = night_html(report.to_dict(), lists, history(model), titles if isinstance(titles, dict) else None)
+    lists, by_item = report.examples, None
+    if titles and lists is not None: by_item = titles_in(titles, not is_numeric_dtype(lists['item']))
+    page = night_html(report.to_dict(), lists, history(model), by_item)
     replace_file(Path(path), page.encode())
 
 def _say(step):
@@ -72,6 +69,7 @@ def cli_night(
     reading:Reading=BY_ENDING, # how the table is read
 ):
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
+    if titles: titles_in(titles, True)  # a file that can't be read is told before the work
     def table(learn): return tables_of(learn, ratings, reading)
     def features(learn): return features_of(learn, item_features, user_features, reading)
     report = night(
