@@ -24,6 +24,7 @@ from collab_pretrained.all import (
     collab_learner,
     planted_ratings,
 )
+from collab_pretrained.core import SIDES
 from collab_pretrained.models.embeddings import collab_splitter
 from collab_pretrained.scale import from_torchrec, load_sharded, save_sharded, shard_embeddings, to_torchrec
 
@@ -174,6 +175,40 @@ def sharded(path, use_nn=False):
     return {**got, 'opt': opt, 'preds': preds, 'values': results_of(learn)}
 
 
+def known(learn):
+    "All that a learner knows beyond its rows, in one process."
+    with learn.whole_tables(): return learn.saved_tables()
+
+
+def described(path, **kwargs):
+    "A learner with features of its items."
+    genre = RATINGS[['item']].drop_duplicates().assign(genre=lambda o: o.item % 3).set_index('item')
+    learn = learner(path, **kwargs)
+    learn.set_features({'item': genre.astype('category')})
+    return learn
+
+
+def solved_in_pieces(path):
+    "Rows in closed form over tables in pieces, saved, loaded, and started from over other ids."
+    learn = described(path)
+    with learn.distrib_ctx(), learn.no_bar(), learn.no_logging():
+        shard_embeddings(learn)
+        learn.fit_als(2)
+        learn.fit_als(1)
+        tables = [o for side in SIDES for o in vars(learn.posterior.side(side)[0]).values() if len(o) > 40]
+        save_sharded(learn, 'solved')
+        again = load_sharded(shard_embeddings(learner(path)), 'solved')
+        other = shard_embeddings(few(path, y_range=(0, 5.5)), 'solved')
+        to_torchrec(again, 'there')
+        back = from_torchrec(shard_embeddings(few(path, y_range=(0, 5.5))), 'there')
+        assert all(hasattr(o, 'to_local') == dist.is_initialized() for o in tables)
+        res = {k: known(o) for k, o in (('learn', learn), ('again', again), ('other', other), ('back', back))}
+        res['weights'] = {k: whole(v) for k, v in learn.model.state_dict().items()}
+        quiet_fit(learn, 1, 1e-2)
+        res['values'] = results_of(learn)
+    return res
+
+
 def results_of(learn): return torch.tensor([[float(x) for x in o] for o in learn.recorder.values])
 
 
@@ -211,6 +246,7 @@ SAME = dict(
     solved_ranking=lambda path: solved(path, y_range=None, loss='ials', metrics=[]),
     group_of_ones_own=group_of_ones_own,
     sharded=sharded,
+    solved_in_pieces=solved_in_pieces,
     sharded_network=lambda path: sharded(path, use_nn=True),
     warm_in_pieces=warm_in_pieces,
     dot=dot,
@@ -221,6 +257,9 @@ SAME = dict(
     train_metrics=train_metrics,
     network=network,
 )  # two processes equal one
+
+
+STARTED = 'warm', 'warm_in_pieces', 'rows_read'  # from models that `sources` makes
 
 
 def save_of_pieces(path):
@@ -390,8 +429,12 @@ def two(tmp_path_factory):
     if not find_spec('accelerate'): pytest.skip("accelerate is missing: pip install 'collab_pretrained[distrib]'")
     if not hasattr(torch.distributed.checkpoint, 'HuggingFaceStorageWriter'): pytest.skip('torch is older than 2.13')
     folder = tmp_path_factory.mktemp('two')
-    for name in ('warm', 'warm_in_pieces', 'rows_read'): sources(folder/name)
+    for name in STARTED: sources(folder/name)
     return torchrun(folder)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(o, p) for o, p in zip(leaves(a), leaves(b), strict=True))
 
 
 def leaves(x): return [o for v in x.values() for o in leaves(v)] if isinstance(x, dict) else [x]
@@ -399,7 +442,7 @@ def leaves(x): return [o for v in x.values() for o in leaves(v)] if isinstance(x
 
 @pytest.mark.parametrize('name', SAME)
 def test_two_processes_equal_one(two, name, tmp_path):
-    sources(tmp_path)
+    if name in STARTED: sources(tmp_path)
     one, (first, second) = SAME[name](tmp_path), (o[name] for o in two)
     for a, b, c in zip(*map(leaves, (one, first, second)), strict=True):
         if not isinstance(a, torch.Tensor): assert a == b == c
@@ -429,6 +472,10 @@ def test_saved_by_two_loaded_by_one(two, tmp_path):
     learn = load_sharded(learner(tmp_path), two[0]['folder']/'sharded/pieces')
     for k, v in learn.model.state_dict().items(): assert torch.equal(v, two[0]['sharded']['weights'][k])
     assert learn.opt.state[learn.model.u_weight.weight]['step'] == two[0]['sharded']['opt']['u_weight.weight step']
+    solved, saved = two[0]['folder']/'solved_in_pieces/solved', two[0]['solved_in_pieces']['learn']
+    assert equal(known(load_sharded(learner(tmp_path), solved)), saved)
+    started = shard_embeddings(few(tmp_path, y_range=(0, 5.5)), solved)
+    assert equal(known(started), two[0]['solved_in_pieces']['other'])
 
 
 def test_each_process_reads_its_own_rows(two):
@@ -443,10 +490,13 @@ def test_each_process_reads_its_own_rows(two):
 def load_in_group(rank, world, folder, path):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{path}/store', rank=rank, world_size=world)
-    learn = load_sharded(shard_embeddings(learner(path)), folder)
+    learn = load_sharded(shard_embeddings(learner(path)), folder/'sharded/pieces')
+    solved = load_sharded(shard_embeddings(learner(path)), folder/'solved_in_pieces/solved')
     found = {
         'weights': {k: whole(v) for k, v in learn.model.state_dict().items()},
         'moments': whole(learn.opt.state[learn.model.u_weight.weight]['grad_avg']),
+        'known': known(solved),
+        'own': len(solved.posterior.users.variance.to_local()),
     }
     torch.save({**found, 'rows': len(learn.model.u_weight.weight.to_local())}, path/f'{rank}.pt')
     dist.destroy_process_group()
@@ -457,7 +507,7 @@ def test_saved_by_two_loaded_by_three(two, tmp_path):
 
     procs = [
         multiprocessing.get_context('fork').Process(
-            target=load_in_group, args=(o, 3, two[0]['folder'] / 'sharded/pieces', tmp_path)
+            target=load_in_group, args=(o, 3, two[0]['folder'], tmp_path)
         )
         for o in range(3)
     ]
@@ -468,7 +518,8 @@ def test_saved_by_two_loaded_by_three(two, tmp_path):
     for o in found:
         assert all(torch.equal(v, saved['weights'][k]) for k, v in o['weights'].items())
         assert torch.equal(o['moments'], saved['opt']['u_weight.weight grad_avg'])
-    assert max(o['rows'] for o in found) == -(-sum(o['rows'] for o in found)//3)
+        assert equal(o['known'], two[0]['solved_in_pieces']['learn'])
+    for k in ('rows', 'own'): assert max(o[k] for o in found) == -(-sum(o[k] for o in found)//3)
 
 
 @pytest.mark.skipif(

@@ -13,6 +13,7 @@ __all__ = ['METHODS', 'side_tables', 'MeanRowCallback', 'NaDropout', 'check_load
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, MutableSequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -172,6 +173,7 @@ class CollabLearner(LeanLearner):
     features:dict|None = None  # 'user', 'item' -> `Features`: what ids are; None if nothing is known of them
     ages:Ages|None = None  # when rows last had a rating, and recent popularity; None if no times are known
     process:tuple|None = None  # in `distrib_ctx`, which process this is, and of how many
+    whole_tables:Callable = nullcontext  # makes a context in which each process has the rows of all
     trained_here:bool = False  # whether the rows have learned from all of the training part
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from

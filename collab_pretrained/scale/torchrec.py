@@ -23,9 +23,11 @@ from collab_pretrained.scale.sharded import (
     common_name,
     hf_storage,
     mapped_weights,
+    read_known,
     read_signed,
     start_in_pieces,
     torch_checkpoint,
+    write_known,
 )
 
 from ..core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, examples
@@ -100,6 +102,7 @@ def to_torchrec(
     tmp = folder.with_name(f'.{folder.name}.{common_name()}.tmp')
     state = {names[side]: _side_by_side([params[k] for k in of_side]) for side, of_side in tables.items()}
     torch_checkpoint('save', state, storage_writer=writer(str(tmp), save_distributed=True))
+    write_known(learn, tmp/'known')
     if is_first():
         _write_facts(learn, tmp, names)
         tmp.rename(folder)
@@ -108,13 +111,14 @@ def to_torchrec(
 
 # %% ../../nbs/72_scale.torchrec.ipynb #c1aebf92
 def _numbering(folder):
-    "The vocabulary and the configuration that `to_torchrec` wrote."
+    "The vocabulary and the configuration that `to_torchrec` wrote, and what the model knew."
     path, vocab_path = Path(folder)/'torchrec.json', Path(folder)/'vocab.json'
     config = read_signed(path, 'to_torchrec', ": say with `vocab=` which ids TorchRec's rows have")
     vocab = json_columns(vocab_path, vocab_path.read_bytes())
-    if fingerprint_of(two_vocabs(vocab, folder)[0]) != config.get('vocab'): raise CheckpointError(
+    sides = two_vocabs(vocab, folder)[0]
+    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(
         f'{vocab_path}: not the vocabulary that the model was saved with')
-    return vocab, config
+    return vocab, {**config, 'tables': read_known(path.parent/'known', sides)}
 
 def _our_tables(pieces, tables, n_rows, name):
     "The `Pieces` of the vectors and, if there are any, the biases of one side; `tables` are the learner's."
