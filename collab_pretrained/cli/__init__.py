@@ -1,6 +1,7 @@
 "The command `collab-pretrained`; its help and its version need no more than this file."
 import os
 import sys
+from importlib import import_module
 
 from .. import __version__
 
@@ -21,6 +22,8 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'export': 'Write the vectors of users and items for a search index.',
     'demo': 'Train a model, update it on some nights and refuse a bad one, by command, and show what came of it.',
 }
+
+ADDED_BY = {'demo': 'demo', 'night': 'night', 'apply': 'night', 'forget': 'night'}  # the others are in `cli.commands`
 
 USAGE = '''usage: collab-pretrained COMMAND ...
 
@@ -59,8 +62,8 @@ def main(
             if argv is None:  # the process is the command's own
                 from .imports import import_fastai
                 import_fastai()
-            from . import demo, night  # noqa: F401  which add their commands
             from .commands import run
+            if name in ADDED_BY: import_module(f'{__name__}.{ADDED_BY[name]}')
             return run(name, args)
         message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2
     except KeyboardInterrupt: message, status = 'interrupted', 130  # also while torch is imported
