@@ -137,7 +137,9 @@ def train_ratings(
 def _device(learn): return next(learn.model.parameters()).device
 
 # %% ../../nbs/52_learner.als.ipynb #71ae58f3
-def table_stamp(model) -> tuple:
+def table_stamp(
+    model:EmbeddingDotBias, # any model
+) -> tuple: # of its parameters
     "Changes whenever the tables of `model` do, but for changes behind autograd's back, as optimizers make them."
     return tuple((id(p), p._version) for p in model.parameters())
 
