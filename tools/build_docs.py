@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import tokenize
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from types import FunctionType, ModuleType, NoneType
 
@@ -137,6 +138,21 @@ def stage(dest:Path) -> Path: # the notebooks' copy
     return dest/'nbs'
 
 
+def is_shown(cell) -> bool: # whether a code cell leaves anything on its page
+    "Exported cells show entries of public names; others their code, unless they are hidden."
+    if 'export' not in cell.directives: return not HIDDEN.search(cell.source)
+    return any(isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name[0] != '_' for o in cell.parsed_() or [])
+
+
+def without_asides(cells:list) -> list: # of cells
+    "Leave out single sentences about code that a page doesn't show."
+    def is_aside(k, c):
+        if c.cell_type != 'markdown' or '\n' in c.source.strip() or c.source[0] in '#>|-': return False
+        about = [*takewhile(lambda o: o.cell_type == 'code', cells[k+1:])]
+        return len(about) > 0 and not any(map(is_shown, about))
+    return [c for k, c in enumerate(cells) if not is_aside(k, c)]
+
+
 def prepare(nb_path:Path) -> None:
     """Give documented public methods of exported classes entries of their own, and keep nbdev from losing text and
     running examples."""
@@ -144,6 +160,7 @@ def prepare(nb_path:Path) -> None:
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
     # nbdev takes title and summary out, with all that stands in their cell
     head = re.match(r'(?:(?:#|>) .*\n*)*', nb.cells[0].source)[0]
+    nb.cells[1:] = without_asides(nb.cells[1:])
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
     imports_shown = page_imports(nb_path)
     cells = []

@@ -561,7 +561,7 @@ def cli_recommend(
     users:str|None=None, # ids with commas between, or a file with a column; else those of the tables above, or all
     k:int=10, # items for each user
     candidates:str|None=None, # file whose first column has the items to choose from, or a table with each user's
-    exclude:str|None=None, # file whose first column has the items that nobody gets, or a table with each user's
+    exclude:str|None=None, # file whose first column has the items to leave out, or a table with each user's
     on_unknown:str='raise', # a user without a row and without ratings: raise, mean, popular or skip
     allow_seen:bool=False, # recommend what users have rated as well
     titles:str|None=None, # file of two columns, item and title, to add titles from

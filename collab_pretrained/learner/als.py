@@ -464,7 +464,7 @@ def fit_als(self:CollabLearner,
     n_rounds:int=10, # times that all users and then all items are solved, 1 or more
     cbs=None, # callbacks for this training: `SaveModelCallback`, `EarlyStoppingCallback` and other callbacks of epochs
     half_life:float|str|None=None, # of ratings, or of a ranking's popularity, in days; 'auto' chooses; None as before
-) -> CollabLearner: # itself; the optimizer starts anew
+) -> CollabLearner: # itself, with a new optimizer
     "Train by solving rows in closed form, from scratch or on from the rows that are there."
     check_rows(n_rounds, 'n_rounds', what='rounds')
     (x, y, weight), _ = train_ratings(self), dot_product(self)
@@ -799,7 +799,7 @@ def adapt(self:CollabLearner,
     ratings=None, # table of ratings with the learner's column names, of ids that it knows; None for its training part
     epochs:int=0, # epochs of descent afterwards, over the training part
     lr:float=1e-3, # their learning rate
-) -> CollabLearner: # itself; the optimizer starts anew
+) -> CollabLearner: # itself, with a new optimizer
     "Take ratings into the rows of users and items; those that they have learned from before are left out."
     table = None if ratings is None else read_for(self, ratings)[0]
     x, y, weight = train_ratings(self) if table is None else of_known(self, table)

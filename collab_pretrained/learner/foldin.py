@@ -190,7 +190,7 @@ def fold_in(self:CollabLearner,
     ratings=None, # table of ratings with the learner's column names; None for none, with `features`
     side:str='user', # 'user' or 'item': whose rows are wanted; the other side stays as it is
     ids:str|Iterable='new', # 'new' for ids without a row, 'all', or a list of ids in `ratings` or `features`
-    commit:bool=False, # whether to put the rows into model and vocabulary; the optimizer then starts anew
+    commit:bool=False, # whether to add the rows to model and vocabulary, with a new optimizer
     features=None, # table of what ids are, see `set_features`, rated or not; None for what is known of them
 ) -> FoldedIn: # in the order of the vocabulary that these ids would make
     "Rows for ids from their ratings: a new id starts from the prior, a known one from its own posterior."

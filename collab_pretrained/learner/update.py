@@ -267,7 +267,7 @@ def update(self:CollabLearner,
     features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`: each gets a row
     forget_after:float|str|timedelta|None=None, # drop ids without a rating for so long: days, '365d'; or nights
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
-    "Take new ratings into the learner, whole or not at all; its loaders hold old and new ratings afterwards."
+    "Update the learner with new ratings, all or nothing; its loaders hold old and new ratings afterwards."
     seed = seed_or_fresh(seed)
     epochs = _check_update(self, replay, epochs, rounds, lr)
     with all_or_nothing(self):

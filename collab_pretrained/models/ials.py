@@ -201,7 +201,7 @@ def recent_counts(
     n_items:int, # rows
     half_life:float|None, # in days; None for no end
 ) -> Tensor: # (n_items,) float32: 1 for the most popular
-    "How popular items are of late."
+    "Recent popularity of items."
     weights = torch.from_numpy(.5**((days.max() - days)/(half_life or np.inf))).to(items.device)
     counts = torch.bincount(items, weights, n_items).float()
     return counts/counts.max().clamp(min=1e-30)

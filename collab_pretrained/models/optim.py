@@ -171,7 +171,7 @@ def state_dict(self:FusedAdam) -> dict: # as fastai's: 'state' of each parameter
 
 @patch
 def clear_state(self:FusedAdam):
-    "Begin the moments anew."
+    "Reset the moments."
     self.settle()
     super(FusedAdam, self).clear_state()
 

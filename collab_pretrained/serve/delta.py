@@ -132,7 +132,7 @@ def _same_tensor(a, b): return a.shape == b.shape and a.dtype == b.dtype and boo
 # %% ../../nbs/67_serve.delta.ipynb #cceddaa2
 def delta_between(
     old:str|Path, # the folder of the model to follow
-    new:str|Path, # the folder of the model that came of it
+    new:str|Path, # the folder of the new model
 ) -> bytes: # of a safetensors file
     "What changed between two saved models; raises `SaveError` if ids that were kept changed their order."
     from safetensors.torch import save
@@ -143,7 +143,7 @@ def delta_between(
 # %% ../../nbs/67_serve.delta.ipynb #2095af9c
 def write_delta(
     old:str|Path, # the folder of the model to follow
-    new:str|Path, # the folder of the model that came of it
+    new:str|Path, # the folder of the new model
     path:str|Path, # of the file to write
 ) -> Path: # `path`
     "Write what changed between two saved models, as `delta_between` says it."

@@ -242,12 +242,12 @@ def recommend(self:CollabLearner,
     on_unknown:str='raise', # users without a row: 'raise', 'mean' (the average user's), 'popular', or 'skip' them
     ratings=None, # table of later ratings, from which users without a row get one for this answer; None for none
     seen=None, # table of what users rated before, beyond what the learner knows; None for no more
-    exclude=None, # ids of items that nobody gets, or a table of users and the items they don't get; None for none
+    exclude=None, # ids of items to leave out, or a table of users and items; None for none
     with_std:bool=False, # whether a column `std` says how far a rating may be from its prediction
     explore:float=0., # how many standard deviations to order by: above 0 for items to try, below for safe ones
     features=None, # table of what users are, see `set_features`: who has no row gets one for this answer; None for none
 ) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
-    "The items that each user would rate highest, best first; of equal ones in the order of the vocabulary."
+    "Recommend the items that each user would rate highest, best first; ties are in the order of the vocabulary."
     check_count('k', k)
     if ratings is not None: ratings = read_like(self.dls, ratings)
     asked, told = _asked_users(self, users, ratings, on_unknown, features), dict(ratings=ratings, features=features)
