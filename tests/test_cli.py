@@ -84,6 +84,12 @@ def test_output_that_cant_encode_an_id(night):
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'Traceback' not in done.stderr
 
 
+def test_ids_that_are_no_text_to_this_shell(night):
+    pd.read_csv('monday.csv').assign(user=lambda o: 'ü' + o['user'].astype(str)).to_csv('text.csv', index=False)
+    assert run('train', 'text.csv', 'text', '--epochs', 1, '--n-factors', 2)[0] == 0
+    assert "--users '\\udcc3\\udcbc1': no text" in refused('recommend', 'text', '--users', '\udcc3\udcbc1')
+
+
 def test_ctrl_c_is_one_line(night):
     with subprocess.Popen([*MODULE, 'train', 'monday.csv', 'new', '--epochs', '100000', '--n-factors', '4'],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -541,7 +541,7 @@ def test_dl(self:CollabDataLoaders,
     bs:int|None=None, # rows in a batch, 1 or more; None for the validation loader's
     process:bool=True, # accepted as fastai does, and not used: ids are always encoded
     **kwargs, # other parameters of `CollabDL`
-): # `CollabDL` with the rows in the order of `test_items`
+): # `CollabDL` with the rows in the order of `test_items`, unless `shuffle` says otherwise
     "A loader of rows to score."
     ds = self.valid_ds
     if isinstance(test_items, pd.Series): test_items = test_items.to_frame().T
@@ -550,7 +550,7 @@ def test_dl(self:CollabDataLoaders,
     if not len(table): raise RatingsError('no ratings in a table of 0 rows; expected at least one')
     tensors = _dataset(table, np.arange(len(table)), _rows(table, ds.classes), ds.classes, ds.id_cast).tensors
     ds = ds.new(tensors if with_labels else tensors[:1])
-    return self.valid.new(ds, bs=bs or self.valid.bs, shuffle=False, drop_last=False, **kwargs)
+    return self.valid.new(ds, bs=bs or self.valid.bs, **{'shuffle': False, 'drop_last': False, **kwargs})
 
 # %% ../../nbs/34_data.loaders.ipynb #378d5c56
 @patch(cls_method=True)

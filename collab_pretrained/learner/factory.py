@@ -145,9 +145,15 @@ def _mean_rating(dls):
     return sum(o for o, _ in sums)/sum(n for _, n in sums) if sums else None
 
 @torch.no_grad()
-def _start_at_mean(model, mean):
-    "Raise the biases of all items to where a dot product answers `mean`, vectors aside."
-    model.get_parameter('i_bias.weight').add_(linear_scale(mean, 1., y_range_of(model))[0])
+def _start_at_mean(model, loss_func, dls):
+    "Raise the biases of all items to where a dot product answers the mean rating, if its loss is lower there."
+    mean, y_range = _mean_rating(dls), y_range_of(model)
+    if mean is None: return
+    y = next(iter(_training_ratings(dls)))
+    y = y[::len(y)//256 + 1]
+    at_start, at_mean = (torch.as_tensor(loss_func(y.new_full(y.shape[:1], o), y)).mean()
+                         for o in (sum(y_range or (0, 0))/2, mean))
+    if at_mean < at_start: model.get_parameter('i_bias.weight').add_(linear_scale(mean, 1., y_range)[0])
 
 # %% ../../nbs/53_learner.factory.ipynb #3d075e97
 class _NewTables:
@@ -267,7 +273,7 @@ def collab_learner(
     ranking, loss_func = _asked_ranking(loss, loss_func, source, dls, use_nn)
     has_opt_func = 'opt_func' in kwargs
     if ranking: dls, loss_func, kwargs = ranking.prepare(dls, model, kwargs)
-    elif not (source or use_nn) and (mean := _mean_rating(dls)) is not None: _start_at_mean(model, mean)
+    elif not (source or use_nn): _start_at_mean(model, loss_func, dls)
     learn = CollabLearner(dls, model, loss_func, **kwargs)
     _set_sparse(learn, sparse, has_opt_func)
     if source: learn.start_from(source, how)

@@ -60,6 +60,10 @@ class LeanLearner(Learner):
             calls[event_name] = [_call_of(o, event_name) for o in self.cbs.sorted('order') if _listens(o, event_name)]
         return calls[event_name]
 
+    def _end_cleanup(self):
+        super()._end_cleanup()
+        self.loss_grad = None  # with the graph of the last batch, which can't be copied
+
     def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ('_calls', '_scheds')}
 
 # %% ../../nbs/50_learner.loop.ipynb #6ed55c64
