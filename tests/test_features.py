@@ -271,6 +271,8 @@ def test_a_learner_that_knows_nothing_of_its_ids_can_be_told():
 
 @pytest.mark.parametrize('frame, message', [
     (lambda: films().assign(title='text'), 'holds text'),
+    (lambda: films().assign(tags='Drama|War'), 'get_dummies'),
+    (lambda: films().assign(tags=[['Drama', 'War']] + [['War']]*78), 'get_dummies'),
     (lambda: films().assign(what=[{}]*79), 'objects'),
     (lambda: pd.concat([films(), films()]), 'more than once'),
     (lambda: films().set_axis([f'film {o}' for o in range(79)]), 'none of 79 ids'),

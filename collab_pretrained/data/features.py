@@ -68,8 +68,8 @@ def _kind(values):
     if len(there) and not isinstance(there.iloc[0], str) and np.ndim(there.iloc[0]) == 1: return 'vector'
     raise RatingsError(
         f'features: column {values.name!r} holds {"text" if _is_text(there) else f"objects ({dtype})"}; expected '
-        'numbers, booleans, dates, categories (`.astype("category")`), or for text vectors of your own making, a list '
-        'or an array in each row: convert it, or drop it')
+        'numbers, booleans, dates, categories (`.astype("category")`), tags as a column each (`.str.get_dummies("|")`), '
+        'or for text vectors of your own making, a list or an array in each row: convert it, or drop it')
 
 def _is_text(values): return len(values) > 0 and isinstance(values.iloc[0], str)
 
@@ -95,7 +95,10 @@ def _raw(values, kind, levels, width):
 def _vectors(values, width):
     "A column of lists or arrays; `width` 0 is that of the first."
     there = values.notna().to_numpy()
-    rows = [np.asarray(o, dtype=np.float64) for o in values[there]]
+    try: rows = [np.asarray(o, dtype=np.float64) for o in values[there]]
+    except (TypeError, ValueError): raise RatingsError(
+        f'features: column {values.name!r} has lists that are not of numbers; expected {_REMEDY["vector"]}, and tags '
+        'as a column each, as `.str.join("|").str.get_dummies("|")` makes them of lists') from None
     sizes = {o.shape for o in rows} | ({(width,)} if width else set())
     if len(sizes) > 1: raise RatingsError(
         f'features: column {values.name!r} has vectors of the shapes {examples(sorted(sizes))}; expected one length')
