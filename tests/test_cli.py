@@ -90,6 +90,12 @@ def test_ids_that_are_no_text_to_this_shell(night):
     assert "--users '\\udcc3\\udcbc1': no text" in refused('recommend', 'text', '--users', '\udcc3\udcbc1')
 
 
+def test_the_current_folder_is_gone(night):
+    done = subprocess.run(['sh', '-c', 'mkdir gone && cd gone && rmdir ../gone && "$@"', 'sh', *MODULE, 'inspect', night],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('collab-pretrained: the current folder was deleted')
+
+
 def test_ctrl_c_is_one_line(night):
     with subprocess.Popen([*MODULE, 'train', 'monday.csv', 'new', '--epochs', '100000', '--n-factors', '4'],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

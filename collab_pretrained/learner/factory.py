@@ -151,9 +151,10 @@ def _start_at_mean(model, loss_func, dls):
     if mean is None: return
     y = next(iter(_training_ratings(dls)))
     y = y[::len(y)//256 + 1]
-    at_start, at_mean = (torch.as_tensor(loss_func(y.new_full(y.shape[:1], o), y)).mean()
-                         for o in (sum(y_range or (0, 0))/2, mean))
-    if at_mean < at_start: model.get_parameter('i_bias.weight').add_(linear_scale(mean, 1., y_range)[0])
+    def loss(answer): return torch.as_tensor(loss_func(y.new_full(y.shape[:1], answer), y)).mean()
+    is_mse = isinstance(getattr(loss_func, 'func', loss_func), nn.MSELoss)  # which is lowest at the mean
+    if not is_mse and loss(mean) >= loss(sum(y_range or (0, 0))/2): return
+    model.get_parameter('i_bias.weight').add_(linear_scale(mean, 1., y_range)[0])
 
 # %% ../../nbs/53_learner.factory.ipynb #3d075e97
 class _NewTables:
