@@ -60,8 +60,8 @@ def side_index(side:str) -> int: # 0 for users, 1 for items
 def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would block
 
 def as_path(path:str|os.PathLike) -> Path:
-    "`path` as a `Path`; raises `CollabError` for what is no path."
-    if isinstance(path, (str, os.PathLike)): return Path(path)
+    "`path` as a `Path`, with the home folder for `~`; raises `CollabError` for what is no path."
+    if isinstance(path, (str, os.PathLike)): return Path(os.path.expanduser(path))
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
 def file_content(path:str|Path, n:int=-1) -> bytes:

@@ -3,6 +3,7 @@ import copy
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastai.torch_core import set_seed
 
 from collab_pretrained.core import planted_ratings
 from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
 
 df = planted_ratings()[['user', 'item', 'rating']]
@@ -73,3 +75,17 @@ def test_predict_goes_through_the_losss_activation():
     learn = learner(loss_func=BCEWithLogitsLossFlat())
     row = df.iloc[0]
     assert learn.predict(row)[1] == pytest.approx(learn.get_preds(dl=learn.dls.test_dl(df.head(1)))[0].item())
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    (tmp_path/'work').mkdir()
+    monkeypatch.chdir(tmp_path/'work')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    learn = learner()
+    for name in ('~/model', Path('~/other')):
+        assert (learn.save_pretrained(name)/'config.json').samefile(tmp_path/Path(name).name/'config.json')
+        assert CollabLearner.from_pretrained(name).recommend(1, k=3).equals(learn.recommend(1, k=3))
+        assert learner(pretrained=name).match_report.side('user').coverage == 1
+    assert learn.save('~/pair') == tmp_path/'pair.pth'
+    learn.load('~/pair')
+    assert not any((tmp_path/'work').iterdir())

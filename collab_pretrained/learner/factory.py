@@ -112,7 +112,7 @@ def read_pretrained(
     if source is True: return _read_saved(path, with_opt)
     if not isinstance(source, (str, Path)) or source == '': raise CheckpointError(
         f'pretrained={source!r}; expected True, the name or the path of a saved model, a `Pretrained`, or a `Learner`')
-    return _read_named(source, [Path(source), Path(path)/source, Path(path)/model_dir/source], model_dir, with_opt)
+    return _read_named(source, [own := as_path(source), Path(path)/own, Path(path)/model_dir/own], model_dir, with_opt)
 
 # %% ../../nbs/53_learner.factory.ipynb #938bf1ce
 def _training_ratings(dls):
@@ -297,8 +297,8 @@ def from_pretrained(cls:CollabLearner,
     how, kwargs = _split_options(start, kwargs)
     path = as_path(folder)
     if dls is not None: check_loaders(dls)
-    if not path.is_dir() and names_repository(folder, [path.parent]): folder = hub_folder(str(folder), revision)
-    saved = Pretrained(*read_folder(folder), str(folder))
+    if not path.is_dir() and names_repository(folder, [path.parent]): path = hub_folder(str(folder), revision)
+    saved = Pretrained(*read_folder(path), str(folder))
     if dls is None: dls = _no_ratings(saved)
     model = make_described(saved.meta, dls.classes)
     ranking = as_ranking(pretrained=saved) if loss_func is None else None
