@@ -68,7 +68,7 @@ def _kind(values):
     if len(there) and not isinstance(there.iloc[0], str) and np.ndim(there.iloc[0]) == 1: return 'vector'
     raise RatingsError(
         f'features: column {values.name!r} holds {"text" if _is_text(there) else f"objects ({dtype})"}; expected '
-        'numbers, booleans, dates, categories (`.astype("category")`), tags as a column each (`.str.get_dummies("|")`), '
+        'numbers, booleans, dates, categories (`.astype("category")`), tags as columns (`.str.get_dummies("|")`), '
         'or for text vectors of your own making, a list or an array in each row: convert it, or drop it')
 
 def _is_text(values): return len(values) > 0 and isinstance(values.iloc[0], str)
