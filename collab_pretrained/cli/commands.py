@@ -521,6 +521,9 @@ def ids_given(learn:CollabLearner, side:str, option:str, given:str|None) -> Any:
     is_text = learn.side(side).vocab.kind == 'text'
     if isfile(given): return read_ids(given, is_text)
     ids = given.split(',')
+    if re.search('[\ud800-\udfff]', given): raise RatingsError(
+        f'--{option} {given[:80]!r}: no text in the encoding of this shell; expected it in that of `locale`: set '
+        'LC_ALL=C.UTF-8, or give a file of ids')
     if is_text: return ids
     odd = [o for o in ids if not re.fullmatch('0|-?[1-9][0-9]{0,18}', o)]
     if odd: raise RatingsError(f'--{option} {given[:80]!r}: neither a file nor whole numbers, as the ids of the model '

@@ -27,7 +27,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder, defaults
 from fastai.torch_core import distrib_barrier, get_model, rank_distrib, to_device, trainable_params
-from fastcore.basics import patch
+from fastcore.basics import getcallable, patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
@@ -620,7 +620,9 @@ def predict(self:CollabLearner,
     frame = pd.DataFrame([dict(item)])
     if lost := [col for col in self.dls.classes if col not in frame]: raise RatingsError(
         f'no {lost} among {list(frame)}; expected a user and an item, in the columns {list(self.dls.classes)}')
-    pred = self.get_preds(dl=self.dls.test_dl(frame[list(self.dls.classes)]))[0].flatten()[0]
+    x, model = self.dls.test_dl(frame[list(self.dls.classes)]).one_batch()[0], self.model.eval()
+    with torch.no_grad(): pred = model(x.to(next(model.parameters()).device)).flatten()[0].cpu()
+    pred = getcallable(self.loss_func, 'activation')(pred)
     rating_name = getattr(self.dls, 'rating_name', None)
     res = frame.assign(**{str('rating' if rating_name is None else rating_name): pred.item()}), pred, pred
     return (frame, *res) if with_input else res

@@ -237,7 +237,8 @@ def check_floor(name:str, value:float, floor_name:str, floor:float, higher_is_be
     "Warn where a model's figure `value` is worse than that of its `floor`."
     worse = value < floor if higher_is_better else value > floor
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
-                            'floor; train longer, or with another learning rate', CollabWarning, stacklevel=4)
+                            'floor: train longer or with another learning rate; if it was solved, these ratings may '
+                            f'hold no more than {floor_name}', CollabWarning, stacklevel=4)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #4a3d4116
 def check_count(name:str, value:Any, what:str='the length of the lists') -> None:
