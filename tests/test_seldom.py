@@ -4,6 +4,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import quiet
@@ -125,3 +126,26 @@ def test_popularity_of_a_pretrained_ranking_counts_once():
     again = quiet(ranking(pretrained=once), 'fit_als', 2, half_life=30.)
     assert once.ages.half_life == again.ages.half_life == 30
     assert np.allclose(once.ages.recent, again.ages.recent, rtol=1e-5) and once.ages.weight == again.ages.weight
+
+
+@pytest.fixture(scope='module')
+def two_tastes():
+    "Clicks of users who have seen half of the items of their own kind, odd or even like themselves, and nothing else."
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([(u, i) for u in range(80) for i in range(u % 2, 40, 2) if rng.random() < .5], columns=['user', 'item'])
+
+
+@pytest.mark.parametrize('loss', ['bpr', 'warp', 'softmax'])
+def test_new_rows_of_rankings_trained_by_descent_follow_their_clicks(two_tastes, loss):
+    dls = CollabDataLoaders.from_df(two_tastes, valid_pct=0., seed=1, bs=128, implicit=True)
+    learn = collab_learner(dls, n_factors=4, loss=loss, seed=0)
+    quiet(learn, 'fit_one_cycle', 10, 5e-2)
+    newcomer = pd.DataFrame({'user': 1000, 'item': [1, 3, 5, 7]})
+    folded = learn.fold_in(newcomer, commit=True)
+    assert folded.rows.shape == (1, 5) and folded.variance is None
+    lists = learn.recommend([1000], k=8)['item']
+    assert (lists % 2 == 1).all() and not set(lists) & {1, 3, 5, 7}
+    film = pd.DataFrame({'user': range(0, 40, 2), 'item': 1001})
+    learn.fold_in(film, side='item', commit=True)
+    seen = learn.model.weight([1001])[0] @ learn.model.weight(range(41, 80), is_item=False).T
+    assert seen[1::2].mean() > seen[::2].mean()  # of even users, who have not clicked on it, above odd ones
