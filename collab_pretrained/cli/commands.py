@@ -190,7 +190,6 @@ def features_of(
         res[side] = features_in(path, place.column, reading, text, kinds, _kept(learn.facts))
     return res
 
-
 # %% ../../nbs/83_cli.commands.ipynb #8a418dc5
 def _load(model, ratings=None, reading=BY_ENDING):
     "The learner in the folder `model`, over its own vocabulary; with ratings of the file `ratings`, if given."

@@ -117,7 +117,6 @@ def without(self:Seen,
     pairs = self.pairs()
     return Seen.of_pairs(pairs[~other.has(pairs)], self.n_users, self.n_items)
 
-
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
 @patch
 def moved(self:Seen, match:MatchReport) -> Seen:

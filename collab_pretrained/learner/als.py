@@ -94,7 +94,6 @@ def side_table(
     "The rows of one side."
     return torch.cat([as_tensor(o, model.get_parameter(o)) for o in _names(side)], 1).float()
 
-
 # %% ../../nbs/52_learner.als.ipynb #297f4151
 @torch.no_grad()
 def set_side_table(
@@ -613,7 +612,6 @@ def _posterior_tables(learn):
     tables = {k: v.cpu() for k, v in posterior_tables(learn.posterior).items()}
     return {'posterior': tables if limits is None else {**tables, 'limits': torch.tensor(limits)}}
 
-
 # %% ../../nbs/52_learner.als.ipynb #725f2d97
 @patch
 def saved_tables(self:CollabLearner,
@@ -791,7 +789,6 @@ def _adapt_by_descent(learn, epochs, lr):
                                       "expected `epochs=1` or more, or a model of `loss='ials'`")
     learn.fit_one_cycle(epochs, lr)
     return learn
-
 
 # %% ../../nbs/52_learner.als.ipynb #09c131f5
 @patch

@@ -28,6 +28,7 @@ from collab_pretrained.learner.als import (
     known_positives,
     moved_rows,
     n_rows_of,
+    new_evidence,
     positives_of,
     read_for,
     set_factors,
@@ -167,10 +168,9 @@ def _pairs(rows, x, side):
 
 def _is_new(learn, side, asked):
     "Which ratings the rows have not learned from."
-    rows, evidence = asked.rows_on(), learn.evidence() if (asked.rows >= 0).any() else None
-    if evidence is None: return torch.ones(len(asked.x), dtype=torch.bool, device=rows.device)
-    pairs = _pairs(rows, asked.x, side)
-    return (pairs < 0).any(1) | ~torch.from_numpy(evidence.has(pairs.clamp(min=0).cpu().numpy())).to(rows.device)
+    pairs = _pairs(asked.rows_on(), asked.x, side)
+    unknown = (pairs < 0).any(1)
+    return unknown if unknown.all() else unknown | new_evidence(learn, pairs.clamp(min=0))
 
 def _solved(learn, side, asked, y_range):
     """Mean and variance of rows of ratings. Without a new rating, known rows are as they were, to the bit, and new ones

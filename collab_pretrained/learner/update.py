@@ -157,7 +157,6 @@ def _read(learn, ratings, features):
         grown[column] = vocab.grown(ids[vocab.rows(ids) < 0])
     return table.merge_repeats('last'), grown
 
-
 # %% ../../nbs/58_learner.update.ipynb #5f5cdb0e
 def _is_known(learn, x):
     "Which pairs the model has learned from, or the learner holds."

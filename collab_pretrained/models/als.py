@@ -326,7 +326,6 @@ def _solve_tonight(priors, both, noise, y_range, n_rounds, before, frozen):
         new[i] = _kept(replace(prior, mean=mean, variance=variance), before[i], frozen[i])
     return new, error.sum()
 
-
 # %% ../../nbs/49_models.als.ipynb #2096f2de
 def _learn_tonight(own, prior, is_new, others, ratings, transposed, side, caution):
     """What tonight tells of the prior behind the rows of `own`, by how far they moved from tonight's. New ids add to
@@ -345,7 +344,6 @@ def _learn_tonight(own, prior, is_new, others, ratings, transposed, side, cautio
     squares = (((residual - .5*gain*moved)**2 + own.variance)*is_new).sum(0)
     spread = ((n*own.spread**2 + squares)/(n + n_new).clamp(min=1)).sqrt() if n_new else own.spread
     return replace(own, mean=mean, history=own.history + .5*moved, base=own.base + shift, spread=spread), .5*step
-
 
 # %% ../../nbs/49_models.als.ipynb #2b5a4cf8
 @torch.no_grad()
@@ -379,7 +377,6 @@ def update_posterior(
     users, items = with_expected(users, items), with_expected(items, users)
     new = [_kept(o, side, f) for o, side, f in zip((users, items), sides, still, strict=True)]
     return Posterior(*new, noise, *_stretched(posterior, deviation))
-
 
 # %% ../../nbs/49_models.als.ipynb #6013de07
 def _own_rows(own, rows, n, features):

@@ -34,7 +34,6 @@ def _side_grads(rows, grads, n_rows, is_sparse):
     known: Any = {'is_coalesced': True, 'check_invariants': False}
     return [torch.sparse_coo_tensor(rows[None], o, (n_rows, o.shape[1]), **known) for o in sums]
 
-
 # %% ../../nbs/40_models.embeddings.ipynb #73eb9ada
 class _DotBias(torch.autograd.Function):
     @staticmethod

@@ -383,7 +383,6 @@ def match_side(
     return replace(own, mean=moved(own.mean, expected), variance=moved(own.variance, own.new_variance()),
                    **{o: moved(getattr(own, o), 0.) for o in ('counts', 'history', 'implicit', 'features', 'surplus')})
 
-
 # %% ../../nbs/44_models.posterior.ipynb #c2d25574
 def match_posterior(
     posterior:Posterior, # over the old vocabulary; not changed

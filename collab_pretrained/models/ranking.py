@@ -36,7 +36,6 @@ def is_positive(
     "Which ratings are positive."
     return y[:,0] >= (-torch.inf if min_rating is None else min_rating)
 
-
 # %% ../../nbs/45_models.ranking.ipynb #19fec20b
 class RankingDL(CollabDL):
     "Batches of positives, the rows of each user together; unshuffled, a `CollabDL` of all ratings."

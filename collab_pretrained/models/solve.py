@@ -313,4 +313,3 @@ def solve_means(
     _in_threads(solve, ratings.chunks, rows.device)
     _complete(ratings, rows)
     return rows
-

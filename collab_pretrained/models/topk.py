@@ -142,7 +142,6 @@ def in_eval_mode(
     res._modules = {k: None if o is None else in_eval_mode(o) for k, o in model._modules.items()}
     return res
 
-
 # %% ../../nbs/47_models.topk.ipynb #fdd28264
 class ForwardScores:
     "Scores of any model that answers (user row, item row), one user at a time."

@@ -77,7 +77,6 @@ def pairs_in(learn:CollabLearner, table:Any, new:Any=()) -> np.ndarray:
         pairs[:,0] = np.where(at >= 0, len(learn.side('user').vocab) + at, pairs[:,0])
     return pairs
 
-
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
 def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|None) -> np.ndarray:
     "The pairs of `x` that should be found, each once; those of items without a row stay, and can't be."
