@@ -99,7 +99,7 @@ def _plot_nights(reports, path):
     ax.set_ylabel("RMSE on the night's newest ratings")
     ax.legend()
     fig.savefig(path, dpi=120)
-    print(f'The nights as a picture: {path}')
+    print(f'Plot of the nights: {path}')
 
 # %% ../../nbs/86_cli.demo.ipynb #799928e6
 def _print_lists(model, tables, titles):
@@ -135,7 +135,7 @@ def demo(
     if len(titles): pd.Series(titles, name='title').to_csv(folder/'titles.csv')
     with_titles = ['--titles', folder/'titles.csv'] if len(titles) else []
     reports = _run_nights(folder, tables, table.columns[3], with_titles)
-    print(f'A page about the last night: {folder/"night.html"}\n')
+    print(f'Report of the last night: {folder/"night.html"}\n')
     _print_lists(folder/'model', tables, titles)
     _plot_nights(reports, folder/'nights.png')
 

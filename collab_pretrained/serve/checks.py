@@ -407,7 +407,7 @@ class Check:
 LIMITS = {o: rule for rule in RULES for o in (rule.low, rule.high) if o}  # name of each limit -> what it is a limit of
 
 def _bounds(rule, profile, earlier, limits):
-    "The lowest and the highest value that is let pass, and what is usual; None if there is none."
+    "The lowest and the highest accepted value, and the usual one; None if there is none."
     fixed = profile.get(rule.fixed, 0.) if isinstance(rule.fixed, str) else rule.fixed
     usual, low, high = [fixed]*3 if fixed is not None else _usual(rule, profile, earlier) or [None]*3
     res = [limits.get(name, bound) if name else None for name, bound in ((rule.low, low), (rule.high, high))]

@@ -249,7 +249,7 @@ def _biases(learn, rest, held_out):
 
 # %% ../../nbs/68_serve.night.ipynb #d2bfba02
 def _floor_measures(learn, held_out, rest, k):
-    "As `measures`, of what is to be had without knowing anybody's taste; None for a ranking by a network."
+    "As `measures`, of the baseline; None for a ranking by a network."
     if learn.ranking is None: return measures(learn, held_out, rest, k, _biases(learn, rest, held_out))
     popular = _popular(learn, rest)
     return None if popular is None else measures(popular, held_out, rest, k)

@@ -73,7 +73,7 @@ def _row(o, at, y):
 
 # %% ../../nbs/69_serve.report.ipynb #25194f14
 _keys = {'before': 'last night\'s model', 'after': 'tonight\'s model', 'interval': '95% interval of the change',
-         'floor': 'floor: what is to be had without knowing anybody\'s taste', 'refused': 'refused'}
+         'floor': 'floor: a baseline without personalization', 'refused': 'refused'}
 
 def _table(names, rows, **kwargs):
     head = xml.Thead(xml.Tr(*(xml.Th(o, scope='col') for o in names)))
@@ -153,7 +153,7 @@ def _lists(examples, titles):
     "The lists of some users, known ones first."
     if examples is None or not len(examples): return None
     users = [_user(user, lists, titles) for user, lists in examples.groupby('user', sort=False)]
-    note = xml.P('Struck out is what left a list, and bold what came.', cls='note')
+    note = xml.P('Struck out: no longer in the list. Bold: new in the list.', cls='note')
     return _section('Lists before and after', note, *users)
 
 # %% ../../nbs/69_serve.report.ipynb #714e49b8
