@@ -26,7 +26,7 @@ from ..weights.roles import as_tensor
 from .embeddings import EmbeddingDotBias, y_range_of
 
 # %% ../../nbs/47_models.topk.ipynb #a709bb84
-_block, _spare = 64, 8
+_block, _spare = 64, 3
 
 def _few(scores, n):
     "The `n` largest scores of each line, whichever of equal ones, and their columns."
