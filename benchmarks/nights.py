@@ -13,7 +13,8 @@ there), and planted ratings that depend on no taste, which only user and item bi
   update       the first model, read from its folder, takes in each night's ratings without the old ones
 RMSE, of answers clipped to the range of the ratings that trained, over all nights and over the first and the last third
 of them; CPU seconds of all nights' training, tables read and vocabularies made; means over the seeds (SGD: one seed
-unless --sgd-seeds says more). `share` is the seconds over those of `fit_als`.
+unless --sgd-seeds says more). `share` is the seconds over those of `fit_als`. `gap` is the RMSE less that of `fit_als`,
+over all nights and the last third, each with its standard error over users, whose ratings stand and fall together.
 
 --ranking: recall@10 and NDCG@10 of each night's liked items (4 of 5 stars and more, 8 of 10 for MovieTweetings) among
 all items that the user had not rated before, for users who had liked one before; 50 factors, `loss='ials'`: kept,
@@ -215,6 +216,16 @@ def summary(found, ranking):
     means = {k: np.concatenate(o, 1).mean(1) for k, o in parts.items()}
     return {f'{what}{k}': m[i] for k, m in means.items() for i, what in enumerate(('recall', 'NDCG'))}
 
+def gaps(found, full, users):
+    "By how much the RMSE is above that of `full`, and the standard error of that, errors of one user being one number."
+    res, third = {}, len(found)//3
+    for part, k in (('', 0), (' last third', -third)):
+        of, a, b = (np.concatenate(o[k:]) for o in (users, found, full))
+        slope = .5/a.mean()**.5/len(a)  # of the RMSE, by the sum of squared errors
+        sums = pd.Series(a - b - (a - b).mean()).groupby(of).sum()
+        res |= {f'gap{part}': a.mean()**.5 - b.mean()**.5, f'gap{part} se': slope*(sums**2).sum()**.5}
+    return res
+
 def measure(name, df, args):
     "A line for each way: means over the seeds."
     args.half, runs = len(df)//2, []
@@ -224,9 +235,12 @@ def measure(name, df, args):
         if args.ranking: ways = ranking_ways(df, seed, args, liked)
         else: ways = rating_ways(df, seed, args, RANGES.get(name, (0, 5.5)))
         def look(m, old, new): return ranks(m, old, new, liked) if args.ranking else squared(m, old, new)
-        for way, (first, step) in ways.items():
+        users, full = [df.user[a:b] for a, b in zip(cuts, cuts[1:], strict=False)], None
+        for way, (first, step) in sorted(ways.items(), key=lambda o: o[0] != 'fit_als'):
             found, seconds = chain(df, cuts, first, step, look)
-            runs.append({'data': name, 'way': way, **summary(found, args.ranking), 'cpu_s': seconds,
+            full = full or found
+            gap = {} if args.ranking else gaps(found, full, users)
+            runs.append({'data': name, 'way': way, **summary(found, args.ranking), **gap, 'cpu_s': seconds,
                          'half_life': getattr(getattr(first, 'ages', None), 'half_life', None)})
     res = pd.DataFrame(runs).groupby(['data', 'way'], sort=False).mean().reset_index()
     full = res.cpu_s[res.way == ('ials' if args.ranking else 'fit_als')].item()
