@@ -133,6 +133,7 @@ def night(model, path, tonight, *options):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = command(['night', str(model), str(path), '--time', 'time', '--now', str(now), *map(str, options)])
     said = err.getvalue() if status else out.getvalue()
+    said = said.replace(f'{path.parent}/', '')
     return status, ' '.join(o.removeprefix('collab-pretrained: ') for o in said.splitlines() if 'warning: ' not in o)
 
 
@@ -259,7 +260,7 @@ def by_command(folder, *args):
         p = subprocess.Popen([sys.executable, '-m', 'collab_pretrained', *map(str, args)], stdout=f, stderr=f, cwd=folder)
         _, status, used = os.wait4(p.pid, 0)
     return {'status': os.waitstatus_to_exitcode(status), 'wall': time.monotonic() - start,
-            'cpu': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss/1024, 'words': said.read_text()}
+            'cpu': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss/1024, 'words': said.read_text().partition('\n')[0]}
 
 
 def days(folder, out):
@@ -287,7 +288,7 @@ def days(folder, out):
 def days_summary(df):
     refused, total = df[df.status != 0], df.sum(numeric_only=True)
     print(f'{len(df)} nights, {len(refused)} of them refused')
-    print(refused[['night', 'n', 'words']].to_string(index=False))
+    print(refused[['night', 'n']].assign(words=refused.words.str[:200]).to_string(index=False))
     print(df[['wall', 'cpu', 'peak_mb', 'folder_mb']].quantile([.5, .95, 1]).round(1).to_string())
     print(f'{total.seen:.0f} of {total.lines:,.0f} lines of lists name a seen item; the folder ends with '
           f'{df.folder_mb.iloc[-1]:.0f} MB')

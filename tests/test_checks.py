@@ -169,6 +169,13 @@ def test_rankings_are_checked(loss):
     assert {'popularity', 'item fit'} & {o.name for o in check_table(profile(shuffled), earlier) if not o.ok}
 
 
+def test_one_rating_has_no_mean():
+    usual = [{'n_ratings': 3, 'n_new': 3, 'mean': o, 'std': 1., 'effective_users': 3.} for o in (2.9, 3., 3.1)]
+    for mean, is_fine in ((5., True), (9., False)):
+        found = check_table({'n_ratings': 1, 'n_new': 1, 'mean': mean, 'std': 0., 'effective_users': 1.}, usual)
+        assert {o.name: o.ok for o in found}['mean'] == is_fine
+
+
 def test_few_users_say_little():
     "A night of three users may have three new ones, or only one user; of a hundred it is a fault."
     def refused(users, top, **tonight):

@@ -16,7 +16,7 @@ import torch
 from helpers import quiet, run
 from test_checkpoint_files import Folder, child, model, status, tables
 
-from collab_pretrained.core import CheckpointError, SaveError, one_writer, planted_ratings
+from collab_pretrained.core import CheckpointError, CollabWarning, SaveError, one_writer, planted_ratings
 from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
@@ -251,6 +251,60 @@ def test_the_command(served, tmp_path):
     assert run('rollback', served)[:2] == (0, 'version 1 is served\n')
     assert run('history', served)[1].count('\n') == 5
     assert run('forget', served)[0] == 2 and run('forget', served, '--users', 'user-00003')[0] == 0
+
+
+def test_versions_that_were_removed_by_hand(served):
+    for o in NIGHTS[:3]: night(served, o)
+    shutil.rmtree(served/'versions/00004')
+    for f in (CollabLearner.from_pretrained, lambda o: night(o, NIGHTS[3])):
+        with pytest.raises(CheckpointError, match='00004: no such folder.*`collab-pretrained rollback .*` serves'): f(served)
+    assert rollback(served) == 3 and night(served, NIGHTS[2]).version == 5
+    shutil.rmtree(served/'versions')
+    with pytest.raises(CheckpointError, match=r'expected an earlier one.*\(kept: none\)'): rollback(served)
+    trained(served)
+    assert night(served, NIGHTS[0]).version == 2
+    assert history(served).served.tolist() == [False]*5 + [True]  # not the version 2 of before
+
+
+def test_reports_that_are_none(served, tmp_path):
+    night(served, NIGHTS[0])
+    for text in ('{', '[]', '{"when": 3}', '{"verdict": "promoted"}'):
+        (served/'reports/odd.json').write_text(text)
+        with pytest.warns(CollabWarning, match='odd.json: left out, since it is no report'): assert len(history(served)) == 2
+        code, out, err = run('history', served)
+        assert code == 0 and out.count('\n') == 3 and 'collab-pretrained: warning' in err and 'odd.json' in err
+    with pytest.warns(CollabWarning): assert forget(served, [FIRST.user.iloc[0]]).n_users == 1
+
+
+def test_forgetting_nobody_keeps_all_versions(served):
+    night(served, pd.concat([NIGHTS[0], NIGHTS[0][:1].assign(user='new')]))
+    before = served_files(served)
+    done = forget(served, ['nobody'])
+    assert (done.version, done.removed, done.n_unknown) == (2, [], 1) and served_files(served) == before
+    rollback(served)
+    assert forget(served, ['new']).removed == [1, 2]  # who is in version 2 alone
+
+
+def test_what_follows_a_night_is_tried_before_it(served, tmp_path):
+    "A page that can't be written and titles that can't be read are said before anything is taken in."
+    NIGHTS[0].to_csv(tmp_path/'0.csv', index=False)
+    before = content(tmp_path)
+    (tmp_path/'one.csv').write_text('item\n1\n')
+    for options in (['--html', served], ['--html', tmp_path/'x.html', '--titles', tmp_path/'none.csv'],
+                    ['--html', tmp_path/'x.html', '--titles', tmp_path/'one.csv'], ['--seed', '-1'], ['--now', 'nan']):
+        code, out, err = run('night', served, tmp_path/'0.csv', *options)
+        assert (code, out, err.count('\n')) == (2, '', 1), err
+    (tmp_path/'one.csv').unlink()
+    assert content(tmp_path) == before
+    for name in ('plot', 'plot.txt'):
+        code, out, err = run('history', served, '--plot', tmp_path/name)
+        assert code == 2 and 'expected a picture: .png, .svg or .pdf' in err and not (tmp_path/name).exists()
+
+
+def test_long_lists(served):
+    "Lists longer than the catalogue take no more memory."
+    report = night(served, NIGHTS[0], k=100_000)
+    assert report.lists['k'] == 100_000 and 0 < report.lists['overlap'] < .01
 
 
 def test_a_file_that_was_cut_short(served, tmp_path):

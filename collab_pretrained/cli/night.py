@@ -8,13 +8,12 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/cli.night.html.md"""
 __all__ = ['cli_night', 'cli_apply', 'cli_forget']
 
 # %% ../../nbs/84_cli.night.ipynb #dc7239ce
+import contextlib
 import re
 import sys
 from pathlib import Path
 
-from pandas.api.types import is_numeric_dtype
-
-from ..core import RatingsError, config_bytes, replace_file
+from ..core import RatingsError, config_bytes, new_file
 from ..learner.core import CollabLearner
 from ..serve.delta import apply_delta
 from ..serve.night import forget, night
@@ -32,13 +31,6 @@ def _limits(given):
         if not m: raise RatingsError(f'--limits {o}: expected the name of a limit and a number, such as max_error=1.5')
         res[m[1]] = None if m[2] == 'none' else float(m[2])
     return res
-
-def _write_page(model, report, path, titles):
-    "A page about a night, with the titles in a file."
-    lists, by_item = report.examples, None
-    if titles and lists is not None: by_item = titles_in(titles, not is_numeric_dtype(lists['item']))
-    page = night_html(report.to_dict(), lists, history(model), by_item)
-    replace_file(Path(path), page.encode())
 
 def _say(step):
     if sys.stderr.isatty(): print(f'{step} ...', file=sys.stderr)
@@ -69,14 +61,17 @@ def cli_night(
     reading:Reading=BY_ENDING, # how the table is read
 ):
     "Take tonight's ratings into a model, and serve the result if nothing speaks against it."
-    if titles: titles_in(titles, True)  # a file that can't be read is told before the work
-    def table(learn): return tables_of(learn, ratings, reading)
+    shown = {}
+    def table(learn):
+        if titles: shown.update(titles_in(titles, learn.side('item').vocab.kind == 'text'))
+        return tables_of(learn, ratings, reading)
     def features(learn): return features_of(learn, item_features, user_features, reading)
-    report = night(
-        model, table, features=features, limits=_limits(limits), files=[ratings], recommend=recommend, export=export,
-        delta=delta, wait=wait, say=_say, time=time, hold_out=hold_out, valid_pct=valid_pct, max_loss=max_loss, k=k,
-        keep=keep, seed=seed, forget_after=forget_after, now=now)
-    if html: _write_page(model, report, html, titles)
+    with new_file(Path(html)) if html else contextlib.nullcontext() as page:  # raises before the night
+        report = night(
+            model, table, features=features, limits=_limits(limits), files=[ratings], recommend=recommend,
+            export=export, delta=delta, wait=wait, say=_say, time=time, hold_out=hold_out, valid_pct=valid_pct,
+            max_loss=max_loss, k=k, keep=keep, seed=seed, forget_after=forget_after, now=now)
+        if page: page.write_bytes(night_html(report.to_dict(), report.examples, history(model), shown).encode())
     print(config_bytes(report.to_dict()).decode() if json else in_options(str(report), ['limits']))
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')
 

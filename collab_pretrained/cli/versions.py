@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from inspect import signature
 
 from fastcore.script import anno_parser
@@ -28,7 +29,7 @@ def cli_history(
     nights = history(model)
     print(nights.to_string(index=False, na_rep='', float_format='{:.4g}'.format) if len(nights) else
           'no nights yet: `night` takes ratings into the model')
-    if plot: print(f'drawn: {plot_history(nights, plot)}')
+    if plot is not None: print(f'drawn: {plot_history(nights, plot)}')
 
 def cli_rollback(
     model:str, # folder of a model that was updated by `night`
@@ -52,6 +53,8 @@ def _print(text):
 def _status(name, args):
     "The exit status of a command, which is that of its work."
     f = commands[name]
+    def show(message, *args, **kwargs): print(f'collab-pretrained: warning: {message}', file=sys.stderr)
+    warnings.showwarning = show  # ty: ignore[invalid-assignment]  as in `commands`
     try:
         given = vars(anno_parser(f, f'collab-pretrained {name}').parse_args(args))
         f(**{o: given[o] for o in signature(f).parameters})  # the parser has options of its own
@@ -67,6 +70,6 @@ def run_without_torch(
 ) -> int: # the exit status
     "Run a command; `cli.commands` has one for the others, which need more."
     out = io.StringIO()
-    with contextlib.redirect_stdout(out): status = _status(name, args)
+    with contextlib.redirect_stdout(out), warnings.catch_warnings(): status = _status(name, args)
     _print(out.getvalue())
     return status

@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/serve.versions.html.
 
 # %% auto #0
 __all__ = ['n_profiles', 'read_facts', 'lineage_of', 'served_version', 'version_path', 'versions_of', 'clean_up', 'utc',
-           'add_version', 'rollback', 'write_report', 'history', 'plot_history']
+           'add_version', 'rollback', 'write_report', 'read_reports', 'history', 'plot_history']
 
 # %% ../../nbs/66_serve.versions.ipynb #f3c16a08
 import contextlib
@@ -15,13 +15,23 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
 
-from ..core import CheckpointError, config_bytes, config_checksum, model_config, one_writer, replace_file
+from collab_pretrained.core import (
+    CheckpointError,
+    CollabWarning,
+    SaveError,
+    config_bytes,
+    config_checksum,
+    model_config,
+    one_writer,
+    replace_file,
+)
 
 # %% ../../nbs/66_serve.versions.ipynb #a1409614
 def read_facts(
@@ -160,7 +170,8 @@ def rollback(
         current, kept = served_version(model), versions_of(model)
         earlier = [o for o in kept if current is None or o < current]
         if to is None and not earlier: raise CheckpointError(
-            f'{model}: no version before the one that is served; expected one of {kept or "some"}: `night` makes them')
+            f'{model}: no version before the one that is served; expected an earlier one, as each promoted `night` '
+            f'leaves it (kept: {", ".join(map(str, kept)) or "none"})')
         to = earlier[-1] if to is None else to
         if to not in kept: raise CheckpointError(f'{model}: no version {to}; expected one of {kept}')
         if current is None: _serve(model, to, max(kept))
@@ -181,16 +192,28 @@ def write_report(
     replace_file(path, config_bytes(facts))
     return path
 
+def read_reports(
+    model:str|Path, # folder of the model
+) -> list[dict]: # as `write_report` was given them
+    "The reports of all nights; a file that is none is left out, with a warning."
+    res = []
+    for path in sorted(Path(model).glob('reports/*.json')):
+        try: facts = json.loads(path.read_bytes())
+        except ValueError: facts = None
+        if isinstance(facts, dict) and isinstance(facts.get('when'), str) and 'verdict' in facts: res.append(facts)
+        else: warnings.warn(f'{path}: left out, since it is no report of a night', CollabWarning, stacklevel=3)
+    return res
+
 def history(
     model:str|Path, # folder of a saved model
 ) -> pd.DataFrame: # a line for each night: when, verdict, version, n_new, metric, before, after, low, high, ...; served
     "What each night did to a model, oldest first."
-    reports = [json.loads(o.read_bytes()) for o in Path(model).glob('reports/*.json')]
-    nights = {o['when']: o for o in [*lineage_of(read_facts(model)), *reports]}
+    config = read_facts(model)
+    nights = {o['when']: o for o in [*lineage_of(config), *read_reports(model)]}
     res = pd.DataFrame([nights[o] for o in sorted(nights)]).reindex(columns=_columns)
     res['version'] = res['version'].astype('Int64')
     res.loc[res.verdict == 'refused', 'version'] = pd.NA  # it is that of an earlier night
-    return res.assign(served=(res['version'] == served_version(model)).fillna(False).astype(bool))
+    return res.assign(served=res['when'] == (lineage_of(config)[-1]['when'] if 'folder' in config else None))
 
 # %% ../../nbs/66_serve.versions.ipynb #60af7148
 def plot_history(
@@ -198,6 +221,8 @@ def plot_history(
     path:str|Path, # of the picture: .png, .svg or .pdf
 ) -> Path: # of the file
     "The error of each night's ratings by last night's model and by tonight's, and which nights were refused."
+    if Path(path).suffix.lower() not in ('.png', '.svg', '.pdf'): raise SaveError(
+        f'{path}: not drawn; expected a picture: .png, .svg or .pdf')
     from matplotlib.figure import Figure
     measured = nights.dropna(subset=['after'])
     when, fig = pd.to_datetime(measured.when), Figure(figsize=(8, 4), layout='constrained')

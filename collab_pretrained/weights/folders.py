@@ -172,7 +172,10 @@ def _read_parts(path):
         place = path.parent/config.get('folder', '.')
         try: return config, {o: _part(place/o, config['files'][o]) for o in checkpoint_files(config)}
         except CheckpointError:
-            if path.read_bytes() == raw: raise  # else a new save came between: read that
+            if path.read_bytes() != raw: continue  # a new save came between: read that
+            if place.is_dir(): raise
+            raise CheckpointError(f'{place}: no such folder, and it is the version that is served; expected it there: '
+                                  f'`collab-pretrained rollback {path.parent}` serves an earlier one') from None
 
 # %% ../../nbs/27_weights.folders.ipynb #353b57ea
 def read_folder(
