@@ -106,6 +106,16 @@ def test_ctrl_c_is_one_line(night):
     assert err.splitlines()[-1] == 'collab-pretrained: interrupted' and not (night/'new').exists()
 
 
+def test_ctrl_c_after_the_work_changes_nothing(night):
+    with subprocess.Popen([*MODULE, 'train', 'monday.csv', 'done', '--n-factors', '4'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        while 'saved: ' not in process.stdout.readline(): pass
+        time.sleep(.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and 'Traceback' not in err and (night/'done').exists()
+
+
 def test_two_updates_at_once_lose_nothing(night):
     df = pd.read_csv('monday.csv')[:200]
     for k in (1000, 2000): df.assign(user=df.user + k).to_csv(f'{k}.csv', index=False)

@@ -21,6 +21,7 @@ from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
 from collab_pretrained.serve import night as module
+from collab_pretrained.serve import versions
 from collab_pretrained.serve.delta import apply_delta
 from collab_pretrained.serve.night import compare, forget, is_worse, night
 from collab_pretrained.serve.versions import (
@@ -253,6 +254,14 @@ def test_the_command(served, tmp_path):
     assert run('forget', served)[0] == 2 and run('forget', served, '--users', 'user-00003')[0] == 0
 
 
+def test_a_rollback_on_a_full_disk_says_so(served, monkeypatch):
+    night(served, NIGHTS[0])
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(versions, 'replace_file', full)
+    with pytest.raises(SaveError, match='version 1 is not served .*No space left.* still there'): rollback(served)
+    assert served_version(served) == 2
+
+
 def test_versions_that_were_removed_by_hand(served):
     for o in NIGHTS[:3]: night(served, o)
     shutil.rmtree(served/'versions/00004')
@@ -348,7 +357,8 @@ def test_what_cannot_be_written_leaves_all_as_it_was(served, tmp_path, monkeypat
     for target, name in ((pd.DataFrame, 'to_csv'), (pq, 'ParquetWriter'), (module, 'delta_between'), (torch.Tensor, 'numpy')):
         with monkeypatch.context() as m:
             m.setattr(target, name, full)
-            with pytest.raises((OSError, SaveError), match='No space left'): night(served, NIGHTS[1], **outputs)
+            with pytest.raises((OSError, SaveError), match='No space left') as said: night(served, NIGHTS[1], **outputs)
+            assert str(said.value).count('not written') <= 1
         assert content(tmp_path) == before
     assert night(served, NIGHTS[1], **outputs, keep=1).version == 3
     (tmp_path/'folder').mkdir()

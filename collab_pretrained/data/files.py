@@ -379,6 +379,7 @@ def new_table(
             if kind == '.parquet': df.to_parquet(part, index=False)
             else: _write_text(df, part, _written[kind])
             yield path
+    except SaveError: raise  # of the block
     except OSError as e: raise SaveError(f'{path}: not written ({e}); what was there before is still there') from e
 
 # %% ../../nbs/33_data.files.ipynb #5c1a488f

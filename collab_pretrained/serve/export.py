@@ -81,7 +81,7 @@ def _new_export(folder, writers):
         _commit(folder, new, list(writers))
     except BaseException as e:
         shutil.rmtree(new, ignore_errors=True)
-        if not isinstance(e, OSError): raise
+        if isinstance(e, SaveError) or not isinstance(e, OSError): raise
         raise SaveError(f'{folder}: not written ({e}); what was there before is still there') from e
 
 # %% ../../nbs/64_serve.export.ipynb #74b69e0a

@@ -29,6 +29,7 @@ from collab_pretrained.core import (
     config_bytes,
     config_checksum,
     model_config,
+    new_file,
     one_writer,
     replace_file,
 )
@@ -159,6 +160,8 @@ def add_version(
     return number
 
 # %% ../../nbs/66_serve.versions.ipynb #cb408f1e
+_still = 'what was there before is still there'
+
 def rollback(
     model:str|Path, # folder of a model with versions
     to:int|None=None, # the version to serve; None for the one before the one that is served
@@ -174,8 +177,9 @@ def rollback(
             f'leaves it (kept: {", ".join(map(str, kept)) or "none"})')
         to = earlier[-1] if to is None else to
         if to not in kept: raise CheckpointError(f'{model}: no version {to}; expected one of {kept}')
-        if current is None: _serve(model, to, max(kept))
-        else: _serve(model, to, _newest(model, read_facts(model)))
+        newest = max(kept) if current is None else _newest(model, read_facts(model))
+        try: _serve(model, to, newest)
+        except OSError as e: raise SaveError(f'{model}: version {to} is not served ({e}); {_still}') from e
     return to
 
 # %% ../../nbs/66_serve.versions.ipynb #77adf128
@@ -204,6 +208,7 @@ def read_reports(
         else: warnings.warn(f'{path}: left out, since it is no report of a night', CollabWarning, stacklevel=3)
     return res
 
+# %% ../../nbs/66_serve.versions.ipynb #901b4d74
 def history(
     model:str|Path, # folder of a saved model
 ) -> pd.DataFrame: # a line for each night: when, verdict, version, n_new, metric, before, after, low, high, ...; served
@@ -233,5 +238,7 @@ def plot_history(
     ax.set(xlabel='night', ylabel=', '.join(measured.metric.dropna().unique()))
     ax.legend()
     fig.autofmt_xdate()
-    fig.savefig(path)
+    try:
+        with new_file(Path(path)) as part: fig.savefig(part)
+    except OSError as e: raise SaveError(f'{path}: not drawn ({e}); {_still}') from e
     return Path(path)
