@@ -19,7 +19,8 @@ nights are started at once. Counted is what readers saw, and whether each night 
 --days: MovieTweetings by command alone, each in a process of its own: `train` on the first day, then a `night` for each
 of the other 251, which writes the lists of all users. Printed are seconds, the most memory, what was refused, the size
 of the folder, how many lines of lists name a seen item, and the RMSE of each day before it is taken in, beside that of
-`fit_als` on all ratings so far; `--out` gets a line for each night as it ends."""
+`fit_als` on all ratings so far; `--out` gets a line for each night as it ends.
+results/faults.csv and results/days.csv have the lines of one run."""
 
 import argparse
 import os
