@@ -1,5 +1,6 @@
 "The command `collab-pretrained`; its help and its version need no more than this file."
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -50,6 +51,12 @@ def main(
     argv:list|None=None, # the command's arguments; None means `sys.argv[1:]`
 ) -> int: # the exit status
     "Run a command of `collab-pretrained`."
+    status = _run(argv)
+    if argv is None: signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and its status is the process's
+    return status
+
+
+def _run(argv):
     name, *args = (sys.argv[1:] if argv is None else argv) or ['--help']
     described = '\n'.join(f'  {k:10}  {o}' for k, o in DESCRIPTIONS.items())
     if name in ('-h', '--help'): return _show(USAGE.format(described))

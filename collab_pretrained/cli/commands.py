@@ -75,8 +75,9 @@ _at_least_0, _above_0 = ('0 or more', lambda o: 0 <= o < np.inf), ('a number abo
 _share = ('a share, 0 to 1', lambda o: 0 <= o <= 1)
 _ranges = {  # option -> what its number must be, and the test
     'epochs': _at_least_0, 'n_factors': ('1 to 65536', lambda o: 1 <= o <= 2**16), 'lr': _above_0, 'wd': _at_least_0,
-    'min_overlap': _share, 'max_rmse': _above_0, 'seed': ('a whole number below 2**63', lambda o: abs(o) < 2**63),
-    'wait': _at_least_0, 'k': ('1 or more', lambda o: o >= 1), 'bs': ('1 to 2**31', lambda o: 1 <= o <= 2**31),
+    'min_overlap': _share, 'max_rmse': _above_0, 'seed': ('a whole number, 0 to below 2**63', lambda o: 0 <= o < 2**63),
+    'wait': _at_least_0, 'now': _at_least_0,
+    'k': ('1 or more', lambda o: o >= 1), 'bs': ('1 to 2**31', lambda o: 1 <= o <= 2**31),
     'rounds': ('1 or more', lambda o: o >= 1),
     'keep': ('1 or more', lambda o: o >= 1), 'max_loss': _at_least_0}
 

@@ -182,8 +182,8 @@ _of_times = [
     Rule('end', 'end', 'the ratings end {end:.2g} days after those of the night before', f'was the file cut short, or '
          f'written too early? {_source.capitalize()}', low='min_step', scale='count', floor=.05),
     Rule('late ratings', 'late', '{late:.1%} of the new ratings are older than the newest of the night before',
-         f'is this an older file, or are times damaged? {_source.capitalize()}. Where they are of a night that '
-         'was refused, `limits` with max_late=1 takes them in', high='max_late', first=(.05, .6), alike=.1),
+         f'is this an older file, or are times damaged? {_source.capitalize()}. A night that was refused is late: '
+         'take it in with max_late=1', high='max_late', first=(.05, .6), alike=.1),
     Rule('rated again', 'rerated', '{rerated:.1%} of the pairs that are newer than the night before were taken in '
          'before', _any_ids, high='max_rerated', first=(.01, .6), of='n_ratings')]
 
@@ -362,13 +362,13 @@ def _off_scale(rule, value, n):
     if rule.scale == 'count': return np.exp(value)
     return np.clip(((n + 1)/(1 + np.exp(-value)) - .5)/n, 0, 1)
 
-def _own_error(rule, profile, usual):
-    "The standard error of tonight's value on the scale."
+def _own_error(rule, profile, usual, std):
+    "The standard error of tonight's value on the scale, given the usual `std` of ratings."
     n, users = rule.size(profile), profile.get('effective_users', 1.)
     if rule.scale == 'share':
         p = (np.array([profile[rule.key], usual])*n + .5)/(n + 1)
         return float(1/np.sqrt((n + 1)*(p*(1 - p)).max()))
-    return {'mean': profile.get('std', 0.)/users**.5, 'std': (2*users)**-.5, 'error': (2*users)**-.5,
+    return {'mean': max(profile.get('std', 0.), std)/users**.5, 'std': (2*users)**-.5, 'error': (2*users)**-.5,
             'item_fit': max(n, 1)**-.5, 'user_fit': max(users*profile.get('known_users', 1.), 1)**-.5,
             'popularity': profile.get('tastes', 0.)/users**.5, 'activity': users**-.5, 'end': 3/users}.get(rule.key, 0.)
 
@@ -384,7 +384,8 @@ def _usual(rule, profile, earlier):
         floor = rule.floor*(abs(centre) if rule.scale == 'number' else 1)
         spread = max(1.4826*float(np.median(np.abs(past - centre))), floor)*(1 + 2/len(past))
     else: centre, spread = _on_scale(rule, rule.first[0], n), rule.first[1]
-    reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre, n)))
+    std = float(np.median([p.get('std', 0.) for p in earlier])) if earlier else 0.
+    reach = 4*max(spread, _own_error(rule, profile, _off_scale(rule, centre, n), std))
     low, high = (_off_scale(rule, o, n) for o in (centre - reach, centre + reach))
     usual = float(np.median(values)) if values else rule.first[0]
     return usual, float(min(low, *values, np.inf)), float(max(high, *values, -np.inf))

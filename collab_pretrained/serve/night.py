@@ -9,7 +9,6 @@ __all__ = ['Compared', 'NightReport', 'Tonight', 'read_night', 'hold_out', 'meas
            'NightSettings', 'night', 'Forgotten', 'forget']
 
 # %% ../../nbs/68_serve.night.ipynb #739e6fd0
-import json
 import re
 import sys
 import time as clock
@@ -31,6 +30,7 @@ from collab_pretrained.serve.versions import (
     clean_up,
     lineage_of,
     read_facts,
+    read_reports,
     served_version,
     utc,
     version_path,
@@ -38,7 +38,7 @@ from collab_pretrained.serve.versions import (
     write_report,
 )
 
-from ..core import SIDES, CollabWarning, new_file, one_writer
+from ..core import SIDES, CheckpointError, CollabWarning, new_file, one_writer
 from ..data.columns import check_choice
 from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
@@ -302,25 +302,18 @@ def is_worse(
     return _worse_by(first.metric, first.low, first.high) > max_loss*first.before
 
 # %% ../../nbs/68_serve.night.ipynb #591d2c81
-def _as_rows(lists, users, items, k):
-    "Lists as numbers of items, int (n users, k), -1 if there are no more."
-    rows = np.full((len(users), k), -1)
-    rows[users.get_indexer(lists['user']), lists['rank'] - 1] = items.get_indexer(lists['item'])
-    return rows
-
 def list_change(
     before:pd.DataFrame, # lists, as `recommend` gives them
     after:pd.DataFrame, # of the same users
     k:int, # their length
 ) -> dict: # 'k', 'n_users'; 'overlap' and 'rbo', 0 to 1, means over the users
     "How much of the lists stayed."
-    users, items = (pd.Index(pd.concat([before[o], after[o]]).unique()) for o in ('user', 'item'))
-    a, b = (_as_rows(o, users, items, k) for o in (before, after))
-    same = (a[:,:,None] == b[:,None,:]) & (a[:,:,None] >= 0)
-    agreement = np.stack([same[:,:d,:d].sum((1, 2))/d for d in range(1, k+1)], 1)
-    weights = .85**np.arange(k)
-    return {'k': k, 'n_users': len(users), 'overlap': float(agreement[:,-1].mean()),
-            'rbo': float((agreement @ weights/weights.sum()).mean())}
+    n_users = pd.concat([before['user'], after['user']]).nunique()
+    both = before.merge(after, on=['user', 'item'])  # an item is in both lists from the lower of its ranks on
+    same = np.bincount(both[['rank_x', 'rank_y']].max(axis=1), minlength=k+1)[1:k+1].cumsum()
+    agreement, weights = same/np.arange(1, k+1)/max(n_users, 1), .85**np.arange(k)
+    rbo = float(agreement @ weights/weights.sum())
+    return {'k': k, 'n_users': n_users, 'overlap': float(agreement[-1]), 'rbo': rbo}
 
 # %% ../../nbs/68_serve.night.ipynb #f13c9cb7
 @dataclass(frozen=True)
@@ -494,9 +487,10 @@ class Forgotten:
     deltas: list[str] # files of deltas that are gone: a copy of the model that followed them is to be made anew
 
     def __str__(self):
-        gone = ', '.join(map(str, self.removed)) or 'none'
-        lines = [f'forgotten: {self.n_users} users and {self.n_items} items', f'version {self.version} is served; '
-                 f'earlier versions still had them and are removed: {gone}']
+        served = 'the model of before' if self.version is None else f'version {self.version}'
+        gone = '; earlier versions still had them and are removed: ' if self.removed else ''
+        lines = [f'forgotten: {self.n_users} users and {self.n_items} items',
+                 f'{served} is served{gone}{", ".join(map(str, self.removed))}']
         if self.n_unknown: lines.append(f'{self.n_unknown} ids were not in the model')
         lines += [f'written again: {o}' for o in self.rewritten]
         return '\n'.join([*lines, *(f'removed: {o}; copies that follow it still have them' for o in self.deltas)])
@@ -512,6 +506,7 @@ def _cleared(facts, ids):
     "A report, or an entry of the lineage, whose words name none of `ids`."
     return {k: _unnamed(v, ids) if k in ('reason', 'checks', 'profile') else v for k, v in facts.items()}
 
+# %% ../../nbs/68_serve.night.ipynb #4d40f194
 def _rewrite_lists(learn, path, gone):
     "Lists without the users and items that are gone."
     text = [o for o in SIDES if learn.side(o).vocab.kind == 'text'] if Path(path).suffix != '.parquet' else ()
@@ -529,8 +524,12 @@ def _rewrite_outputs(learn, past, gone):
     for path in (deltas := found('delta')): Path(path).unlink()
     return {'rewritten': found('recommend') + found('export'), 'deltas': deltas}
 
-def _clear_reports(folder, names):
-    for o in (folder/'reports').glob('*.json'): write_report(folder, _cleared(json.loads(o.read_bytes()), names))
+def _is_held(folder, ids):
+    "Whether any version, or the model itself, has a row for one of `ids`."
+    places = [folder, *(version_path(folder, o) for o in versions_of(folder))]
+    try: return any((learn.side(side).vocab.rows(o) >= 0).any() for learn in map(CollabLearner.from_pretrained, places)
+                    for side, o in ids.items())
+    except CheckpointError: return True  # a version that can't be read
 
 # %% ../../nbs/68_serve.night.ipynb #05723616
 def forget(
@@ -547,10 +546,10 @@ def forget(
         ids = {side: canonical_ids(o, f'{side}s') if o else np.zeros(0, dtype=int) for side, o in asked.items()}
         known = [o[learn.side(side).vocab.rows(o) >= 0] for side, o in ids.items()]
         names, n = {str(o) for some in ids.values() for o in some}, [len(o) for o in known]
-        if any(n): learn.drop_ids(*known)
         def save(folder, lineage): learn.save_pretrained(folder, lineage=[_cleared(o, names) for o in lineage])
-        before = versions_of(folder)
-        version = add_version(folder, save, {'verdict': 'forgot'}, keep=1)
-        _clear_reports(folder, names)
+        before, version = versions_of(folder) if _is_held(folder, ids) else [], served_version(folder)
+        if any(n): learn.drop_ids(*known)
+        if any(n) or before: version = add_version(folder, save, {'verdict': 'forgot'}, keep=1)
+        for o in read_reports(folder): write_report(folder, _cleared(o, names))
         outputs = _rewrite_outputs(learn, past, ids)
     return Forgotten(*n, n_unknown=len(names) - sum(n), version=version, removed=before, **outputs)
