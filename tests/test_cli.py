@@ -368,3 +368,9 @@ def test_a_full_disk_names_the_file(night):
     done = subprocess.run(['bash', '-c', line], capture_output=True, text=True)
     assert done.returncode == 2 and 'lists.csv: not written' in done.stderr and done.stderr.count('\n') == 1
     assert Path('lists.csv').read_text() == 'as it was' and not list(Path().glob('.*.part*'))
+
+
+def test_commands_do_not_warn_of_what_fastai_calls(tmp_path):
+    command, env = [*MODULE, 'inspect', 'nothing'], {**os.environ, 'PYTHONWARNINGS': 'default'}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and 'torch.jit' not in done.stderr

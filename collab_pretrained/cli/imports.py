@@ -9,6 +9,7 @@ __all__ = ['DEFERRED', 'Deferred', 'import_fastai']
 
 # %% ../../nbs/81_cli.imports.ipynb #87e44043
 import sys
+import warnings
 from importlib import import_module
 from pkgutil import resolve_name
 from types import ModuleType
@@ -34,6 +35,9 @@ def import_fastai() -> None:
     if 'fastai' in sys.modules: return
     absent = [o for o in DEFERRED if o.partition('.')[0] not in sys.modules]
     sys.modules.update({o: Deferred(o) for o in absent})
-    try: import_module('fastai.collab')
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated')  # fastai's, shown from torch 2.14 on
+            import_module('fastai.collab')
     finally:
         for o in absent: del sys.modules[o]
