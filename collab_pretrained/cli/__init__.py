@@ -21,7 +21,7 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'inspect': 'Tell what a saved model is, and whether it is whole.',
     'forget': 'Remove users or items from a model, its earlier versions, and the lists and vectors that nights have written.',
     'export': 'Write the vectors of users and items for a search index.',
-    'demo': 'Train a model, update it on some nights and refuse a bad one, by command, and show what came of it.',
+    'demo': 'Train a model, update it on some nights, refuse a bad one, and show the results.',
 }
 
 ADDED_BY = {'demo': 'demo', 'night': 'night', 'apply': 'night', 'forget': 'night'}  # the others are in `cli.commands`
