@@ -1,9 +1,10 @@
 """New items and new users: what features of theirs are worth before the first rating and after a few, beside the same
 model without features, `nearest`, LightFM and cmfrec; and whether intervals of predicted ratings hold.
 
-Usage: python benchmarks/cold.py [--only items users ranking calibration] [--seeds 3] [--python lightfm=/path/to/python
-cmfrec=/path/to/python]   (MovieLens 100K; some minutes, one thread) A library runs in the Python that `--python` names
-for it, else in this one; what does not import there is named as missing.
+Usage: python benchmarks/cold.py [--only items users ranking calibration] [--seeds 3] [--out FILE.csv] [--python
+lightfm=/path/to/python cmfrec=/path/to/python]   (MovieLens 100K; some minutes, one thread; results/cold.csv has the
+figures) A library runs in the Python that `--python` names for it, else in this one; what does not import there is
+named as missing.
 
 `items`: half of the items are unseen. The model (`fit_als`, 20 factors, 10 rounds) learns from the ratings of the
 others; then unseen items get 0, 1, 5 or 20 of their ratings by `fold_in`, and a random fifth of their ratings is
@@ -46,6 +47,14 @@ def read():
     people = people.drop(columns='zip').assign(decade=people.age//10).astype({
         o: 'category' for o in ('sex', 'job', 'decade')})
     return ratings, {'item': genres.assign(half_decade=pd.Categorical(year//5*5)), 'user': people}
+
+def report(title, columns, runs):
+    "Print the mean over the seeds of each way, and return it as rows."
+    print(f'\n{title}: {", ".join(columns)}')
+    means = {name: np.mean(res, 0) for name, res in runs.items()}
+    for name, o in means.items(): print(f'{name:24}' + ''.join(f'{v:9.4f}' for v in o))
+    return [{'table': title, 'way': name, 'figure': c, 'value': v} for name, o in means.items()
+            for c, v in zip(columns, o, strict=False)]
 
 def noise(frame): return pd.DataFrame(np.random.default_rng(0).normal(size=(len(frame), 50)), frame.index,
                                       [f'noise{k}' for k in range(50)])
@@ -117,8 +126,7 @@ def cold(ratings, frame, side, seeds, pythons):
             runs.setdefault(name, []).append(filled(train, test, seed, side, unseen, fill))
         if side == 'item' and (preds := in_peer('cmfrec', pythons, seed, train, test, plain)) is not None:
             runs.setdefault('cmfrec', []).append([rmse(preds, test)])
-    print(f'\nnew {side}s: RMSE with {", ".join(map(str, GIVEN))} ratings')
-    for name, res in runs.items(): print(f'{name:24}' + ''.join(f'{o:8.4f}' for o in np.mean(res, 0)))
+    return report(f'new {side}s, RMSE', [f'{n} ratings' for n in GIVEN], runs)
 
 def in_peer(name, pythons, seed, train, test, features):
     "What a library says, in its own Python: an array, or None where it is missing."
@@ -198,10 +206,10 @@ def ranking(ratings, frame, seeds, pythons):
             said = in_peer(name, {name: pythons.get('lightfm', sys.executable)}, seed, train, test, design)
             if said is not None: ways[name] = said
         for name, o in ways.items(): runs.setdefault(name, []).append(figures(o, unseen, test))
-    print('\nnew items in lists: recall@10, NDCG@10')
-    for name, res in runs.items(): print(f'{name:24}' + ''.join(f'{o:8.4f}' for o in np.mean(res, 0)))
+    return report('new items in lists', ['recall@10', 'NDCG@10'], runs)
 
-def calibration(name, ratings, n_nights=20, z=1.2816):
+def calibration(ratings, n_nights=20, z=1.2816):
+    "What percentage of ratings the 80% interval holds: of all, and of fifths, narrow to wide."
     import torch
 
     from collab_pretrained.models.als import fit_rounds, update_posterior
@@ -218,8 +226,7 @@ def calibration(name, ratings, n_nights=20, z=1.2816):
         width.append(std)
         p = update_posterior(p, x[a:b], y[a:b])
     inside, width = torch.cat(inside).float(), torch.cat(width)
-    fifths = [100*inside[o].mean().item() for o in width.argsort().chunk(5)]
-    print(f'{name:24}{100*inside.mean():6.1f}   ' + ''.join(f'{o:6.1f}' for o in fifths))
+    return [100*inside[o].mean().item() for o in (slice(None), *width.argsort().chunk(5))]
 
 def main():
     if sys.argv[1:2] == ['--peer']: return run_peer(*sys.argv[2:])
@@ -228,6 +235,7 @@ def main():
     p.add_argument('--only', nargs='+', default=parts, choices=parts)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--first-seed', type=int, default=0, help='another one to choose settings on')
+    p.add_argument('--out', type=Path, help='CSV file for all figures')
     p.add_argument('--python', nargs='*', default=[], help='NAME=PATH of the Python with a library')
     a = p.parse_args()
     import warnings
@@ -239,13 +247,15 @@ def main():
     warnings.simplefilter('ignore', CollabWarning)
     ratings, frames = read()
     seeds, pythons = range(a.first_seed, a.first_seed + a.seeds), dict(o.split('=', 1) for o in a.python)
+    rows = []
     for side in ('item', 'user'):
-        if f'{side}s' in a.only: cold(ratings, frames[side], side, seeds, pythons)
+        if f'{side}s' in a.only: rows += cold(ratings, frames[side], side, seeds, pythons)
     if 'calibration' in a.only:
-        print('\n80% intervals: ratings inside, in percent; and by fifths, narrow to wide')
         from nights import read as ratings_of
-        for name in ('ml-100k', 'ml-latest-small', 'movietweetings', 'planted'):
-            if (df := ratings_of(name)) is not None: calibration(name, df.assign(time=np.arange(len(df))))
-    if 'ranking' in a.only: ranking(ratings, frames['item'], seeds, pythons)
+        tables = {o: ratings_of(o) for o in ('ml-100k', 'ml-latest-small', 'movietweetings', 'planted')}
+        found = {o: [calibration(df.assign(time=np.arange(len(df))))] for o, df in tables.items() if df is not None}
+        rows += report('80% intervals, percent inside', ['all', *(f'fifth {k}' for k in range(1, 6))], found)
+    if 'ranking' in a.only: rows += ranking(ratings, frames['item'], seeds, pythons)
+    if a.out: pd.DataFrame(rows).round(4).to_csv(a.out, index=False)
 
 if __name__ == '__main__': main()
