@@ -278,6 +278,11 @@ def test_a_learner_that_knows_nothing_of_its_ids_can_be_told():
     (lambda: films().set_axis([f'film {o}' for o in range(79)]), 'none of 79 ids'),
     (lambda: films().assign(quality=np.inf), 'infinite'),
     (lambda: films().assign(v=[[1., 2.]] + [[1.]]*78), 'one length'),
+    (lambda: films().assign(v=[[1., np.inf]]*79), 'infinite'),
+    (lambda: films().assign(v=[[]]*79), '1 or more'),
+    (lambda: films().assign(genres=[['drama', 'war']]*79), 'tags as a column each'),
+    (lambda: films().assign(v=[[1., 'two']]*79), 'not of numbers'),
+    (lambda: films().assign(quality=1j), 'objects'),
     (lambda: films()[[]], 'one or more'),
 ])
 def test_mistakes(frame, message):
