@@ -63,7 +63,8 @@ def _kind(values):
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype): return 'category'
     if pd.api.types.is_datetime64_any_dtype(dtype) or str(dtype).startswith('date'): return 'date'
-    if pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype): return 'number'
+    is_number = pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
+    if is_number or pd.api.types.is_bool_dtype(dtype): return 'number'
     there = values.dropna()
     if len(there) and not isinstance(there.iloc[0], str) and np.ndim(there.iloc[0]) == 1: return 'vector'
     raise RatingsError(
@@ -78,7 +79,7 @@ def _level(value): return value if isinstance(value, (str, int, float, bool)) el
 
 def _raw(values, kind, levels, width):
     "A column as numbers (n, width) float64, NaN if it is missing."
-    if kind == 'vector': return _vectors(values, width)
+    if kind == 'vector': return _finite(_vectors(values, width), values)
     if _kind(values) != kind and not (kind == 'category' and _is_text(values.dropna())): raise _not_a(values, kind)
     if kind == 'category':
         of_level = pd.Index(levels).get_indexer([_level(o) for o in values.astype(object)])
@@ -86,10 +87,11 @@ def _raw(values, kind, levels, width):
     if kind == 'date':
         values = pd.to_datetime(values, utc=True)
         values = (values - pd.Timestamp(0, tz='UTC'))/pd.Timedelta(days=1)
-    res = values.astype('Float64').to_numpy(dtype=np.float64, na_value=np.nan)
-    if np.isinf(res).any(): raise RatingsError(
-        f'features: column {values.name!r} has infinite values; expected finite numbers: replace them')
-    return res[:,None]
+    return _finite(values.astype('Float64').to_numpy(dtype=np.float64, na_value=np.nan)[:,None], values)
+
+def _finite(numbers, values):
+    if not np.isinf(numbers).any(): return numbers
+    raise RatingsError(f'features: column {values.name!r} has infinite values; expected finite numbers: replace them')
 
 # %% ../../nbs/37_data.features.ipynb #08949add
 def _vectors(values, width):
@@ -100,8 +102,9 @@ def _vectors(values, width):
         f'features: column {values.name!r} has lists that are not of numbers; expected {_REMEDY["vector"]}, and tags '
         'as a column each, as `.str.join("|").str.get_dummies("|")` makes them of lists') from None
     sizes = {o.shape for o in rows} | ({(width,)} if width else set())
-    if len(sizes) > 1: raise RatingsError(
-        f'features: column {values.name!r} has vectors of the shapes {examples(sorted(sizes))}; expected one length')
+    if len(sizes) > 1 or (0,) in sizes: raise RatingsError(
+        f'features: column {values.name!r} has vectors of the shapes {examples(sorted(sizes))}; expected one length, '
+        '1 or more')
     res = np.full((len(values), *next(iter(sizes))), np.nan)
     if rows: res[there] = np.stack(rows)
     return res
