@@ -109,6 +109,7 @@ def _vectors(values, width):
     if rows: res[there] = np.stack(rows)
     return res
 
+# %% ../../nbs/37_data.features.ipynb #62e39b29
 def _fit_column(values):
     "How a column of the first table is encoded."
     kind, levels = _kind(values), []
