@@ -23,9 +23,10 @@ from typing import get_args
 import pandas as pd
 from fastcore.docments import docments
 
-from ..core import CollabError, RatingsError, examples
+from ..core import RatingsError, examples
 from ..data.columns import complete_rows
 from ..data.files import read_table, says_itself
+from ..data.splits import joined_places
 from ..ids.vocab import Vocab
 
 # %% ../../nbs/82_cli.options.ipynb #b2cdf911
@@ -160,14 +161,12 @@ def read_file(
 
 # %% ../../nbs/82_cli.options.ipynb #0bba7c10
 def drop_incomplete(
-    df:pd.DataFrame, # a table
-    path, # where it is from, for messages
+    df:pd.DataFrame, # a table that was read from a file
     names:list, # of the columns in which nothing may be missing
     reading:Reading, # what to do with rows in which something is
 ) -> pd.DataFrame: # its complete rows
     "The rows of a table in which no column of `names` is missing."
-    try: rows = complete_rows(df, [o for o in names if o in df], reading.on_missing or 'raise')
-    except CollabError as e: raise RatingsError(f'{path}: {e}') from None
+    rows = complete_rows(df, [o for o in names if o in df], reading.on_missing or 'raise')
     return df if rows is None else df.iloc[rows]
 
 # %% ../../nbs/82_cli.options.ipynb #3f302db3
@@ -186,8 +185,9 @@ def tables_for(
         if lost: raise RatingsError(
             f'{path}: no columns {lost}; the columns are {list(df)}, and expected are those that the model was trained '
             f'on, {list(vocab)}: {"rename them" if says_itself(path) else "`--columns` names them"}')
-        parts.append(drop_incomplete(df, path, [*vocab, *others], with_facts(reading, kept)))
-    return parts[0] if len(parts) == 1 else pd.concat([o.reset_index(drop=True) for o in parts], ignore_index=True)
+        parts.append(drop_incomplete(df, [*vocab, *others], with_facts(reading, kept)))
+    if len(parts) == 1: return parts[0]
+    return pd.concat(parts, ignore_index=True).set_axis(joined_places([o.index for o in parts]))
 
 # %% ../../nbs/82_cli.options.ipynb #2c27026c
 def _as_feature(values, path, known):
@@ -218,7 +218,7 @@ def features_in(
     if column not in df: raise RatingsError(
         f'{path}: no column {column!r}; the columns are {list(df)}, and expected is that of the ids, called as in the '
         'ratings, in a file written as they are (or Parquet)')
-    df = drop_incomplete(df, path, [column], reading)
+    df = drop_incomplete(df, [column], reading)
     return df.assign(**{o: _as_feature(df[o], path, (kinds or {}).get(o)) for o in df if o != column})
 
 # %% ../../nbs/82_cli.options.ipynb #d25a2c36

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ..core import CollabWarning, RatingsError, examples
 from ..ids.canonical import canonical_ids, factorize_ids, take_in_parts
 from ..ids.matching import id_casts
-from .splits import row_words
+from .splits import row_words, says_where
 
 # %% ../../nbs/31_data.columns.ipynb #0b117567
 def warn_user(message:str) -> None:
@@ -190,7 +190,7 @@ def complete_rows(frame:pd.DataFrame, names:Iterable, on_missing:str) -> np.ndar
 def _bad_number(bad, name, above) -> str:
     "What is wrong with a column `name` in which the values `bad` are no numbers above `above`."
     first, index = bad.tolist()[0], bad.index
-    where = f'line {index[0]}' if index.name == 'line' else f'row {index[0]} (counted from 0)'
+    where = row_words(index, [0]) if says_where(index) else f'row {index[0]} (counted from 0)'
     said = f'column {name!r}: {first!r} in {where}'
     comma = isinstance(first, str) and re.fullmatch(r'\s*-?\d+,\d+\s*', first)
     if comma: hint = "expected numbers: a decimal comma is read with `decimal=','` (`from_csv`)"

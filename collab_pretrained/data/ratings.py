@@ -31,7 +31,7 @@ from collab_pretrained.data.columns import (
 
 from ..core import RatingsError, VocabError, examples
 from ..ids.vocab import Vocab
-from .splits import row_words, sortable_times
+from .splits import joined_places, row_words, says_where, sortable_times
 
 # %% ../../nbs/32_data.ratings.ipynb #4e72b9eb
 @dataclass
@@ -101,10 +101,17 @@ def _without_runs(table):
 # %% ../../nbs/32_data.ratings.ipynb #ba705eaf
 def _pandas_type(t): return None if hasattr(t, 'index_type') or str(t) == 'string_view' else pd.ArrowDtype(t)
 
+def _from_dataset(files, names):
+    "The columns `names` of pyarrow's Dataset; with where in its files each row is, but for one that filters them."
+    df = as_frame(files.to_table(columns=names), names)
+    try: parts = [pd.RangeIndex(o.count_rows(), name=f'row of {o.path}') for o in files.get_fragments()]
+    except (ValueError, AttributeError): return df  # of a filter, or of tables in memory
+    return df.set_axis(joined_places(parts)) if len(df) else df
+
 def as_frame(table:Any, names:list) -> pd.DataFrame:
     "The columns `names` of a table as a DataFrame; integers beside missing values stay integers."
     if isinstance(table, pd.DataFrame): return table
-    if hasattr(table, 'to_table'): table = table.to_table(columns=names)  # pyarrow's Dataset
+    if hasattr(table, 'to_table'): return _from_dataset(table, names)
     if hasattr(table, 'read_all'): table = table.read_all()  # and its reader of batches
     table = table.select(names)
     if hasattr(table, 'collect'): table = table.collect()  # polars' LazyFrame
@@ -129,8 +136,8 @@ def _names_in(table, roles, extra, implicit):
 
 # %% ../../nbs/32_data.ratings.ipynb #5b1761fa
 def _columns(frame, names, rows):
-    "The columns `names` of the complete `rows`, whose index are lines of a file, or positions in the table."
-    index = frame.index if frame.index.name == 'line' else None
+    "The columns `names` of the complete `rows`, whose index says where in a file they are, or in the table."
+    index = frame.index if says_where(frame.index) else None
     res = {o: pd.Series(frame[o].array, index, copy=False) for o in names}
     return res if rows is None else {o: s.iloc[rows] for o, s in res.items()}
 

@@ -57,10 +57,29 @@ def split_random(
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 # %% ../../nbs/30_data.splits.ipynb #e3f11c58
-def row_words(index:pd.Index, at:Any) -> str: # such as 'rows 0, 5 (counted from 0)', or 'line 17' where `index` says so
+def says_where(index:pd.Index) -> bool:
+    "Whether an index says where in a file each row is, as tables that were read from files have it."
+    return index.names[0] == 'place' or str(index.name).startswith(('line of ', 'row of '))
+
+def joined_places(parts:list) -> pd.Index: # of all rows
+    "Where the rows of joined tables are in their files, by the indexes of these tables."
+    if len(parts) == 1: return parts[0]
+    numbers = np.concatenate([o.to_numpy() for o in parts])
+    levels = [[o.name for o in parts], pd.RangeIndex(numbers.max(initial=0) + 1)]
+    codes = [np.repeat(np.arange(len(parts)), [len(o) for o in parts]), numbers]
+    return pd.MultiIndex(levels, codes, names=['place', None], verify_integrity=False)
+
+def row_words(index:pd.Index, at:Any) -> str: # such as 'rows 0, 5 (counted from 0)', or 'line 17 of a.csv'
     "Where the rows at the positions `at` are, for a message."
-    if index.name != 'line': return f'rows {examples(at)} (counted from 0)'
-    return f'line{"s" if len(at) > 1 else ""} {examples(index[at])}'
+    if not says_where(index): return f'rows {examples(at)} (counted from 0)'
+    some, places = index[at], [index.name]
+    if isinstance(index, pd.MultiIndex):
+        places = some.get_level_values(0).unique()
+        some = some[some.get_level_values(0) == places[0]].get_level_values(1)
+    kind, path = str(places[0]).split(' of ', 1)
+    more = f', and of {len(places)-1} more files' if len(places) > 1 else ''
+    counted = ' (counted from 0)' if kind == 'row' else ''
+    return f'{kind}{"s" if len(some) > 1 else ""} {examples(some)} of {path}{counted}{more}'
 
 def _numbers_in(times, name):
     "The numbers that a Series of text holds, or itself where most of it is something else."
@@ -105,7 +124,7 @@ def sortable_times(
 ) -> np.ndarray: # int64 or float64: numbers as they are given, timestamps in seconds since 1970 (UTC)
     "Times as numbers."
     times = pd.Series(times, copy=False)
-    if times.index.name != 'line': times = times.reset_index(drop=True)
+    if not says_where(times.index): times = times.reset_index(drop=True)
     missing = np.flatnonzero(times.isna())
     if len(missing): raise RatingsError(
         f'{name}: {len(missing)} missing of {len(times)}, in {row_words(times.index, missing)}; expected a time for '

@@ -8,7 +8,9 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.stream.html.md"
 __all__ = ['StreamDataset', 'StreamDL']
 
 # %% ../../nbs/35_data.stream.ipynb #96102ca6
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -187,12 +189,12 @@ def _complete(lf, names, on_missing):
     n, found = _count(lf, gaps.values())
     if not n: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
     found = {o: at for o, at in zip(gaps, found, strict=True) if at[0]}
-    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first}' for o, (k, first) in found.items())
+    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first} (counted from 0)'
+                     for o, (k, first) in found.items())
     if not said: return lf
     if on_missing == 'raise': raise RatingsError(
-        f"{said} (counted from 0); expected a value in every row: fill them, or leave those rows out with "
-        "`on_missing='drop'`")
-    warn_user(f'{said} (counted from 0): left out')
+        f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`")
+    warn_user(f'{said}: left out')
     return lf.filter(~_polars().any_horizontal(*gaps.values()))
 
 # %% ../../nbs/35_data.stream.ipynb #a872ca9b
@@ -270,6 +272,21 @@ def _report(train, valid):
     na_ratings = sum(int((x == na_rows).any(1).sum()) for ds in (train, valid) for x, *_ in ds.blocks())
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in vocabs), *new_ids, new_ratings, na_ratings)
 
+# %% ../../nbs/35_data.stream.ipynb #d3df1cef
+@contextmanager
+def _naming_files(ratings):
+    "Errors that name a row of all ratings name the file, and the row in it."
+    try: yield
+    except RatingsError as e:
+        if not isinstance(ratings, (str, Path, list, tuple)): raise
+        of_file = _polars().scan_parquet(ratings, include_file_paths=_row).group_by(_row, maintain_order=True).len()
+        files, sizes = (o.to_numpy() for o in of_file.collect())
+        starts = np.append(0, sizes.astype(np.int64).cumsum())
+        def place(m):
+            k = np.searchsorted(starts, int(m[1]), 'right') - 1
+            return f'row {int(m[1]) - starts[k]} of {files[k]} (counted from 0)'
+        raise RatingsError(re.sub(r'row (\d+) \(counted from 0\)', place, str(e))) from None
+
 # %% ../../nbs/35_data.stream.ipynb #4cd29525
 def _vocabularies(lf, names, casts, vocab, min_count):
     "By column, the given vocabulary, or that of the ids of a table that have `min_count` ratings."
@@ -319,12 +336,13 @@ def from_stream(cls:CollabDataLoaders,
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
     casts = casts_of(id_cast, names[:2])
-    lf = _split_of(_complete(lf, [o for o in names if o is not None], on_missing), splits)
-    _check_no_header(lf, names)
-    classes = _vocabularies(lf, names, casts, vocab, min_count)
     folder = TemporaryDirectory(prefix='collab_pretrained_', dir=scratch)
     files = [Path(folder.name)/o for o in ('train', 'valid')]
-    _write(lf, names, classes, casts, valid_pct, seed, files)
+    with _naming_files(ratings):
+        lf = _split_of(_complete(lf, [o for o in names if o is not None], on_missing), splits)
+        _check_no_header(lf, names)
+        classes = _vocabularies(lf, names, casts, vocab, min_count)
+        _write(lf, names, classes, casts, valid_pct, seed, files)
     train, valid = (StreamDataset(o, classes, names[2], id_cast, folder) for o in files)
     check_trains(len(train), len(valid))
     loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)
