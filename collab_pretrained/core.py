@@ -16,10 +16,13 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -48,6 +51,39 @@ def examples(values:Any, n:int=3) -> str:
     shown = (repr(o.item() if hasattr(o, 'item') else o) for o in values[:n])
     return ', '.join(o if len(o) <= 100 else f'{o[:80]}...{o[-10:]}' for o in shown) + more
 
+# %% ../nbs/00_core.ipynb #caad9f12
+_kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', Path: 'a path',
+          pd.DataFrame: 'a DataFrame', slice: 'a slice', type(None): 'None'}
+_F = TypeVar('_F', bound=Callable)
+
+def _is_kind(value, kind, low, high):
+    if kind is bool: return isinstance(value, (bool, np.bool_)) or isinstance(value, int) and value in (0, 1)
+    if kind not in (int, float): return isinstance(value, kind)
+    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, (bool, np.bool_))
+    return is_number and low <= value <= high
+
+def _check_value(name, value, kinds, low=-2**63, high=2**63-1):
+    "Raise unless a value is of one of some kinds, a number from `low` to `high`."
+    if any(_is_kind(value, o, low, high) for o in kinds): return
+    words = ' or '.join(_kinds[o] for o in kinds if o is not str or Path not in kinds)
+    span = f' from {low}' if low > -2**63 else ''
+    raise RatingsError(f'{name}={value!r:.60}; expected {words}{span}{f" to {high}" if high < 2**63-1 else ""}')
+
+def checked(**ranges) -> Callable[[_F], _F]: # name -> (lowest,) or (lowest, highest) of a number
+    "A decorator: raise for arguments that are of none of the kinds that a function's annotations name."
+    def decorate(f):
+        params = signature(f)
+        kinds = {k: get_args(o.annotation) or (o.annotation,) for k, o in params.parameters.items()}
+        kinds = {k: o for k, o in kinds.items() if all(isinstance(t, type) and t in _kinds for t in o)}
+        @wraps(f)
+        def call(*args, **kwargs):
+            try: given = params.bind(*args, **kwargs).arguments
+            except TypeError: return f(*args, **kwargs)  # which says what is missing or too many
+            for name in kinds.keys() & given.keys(): _check_value(name, given[name], kinds[name], *ranges.get(name, ()))
+            return f(*args, **kwargs)
+        return call
+    return decorate
+
 # %% ../nbs/00_core.ipynb #7e8f7246
 SIDES = 'user', 'item'  # the two sides of a ratings table, in the order of its columns and of every vocabulary
 
@@ -59,7 +95,7 @@ def side_index(side:str) -> int: # 0 for users, 1 for items
 # %% ../nbs/00_core.ipynb #db463f3d
 def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would block
 
-def as_path(path:str|os.PathLike) -> Path:
+def as_path(path:Any) -> Path:
     "`path` as a `Path`, with the home folder for `~`; raises `CollabError` for what is no path."
     if isinstance(path, (str, os.PathLike)): return Path(os.path.expanduser(path))
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
@@ -161,6 +197,7 @@ def _most_popular(rng, p, n):
     return u, i
 
 # %% ../nbs/00_core.ipynb #a4a513c3
+@checked(n_users=(1,), n_items=(1,), n_ratings=(0,), n_factors=(1,), changed=(0, 1), noise=(0,), seed=(0,))
 def planted_ratings(
     n_users:int=200, # users in each period
     n_items:int=100, # items in each period

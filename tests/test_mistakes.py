@@ -1,10 +1,17 @@
 "What is given in the place of a path, a table or a learner by mistake: each gives one of our errors, never a raw one."
 
+from contextlib import suppress
+from inspect import signature
+from pathlib import Path
+from types import NoneType
+from typing import get_args
+
 import pandas as pd
 import pytest
 import torch.distributed.checkpoint
 from helpers import quiet
 
+from collab_pretrained import all as ours
 from collab_pretrained.all import (
     CollabDataLoaders,
     CollabLearner,
@@ -77,3 +84,59 @@ def test_no_learner_loaders_or_features(learn, x):
 def test_a_torch_too_old_for_tables_in_pieces_is_said_to_be(learn, tmp_path, monkeypatch):
     monkeypatch.delattr(torch.distributed.checkpoint, 'HuggingFaceStorageWriter', raising=False)
     with pytest.raises(ImportError, match='expected torch 2.13 or newer'): save_sharded(learn, tmp_path/'pieces')
+
+
+# every parameter that is annotated with a kind of number, text or path, of every public function
+
+PATH = 'a.parquet'
+CALLS = {  # name -> what a call of it needs; methods of a learner begin with a dot
+    'planted_ratings': {}, 'BPR': {}, 'AnchorCallback': {}, 'RankMetric': {},
+    'EmbeddingDotBias': {'n_factors': 2, 'n_users': 3, 'n_items': 4},
+    'newest_unseen': {'late': RATINGS, 'user': 'user', 'n_seen': 2},
+    'benchmark': {'ratings': RATINGS}, 'apply_delta': {'folder': 'folder', 'delta': 'delta'},
+    'collab_learner': {'dls': LOADERS}, 'CollabDataLoaders.from_df': {'ratings': RATINGS},
+    'CollabDataLoaders.from_stream': {'ratings': PATH}, 'CollabLearner.from_pretrained': {'folder': 'folder'},
+    '.adapt': {'ratings': RATINGS}, '.add_ids': {'side': 'user', 'ids': [999]}, '.drop_ids': {'users': [1]},
+    '.evaluate': {'ratings': RATINGS}, '.export': {}, '.fit_als': {}, '.fold_in': {'ratings': RATINGS}, '.recommend': {},
+    '.freeze_rows': {}, '.save': {'file': 'x'}, '.save_delta': {'path': 'delta', 'since': 'folder'},
+    '.save_pretrained': {'folder': 'x'}, '.side': {'name': 'user'}, '.similar_items': {'items': [1]},
+    '.similar_users': {'users': [1]}, '.update': {'ratings': RATINGS}, '.load': {'file': 'x'},
+    '.load_vocab': {'wgts_fname': 'x', 'vocab_fname': 'x'}, '.export_vectors': {'path': 'vectors'},
+    '.start_from': {'pretrained': 'folder'}, 'match_embeds': {}, 'CollabLearner': {'dls': LOADERS}}
+FASTAI = {'with_opt', 'strict', 'pickle_protocol', 'wd_bn_bias', 'train_bn', 'default_cbs', 'model_dir', 'device'}
+KINDS = {int, float, bool, str, Path}  # a bool is taken as well from what has a truth value, in most places
+ODD = 'x', [1], {}, float('nan'), -1, 2**70, b'x', object()
+
+
+def function_of(learn, name):
+    head, _, tail = name.rpartition('.')
+    if name.startswith('.'): return getattr(learn, tail)
+    return getattr(getattr(ours, head), tail) if head else getattr(ours, name)
+
+
+def cases():
+    any_learner = collab_learner(LOADERS, n_factors=2)
+    for name in CALLS:
+        f = function_of(any_learner, name)
+        for k, o in signature(f).parameters.items():
+            kinds = set(get_args(o.annotation) or (o.annotation,)) - {NoneType}
+            if k not in FASTAI and kinds <= KINDS and kinds != {bool}: yield name, k, kinds
+
+
+@pytest.mark.parametrize('name,param,kinds', [*cases()], ids=lambda o: o if isinstance(o, str) else '')
+def test_odd_values(learn, monkeypatch, name, param, kinds):
+    monkeypatch.chdir(learn.path)
+    again = CollabLearner.from_pretrained('folder')
+    if param == 'delta': again.save_delta('delta', 'folder')
+    given = {**CALLS[name], **{
+        'match_embeds': {'old_wgts': learn.model.state_dict(), 'old_vocab': dict(learn.vocab), 'new_vocab': LOADERS.classes},
+        'CollabLearner': {'model': learn.model, 'loss_func': learn.loss_func}}.get(name, {})}
+    RATINGS.to_parquet(PATH)
+    for odd in ODD:
+        if isinstance(odd, str) and kinds & {str, Path}: continue
+        with suppress(CollabError, FileNotFoundError): function_of(again, name)(**{**given, param: odd})
+
+
+def test_number_out_of_range_or_of_another_kind():
+    for kwargs in {'n_users': -1}, {'n_users': '5'}, {'changed': 2}, {'noise': float('nan')}, {'n_factors': 0}, {'seed': .5}:
+        with pytest.raises(CollabError, match=next(iter(kwargs))): planted_ratings(**kwargs)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import RatingsError, examples
+from ..core import RatingsError, checked, examples
 from ..ids.canonical import canonical_ids, factorize_ids
 
 # %% ../../nbs/30_data.splits.ipynb #ca2824d5
@@ -228,13 +228,14 @@ def two_corpora(
     "An earlier and a later corpus that overlap in time."
     return ratings[:int(.8*len(ratings))], ratings[int(.72*len(ratings)):]
 
+@checked()
 def newest_unseen(
     late:pd.DataFrame, # the later corpus, by time
     user, # name of its user column
     n_seen:int, # how many of its first rows the earlier corpus has as well
 ) -> tuple: # train_idx, valid_idx: int64 positions, ascending
     "Validate on the newest fifth of each user's ratings, as far as the earlier corpus lacks it."
-    if user not in late: raise RatingsError(f'user={user!r}; expected one of the columns {list(late)}')
+    if user not in list(late): raise RatingsError(f'user={user!r}; expected one of the columns {list(late)}')
     valid = split_user_time(late[user])[1]
     valid = valid[valid >= n_seen]
     return np.setdiff1d(np.arange(len(late)), valid), valid

@@ -36,7 +36,7 @@ from collab_pretrained.data.loaders import (
     transform_batch,
 )
 
-from ..core import NA, RatingsError, as_path, examples
+from ..core import NA, RatingsError, as_path, checked, examples
 from ..ids.vocab import Vocab
 from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
 from .files import hive_texts
@@ -300,6 +300,7 @@ def _vocabularies(lf, names, casts, vocab, min_count):
 
 # %% ../../nbs/35_data.stream.ipynb #8e6c752e
 @patch(cls_method=True)
+@checked()
 def from_stream(cls:CollabDataLoaders,
     ratings, # path of a Parquet file, of a folder of them, or a list of files; or a polars `LazyFrame`
     valid_pct:float=0.2, # share to validate on, 0 to below 1, but for chance

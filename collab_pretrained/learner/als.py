@@ -30,6 +30,7 @@ from collab_pretrained.core import (
     RatingsError,
     UnknownIdError,
     WeightsError,
+    checked,
     examples,
     side_index,
 )
@@ -792,6 +793,7 @@ def _adapt_by_descent(learn, epochs, lr):
 
 # %% ../../nbs/52_learner.als.ipynb #09c131f5
 @patch
+@checked(epochs=(0,))
 def adapt(self:CollabLearner,
     ratings=None, # table of ratings with the learner's column names, of ids that it knows; None for its training part
     epochs:int=0, # epochs of descent afterwards, over the training part

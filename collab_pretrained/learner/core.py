@@ -42,6 +42,7 @@ from collab_pretrained.core import (
     VocabError,
     WeightsError,
     as_path,
+    checked,
     examples,
     side_index,
 )
@@ -181,6 +182,7 @@ class CollabLearner(LeanLearner):
     from_pretrained:Callable
     facts:dict|None = None  # what else a saved folder says, as JSON can hold it; kept from one folder to the next
 
+    @checked()
     def __init__(self,
         dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
         model:nn.Module, # `EmbeddingDotBias`, `EmbeddingNN`, or a model with their names

@@ -44,7 +44,7 @@ from collab_pretrained.models.embeddings import (
     y_range_of,
 )
 
-from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, as_path
+from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, as_path, checked
 from ..data.splits import seed_or_fresh
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
@@ -243,6 +243,7 @@ def _source_of(pretrained, with_opt, adapt, dls, kwargs):
 
 # %% ../../nbs/53_learner.factory.ipynb #c769b99f
 @delegates(CollabLearner.__init__)
+@checked()
 def collab_learner(
     dls:DataLoaders, # ratings: `CollabDataLoaders`, ours or fastai's
     n_factors:int=50, # width of a dot product's vectors; of the one hidden layer of a network without `layers`

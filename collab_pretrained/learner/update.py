@@ -34,7 +34,7 @@ from collab_pretrained.learner.als import (
     read_for,
 )
 
-from ..core import SIDES, CollabWarning, RatingsError, WeightsError
+from ..core import SIDES, CollabWarning, RatingsError, WeightsError, checked
 from ..data.age import Ages, as_days
 from ..data.loaders import check_rows, row_counts, with_datasets
 from ..data.seen import Seen, seen_in, seen_pairs
@@ -254,6 +254,7 @@ def drop_gone(
 
 # %% ../../nbs/58_learner.update.ipynb #c48095d8
 @patch
+@checked()
 def update(self:CollabLearner,
     ratings, # table of new ratings with the learner's column names: pandas, polars or pyarrow
     replay:float=.2, # with `epochs`: share of the old training ratings to train on again, 0 to 1; a ranking takes all

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from ..core import NA, SIDES, UnknownIdError, VocabError, WeightsError, examples
+from ..core import NA, SIDES, UnknownIdError, VocabError, WeightsError, checked, examples
 from ..ids.vocab import Vocab
 from ..weights.roles import find_roles, flat_weights, roles
 
@@ -69,6 +69,7 @@ class EmbeddingDotBias(collab.EmbeddingDotBias):
     limits:tuple|None = None  # (low, high) that answers are clamped to in evaluation, set by `fit_als`; None for none
     classes, user, item = None, None, None  # column -> names of the rows, and which columns are users and items
     _vocabs = None  # column -> its names and their `Vocab`, which are not saved
+    @checked(n_factors=(0,), n_users=(0,), n_items=(0,))
     def __init__(self,
         n_factors:int, # width of the vectors, 1 or more
         n_users:int, # rows of the users' tables, '#na#' included

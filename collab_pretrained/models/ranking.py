@@ -22,7 +22,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import listify, patch
 from torch import Tensor, nn
 
-from ..core import CollabWarning, RatingsError, WeightsError
+from ..core import CollabWarning, RatingsError, WeightsError, checked
 from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, batch_sizes, loaders_like
 from .embeddings import y_range_of
 from .losses import bpr_loss, softmax_loss, warp_choose
@@ -80,6 +80,7 @@ class Ranking(Callback):
     learn: Any  # the learner, while there is one
     in_closed_form = False  # whether `fit_als` solves its rows; else descent trains them
     from_old_save = False  # made from a save that doesn't say from which rating on a rating is positive?
+    @checked()
     def __init__(self,
         min_rating:float|str|None='mean', # a rating from which on it is positive; None for all; 'mean' of the first
         n_neg:int|None=None, # unseen items to compare with, 1 or more; None for the loss's own number

@@ -32,7 +32,7 @@ from collab_pretrained.serve.evaluate import (
     top_lists,
 )
 
-from ..core import CollabWarning, RatingsError
+from ..core import CollabWarning, RatingsError, checked
 from ..data.loaders import CollabDataLoaders
 from ..data.ratings import read_ratings
 from ..data.splits import newest_unseen, two_corpora
@@ -175,6 +175,7 @@ def _compared(learns):
     return errors.assign(**{'n_users' if ranks else 'n_ratings': [len(o) for o in by_group.values()]}), margin
 
 # %% ../../nbs/61_serve.benchmark.ipynb #5f9901f7
+@checked(epochs=(1,), n_factors=(1, 2**16), lr=(0,), wd=(0,), bs=(1,), seed=(0,))
 def benchmark(
     ratings, # table with a row for each rating: pandas, polars or pyarrow; 100 rows at least, better 10,000
     user_name=None, # name of the user column; None for the first

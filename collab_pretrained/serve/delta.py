@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core import SIDES, CheckpointError, SaveError, as_path, file_content, one_writer, replace_file
+from ..core import SIDES, CheckpointError, SaveError, as_path, checked, file_content, one_writer, replace_file
 from ..data.seen import Seen, seen_of_tables
 from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
@@ -230,6 +230,7 @@ def _folder_of(new, path):
     return config, folder_parts(path, tables.pop('weights'), new.vocab, tables)
 
 # %% ../../nbs/67_serve.delta.ipynb #93c7c955
+@checked()
 def apply_delta(
     folder:str|Path, # of the model that the delta follows
     delta:str|Path, # that `save_delta` wrote

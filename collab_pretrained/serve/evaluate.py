@@ -19,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import SIDES, CollabWarning, RatingsError
+from ..core import SIDES, CollabWarning, RatingsError, checked
 from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
 from ..data.ratings import Ratings
 from ..data.seen import pair_keys, seen_pairs
@@ -282,6 +282,7 @@ def _lists_by_group(learn, x, relevant, k, seen):
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8cafc5a3
 @patch
+@checked()
 def evaluate(self:CollabLearner,
     ratings=None, # table of ratings to measure on, with the columns of training; None for the validation part
     k:int=10, # length of the lists, 1 or more

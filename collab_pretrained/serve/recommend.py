@@ -20,7 +20,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, examples
+from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, checked, examples
 from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import read_like, row_counts
 from ..ids.canonical import as_array, canonical_ids
@@ -234,6 +234,7 @@ def _choice(learn, asked, candidates, exclude):
 
 # %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
+@checked()
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for those of the tables below, else all
     k:int=10, # items for each user, 1 or more; fewer where fewer are left

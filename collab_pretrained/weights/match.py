@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core import VocabError, WeightsError, examples
+from ..core import VocabError, WeightsError, checked, examples
 from ..ids.matching import MatchReport, VocabMatch, match_classes, value_of_side
 from ..ids.vocab import Vocab
 from .roles import find_roles, flat_weights, no_tables, roles
@@ -170,6 +170,7 @@ def match_wgts(wgts:Mapping, report:MatchReport, keys:Mapping|None=None, unseen:
     return res
 
 # %% ../../nbs/21_weights.match.ipynb #cf480127
+@checked(min_count=(0,))
 def match_embeds(
     old_wgts:dict, # a state dict (name -> tensor or array), alone or as `{'model': ..., 'opt': ...}`
     old_vocab:list, # its vocabulary, users then items: a list of two, or a dictionary from column to names
