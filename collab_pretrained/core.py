@@ -69,6 +69,7 @@ def _check_value(name, value, kinds, low=-2**63, high=2**63-1):
     span = f' from {low}' if low > -2**63 else ''
     raise RatingsError(f'{name}={value!r:.60}; expected {words}{span}{f" to {high}" if high < 2**63-1 else ""}')
 
+# %% ../nbs/00_core.ipynb #59914eac
 def checked(**ranges) -> Callable[[_F], _F]: # name -> (lowest,) or (lowest, highest) of a number
     "A decorator: raise for arguments that are of none of the kinds that a function's annotations name."
     def decorate(f):

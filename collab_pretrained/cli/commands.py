@@ -289,7 +289,7 @@ def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
     if not implicit and columns['rating'] is None and df.shape[1] == 2: raise RatingsError(
         f'{path}: two columns, {list(df)}, and no ratings; expected a third, or --implicit: every row counts as liked')
     names = dict(zip(roles, pick_columns(df, path, **roles), strict=True))
-    df, time = drop_incomplete(df, path, list(names.values()), reading), names.get('time')
+    df, time = drop_incomplete(df, list(names.values()), reading), names.get('time')
     return CollabDataLoaders.from_df(df, kwargs.pop('valid_pct'), names['user'], names['item'], names.get('rating'),
                                      splits='user_time' if time else None, time_name=time, implicit=implicit,
                                      duplicates=duplicates, **kwargs)
@@ -415,7 +415,7 @@ def cli_match(
     kept, cast = _kept(saved.meta.get('facts')), saved.meta.get('id_cast')
     df = read_file(ratings, reading, _text_columns(saved, user, item, reading), kept)
     names = pick_columns(df, ratings, user=user, item=item)
-    df = drop_incomplete(df, ratings, names, with_facts(reading, kept))
+    df = drop_incomplete(df, names, with_facts(reading, kept))
     report = _known(saved.vocab, df, names, saved.meta.get('counts'), cast if isinstance(cast, str) else None)
     print(report)
     if out: _write(_every_id(report), out)

@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset
 
-from ..core import CollabError, RatingsError, SaveError, examples, new_file
+from ..core import CollabError, RatingsError, SaveError, as_path, examples, new_file
 from .columns import check_guess, looks_like_header, warn_user
 from .ratings import as_frame, schema_names
 from .splits import sortable_times
@@ -116,15 +116,17 @@ def _filled_lines(path) -> np.ndarray:
     with _openers.get(Path(path).suffix.lower(), open)(path, 'rb') as f:
         return np.fromiter((k for k, line in enumerate(f, 1) if _is_filled(line, k, path)), dtype=np.int64)
 
+# %% ../../nbs/33_data.files.ipynb #26d5548e
 def _number_lines(df, path, said, kwargs):
     "Give a table the numbers of its lines in a file as its index, or say that lines have become parts of values."
-    if not isinstance(path, (str, Path)) or not Path(path).is_file(): return
-    if Path(path).suffix.lower() in ('.zip', '.zst'): return
+    if not isinstance(path, (str, Path)): return
     if _not_all_lines & set(kwargs) or kwargs.get('index_col', False) is not False: return
+    df.index.name = f'row of {path}'
+    if not Path(path).is_file() or Path(path).suffix.lower() in ('.zip', '.zst'): return
     if codecs.lookup(kwargs.get('encoding') or 'utf-8').name[:6] in ('utf-16', 'utf-32'): return
     has_header = kwargs.get('header', 0) is not None and ('header' in kwargs or 'names' not in kwargs)
     lines = _filled_lines(path)[has_header:]
-    if len(lines) == len(df): df.index = pd.Index(lines, name='line')
+    if len(lines) == len(df): df.index = pd.Index(lines, name=f'line of {path}')
     elif len(lines) > len(df) and kwargs.get('quoting') != QUOTE_NONE: warn_user(
         f'{said}{len(lines) - len(df)} of {len(lines)} lines are inside of quotation marks, as parts of values; if '
         'these marks are parts of names, `quoting=3`')
@@ -150,12 +152,24 @@ def _csv_options(kwargs):
     if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
     return {**options, **({'low_memory': False} if len(sep) == 1 else {'engine': 'python'})}
 
+# %% ../../nbs/33_data.files.ipynb #23d02fff
+def _pass_on(seen, said, kwargs):
+    "Pass on what pandas has warned of, but for longer lines than the first, which are an error."
+    for o in seen:
+        if 'index_col' not in kwargs and 'Length of header' in str(o.message): raise RatingsError(
+            f'{said}the lines have more values than the first line has names; expected as many: are there decimal '
+            'commas, which need another separator or quotes? `index_col=False` leaves out what is too many at the end')
+        warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
+
 # %% ../../nbs/33_data.files.ipynb #d03dc077
 def read_csv(
     csv, # path, URL or open file
     **kwargs, # of pandas' `read_csv`: `sep`, `decimal`, `encoding`, `header`, `quoting` and the rest
-) -> pd.DataFrame: # its index is called 'line' and has the number of each line in the file, as far as these are known
+) -> pd.DataFrame: # its index has the number of each line in the file, or row, and is called so, e.g. 'line of a.csv'
     "Read a CSV file with pandas, or raise `RatingsError` that names the option which helps."
+    if not isinstance(csv, (str, Path)) and not hasattr(csv, 'read'): raise RatingsError(
+        f'{type(csv).__name__} {csv!r:.60}; expected the path of a CSV file, a URL or an open file: several are joined '
+        'by `pd.concat([read_csv(o) for o in paths])`')
     said, options = f'{csv}: ' if isinstance(csv, (str, Path)) else 'CSV: ', _csv_options(kwargs)
     is_tabs = kwargs.get('sep', kwargs.get('delimiter')) == '\t' and not {'quoting', 'quotechar'} & set(kwargs)
     with warnings.catch_warnings(record=True) as seen:
@@ -166,11 +180,7 @@ def read_csv(
         'Parquet, with `from_stream`')
     df.columns = [re.sub('^(\ufeff|ï»¿)', '', o) if isinstance(o, str) else o for o in df.columns]
     _check_csv(df, said, **kwargs)
-    for o in seen:
-        if 'index_col' not in kwargs and 'Length of header' in str(o.message): raise RatingsError(
-            f'{said}the lines have more values than the first line has names; expected as many: are there decimal '
-            'commas, which need another separator or quotes? `index_col=False` leaves out what is too many at the end')
-        warnings.warn_explicit(o.message, o.category, o.filename, o.lineno)
+    _pass_on(seen, said, kwargs)
     if is_tabs: options['quoting'] = QUOTE_NONE
     if isinstance(csv, (str, Path)) and Path(csv).is_file(): _warn_of_zeros(df, csv, said, options)
     _number_lines(df, csv, said, kwargs)
@@ -189,7 +199,8 @@ def open_parquet(
     parquet:str|Path|list, # path of a Parquet file or of a folder of them, or a list of files
 ) -> dataset.Dataset: # of pyarrow
     "Open Parquet files as one table, without reading them yet."
-    source = str(parquet) if isinstance(parquet, Path) else parquet
+    is_list = isinstance(parquet, (list, tuple)) and all(isinstance(o, (str, Path)) for o in parquet)
+    source = list(map(str, parquet)) if is_list else str(as_path(parquet))
     how = {'source': source, 'format': 'parquet', 'partitioning': 'hive'}
     try:
         res = dataset.dataset(**how)  # with the types of the first file
@@ -260,7 +271,10 @@ def _read_json(path, said):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)  # of `convert_dates`, which pandas 2 needs
-            return _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
+            df = _call(pd.read_json, path, said, lines=is_lines, dtype=False, convert_dates=False)
+        df.index.name = f'row of {path}'
+        if is_lines: _number_lines(df, path, said, {'header': None, 'quoting': QUOTE_NONE})
+        return df
     except RatingsError: raise
     except (ValueError, AttributeError, TypeError) as e:  # the last two of lines that are no objects
         why = e if isinstance(e, ValueError) else 'lines that are no objects'
@@ -291,7 +305,7 @@ def read_table(
     path:str|Path, # a text file, JSON or Parquet by its ending, or a folder of Parquet files
     text:Sequence=(), # names, or positions from 0, of columns of a text file to read as text
     **kwargs, # options of pandas' `read_csv` for a text file
-) -> pd.DataFrame: # of a text file, with the numbers of its lines as index
+) -> pd.DataFrame: # its index says where each row is, by line or row, and file
     "The table in a file."
     path = Path(path)
     _check_file(path, kwargs.get('encoding'))

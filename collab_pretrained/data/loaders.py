@@ -23,7 +23,7 @@ from fastai.torch_core import default_device, display_df, to_device
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import NA, RatingsError, VocabError, as_path, examples
+from ..core import NA, RatingsError, VocabError, as_path, checked, examples
 from ..ids.matching import id_casts, match_vocab, two_vocabs
 from ..ids.vocab import Vocab
 from .columns import one_of_each, warn_user
@@ -441,6 +441,7 @@ class CollabDataLoaders(DataLoaders):
     report: SplitReport|None = None  # what the split asks of a model; None if it wasn't made here
     past: list|None = None  # for users and for items, ids and how many ratings of each are no longer at hand
     @classmethod
+    @checked()
     def from_df(cls,
         ratings, # table with a row for each rating, as `read_ratings` takes it; its index is ignored
         valid_pct:float=0.2, # share to validate on, 0 to below 1

@@ -69,6 +69,7 @@ def joined_places(parts:list) -> pd.Index: # of all rows
     codes = [np.repeat(np.arange(len(parts)), [len(o) for o in parts]), numbers]
     return pd.MultiIndex(levels, codes, names=['place', None], verify_integrity=False)
 
+# %% ../../nbs/30_data.splits.ipynb #ff774733
 def row_words(index:pd.Index, at:Any) -> str: # such as 'rows 0, 5 (counted from 0)', or 'line 17 of a.csv'
     "Where the rows at the positions `at` are, for a message."
     if not says_where(index): return f'rows {examples(at)} (counted from 0)'

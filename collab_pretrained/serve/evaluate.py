@@ -245,12 +245,6 @@ def check_count(name:str, value:Any, what:str='the length of the lists') -> None
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_count or value < 1: raise RatingsError(f'{name}={value!r}; expected {what}, 1 or more')
 
-def _check_lists(k, min_rating):
-    "Raise unless `k` is a length and `min_rating` a rating or None."
-    check_count('k', k)
-    is_rating = min_rating is None or isinstance(min_rating, (int, float, np.number))
-    if not is_rating: raise RatingsError(f'min_rating={min_rating!r}; expected a rating, or None')
-
 # %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):
     "For each group: how many ratings, and unless it is a ranking, errors of the model and of biases alone."
@@ -282,7 +276,7 @@ def _lists_by_group(learn, x, relevant, k, seen):
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8cafc5a3
 @patch
-@checked()
+@checked(k=(1,))
 def evaluate(self:CollabLearner,
     ratings=None, # table of ratings to measure on, with the columns of training; None for the validation part
     k:int=10, # length of the lists, 1 or more
@@ -290,7 +284,6 @@ def evaluate(self:CollabLearner,
     seen=None, # table of what users rated before, for lists to leave out; None for the learner's ratings only
 ) -> pd.DataFrame: # a line for all, and after a warm start for matched and new users and items
     "How far predictions are off, how good lists of the best `k` items are, and what biases and popularity alone reach."
-    _check_lists(k, min_rating)
     if seen is not None: seen = read_like(self.dls, seen)
     x, y = rated_pairs(self, ratings)
     lists = _lists_by_group(self, x, relevant_pairs(self, x, y, min_rating), k, seen)
@@ -317,6 +310,7 @@ def held_out_figure(learn:CollabLearner) -> tuple[str, float, str, float]:
 # %% ../../nbs/60_serve.evaluate.ipynb #7876ad80
 class RankMetric(Metric):
     "A figure of the lists that a learner's users get, as one of its `metrics`."
+    @checked(k=(1,))
     def __init__(self,
         what:str='ndcg', # 'recall', 'precision', 'ndcg', 'map', 'mrr' or 'hit_rate'
         k:int=10, # length of the lists, 1 or more
@@ -324,7 +318,6 @@ class RankMetric(Metric):
     ):
         known = list(rank_scores(np.ones((1, 1), dtype=bool), np.ones(1, dtype=int)))
         if what not in known: raise RatingsError(f'what={what!r}; expected one of {known}')
-        _check_lists(k, min_rating)
         self.what, self.k, self.min_rating = what, k, min_rating
 
     learn:Any = None  # the learner whose batches it keeps
