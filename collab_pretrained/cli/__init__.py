@@ -62,6 +62,7 @@ def _run(argv):
     if name in ('-h', '--help'): return _show(USAGE.format(described))
     if name == '--version': return _show(f'collab-pretrained {__version__}')
     try:
+        os.getcwd()
         if name in ('history', 'rollback'):
             from .versions import run_without_torch
             return run_without_torch(name, args)
@@ -73,6 +74,7 @@ def _run(argv):
             if name in ADDED_BY: import_module(f'{__name__}.{ADDED_BY[name]}')
             return run(name, args)
         message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2
+    except FileNotFoundError: message, status = 'the current folder was deleted; expected one that exists: `cd` to it', 2
     except KeyboardInterrupt: message, status = 'interrupted', 130  # also while torch is imported
     print(f'collab-pretrained: {message}', file=sys.stderr)
     return status
