@@ -135,6 +135,13 @@ def test_nothing_is_left_of_a_run():
     assert not left, f'a notebook or a test wrote {left}'
 
 
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').rglob('*.ipynb')), ids=lambda o: o.stem)
+def test_outputs_name_no_machine(path):
+    "Nor do those of hidden cells: a folder of whoever ran the page tells readers nothing."
+    outputs = [json.dumps(o['outputs']) for o in json.loads(path.read_text())['cells'] if o['cell_type'] == 'code']
+    assert not re.findall(r'/(?:work|home|root|tmp|Users)/\S{0,40}|site-packages', '\n'.join(outputs))
+
+
 def test_notebook_names_its_module():
     for nb in NOTEBOOKS:
         named = re.search(r'#\| default_exp ([\w.]+)', nb.read_text())[1]

@@ -130,7 +130,7 @@ class DotScores:
         res = vals + self.model.u_bias.weight.detach()[rows]
         if self.y_range is None: return res
         low, high = self.y_range
-        return res.sigmoid()*(high-low) + low
+        return res.double().sigmoid().to(res)*(high-low) + low  # float32's differs by its place in a tensor
 
 # %% ../../nbs/47_models.topk.ipynb #d3675c0e
 def in_eval_mode(
