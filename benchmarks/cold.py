@@ -17,8 +17,8 @@ items by the popularity that their features tell. `calibration` says for what sh
 (prediction -+ 1.2816 `std`), in all and by fifths of its width: the model is trained on the first half by time, and 20
 nights are predicted before they are taken in; the tables are those of nights.py. Means over the seeds. Constants of
 the regression were chosen on the splits of other seeds (`--first-seed 100`), as were the settings of the other
-libraries. The constant of a row's noise (`NOISE_COUNTS`) was tried on these nights of both MovieLens tables; that nights
-stretch intervals was decided on the first halves of all tables."""
+libraries. The constant of a row's noise (`NOISE_COUNTS`) was tried on these nights of both MovieLens tables; that
+nights stretch intervals was decided on the first halves of all tables."""
 
 import argparse
 import json
@@ -216,7 +216,8 @@ def calibration(ratings, n_nights=20, z=1.2816):
     from collab_pretrained.models.posterior import predicted, start
     df = ratings.dropna(subset='time').sort_values('time', kind='stable')
     x = torch.from_numpy(np.stack([pd.factorize(df[c])[0] + 1 for c in COLUMNS[:2]], 1))
-    y, cuts = torch.tensor(df.rating.to_numpy(dtype=np.float32)), np.linspace(len(df)//2, len(df), n_nights+1).astype(int)
+    y = torch.tensor(df.rating.to_numpy(dtype=np.float32))
+    cuts = np.linspace(len(df)//2, len(df), n_nights+1).astype(int)
     a, (n_users, n_items) = cuts[0], (x.max(0).values + 1).tolist()
     p = [*fit_rounds(start(y[:a], n_users, n_items), x[:a], y[:a])][-1]
     inside, width = [], []

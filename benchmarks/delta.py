@@ -46,8 +46,9 @@ def solved(df):
 def tensors(folder):
     "All tensors with a row for each user or item."
     wgts, _, config = read_folder(folder)
-    sides = {k: k[0] for k in wgts} | {k: k[0] for k in config['tables']['posterior'] if k.startswith(('user.', 'item.'))}
-    return {k: (sides[k], t.reshape(len(t), -1)) for k, t in {**wgts, **config['tables']['posterior']}.items() if k in sides}
+    posterior = config['tables']['posterior']
+    names = [*wgts, *(k for k in posterior if k.startswith(('user.', 'item.')))]
+    return {k: (k[0], t.reshape(len(t), -1)) for k, t in {**wgts, **posterior}.items() if k in names}
 
 
 def changes(old, new, n_pairs):
@@ -116,8 +117,8 @@ def nights(df, n, tmp):
         put(index, tmp/'changes')
         if table: merge(table, tmp/'changes')
         users, items, size = changes(tmp/f'{k}', tmp/f'{k + 1}', b - a)
-        whole = sum(o.stat().st_size for o in (tmp/f'{k + 1}').iterdir())
-        rows.append({'users': users, 'items': items, 'size': delta.stat().st_size/size, 'whole': delta.stat().st_size/whole})
+        whole, written = sum(o.stat().st_size for o in (tmp/f'{k + 1}').iterdir()), delta.stat().st_size
+        rows.append({'users': users, 'items': items, 'size': written/size, 'whole': written/whole})
     apply_delta(tmp/'0', tmp/'1.delta', out=tmp/'replica')
     for k in range(2, n + 1): apply_delta(tmp/'replica', tmp/f'{k}.delta')
     same = all((tmp/'replica'/o.name).read_bytes() == o.read_bytes() for o in (tmp/f'{n}').iterdir())
@@ -137,7 +138,9 @@ def genres():
     return table.loc[:,table.sum() >= 50]
 
 
-def auc(model, vectors, labels): return np.mean([roc_auc_score(*o) for o in zip(labels.T, model.predict(vectors).T, strict=True)])
+def auc(model, vectors, labels):
+    predicted = model.predict(vectors)
+    return np.mean([roc_auc_score(*o) for o in zip(labels.T, predicted.T, strict=True)])
 
 
 def item_rows(learn, ids): return learn.vocab['item'].rows(np.array(ids))

@@ -1,6 +1,6 @@
 """What does a guarded night do with tables that are wrong, and with good ones? And what with a kill, or two at once?
 
-Usage: python benchmarks/faults.py [--data movietweetings ...] [--seed 0] [--out FILE.csv]   (twenty minutes; one thread)
+Usage: python benchmarks/faults.py [--data movietweetings ...] [--seed 0] [--out FILE.csv]   (20 minutes; one thread)
        python benchmarks/faults.py --kills [--n 100]   (five minutes)
        python benchmarks/faults.py --days [--out FILE.csv]   (half an hour)
 
@@ -76,13 +76,15 @@ def shifted(ids): return ids + 1 if ids.dtype.kind in 'iu' else ids.map(lambda o
 def permuted(df, tonight):
     "Items of another catalogue, which gives the same numbers to other things."
     ids = np.sort(df['item'].unique())
-    return tonight.assign(item=tonight['item'].map(dict(zip(ids, np.random.default_rng(0).permutation(ids), strict=True))))
+    other = dict(zip(ids, np.random.default_rng(0).permutation(ids), strict=True))
+    return tonight.assign(item=tonight['item'].map(other))
 
 
 def with_bot(df, tonight):
     items = df['item'].unique()
     n_users = -(-10_000//len(items))  # a pair is rated once
-    bot = pd.DataFrame({'user': np.repeat(df.user.max() + 1 + np.arange(n_users), len(items)), 'item': np.tile(items, n_users)})
+    users = df.user.max() + 1 + np.arange(n_users)
+    bot = pd.DataFrame({'user': np.repeat(users, len(items)), 'item': np.tile(items, n_users)})
     return pd.concat([tonight, bot[:10_000].assign(rating=df.rating.max(), time=tonight.time.max())])
 
 
@@ -120,7 +122,8 @@ def write(path, table, damage=None):
 
 
 def solved(train):
-    learn = collab_learner(CollabDataLoaders.from_df(train, valid_pct=0., seed=0, bs=1024, time_name='time'), n_factors=20)
+    dls = CollabDataLoaders.from_df(train, valid_pct=0., seed=0, bs=1024, time_name='time')
+    learn = collab_learner(dls, n_factors=20)
     with learn.no_bar(), learn.no_logging(): learn.fit_als(10)
     return learn
 
@@ -154,7 +157,8 @@ def squared_errors(learn, tonight):
 def planted(name, n, rng):
     "Night -> fault, for faults that the ids of a data set can have."
     faults = [o for o in (*TABLES, *BYTES) if name == 'movietweetings' or o not in TEXT_ONLY]
-    return dict(zip(rng.choice(np.arange(5, n), len(faults), replace=False).tolist(), rng.permutation(faults), strict=True))
+    nights = rng.choice(np.arange(5, n), len(faults), replace=False).tolist()
+    return dict(zip(nights, rng.permutation(faults), strict=True))
 
 
 def chain(name, df, folder, seed):
@@ -197,7 +201,8 @@ def summary(rows):
           f'{len(refused)/len(good):.1%}')
     print(refused[['data', 'night']].assign(words=refused.words.str[:200]).to_string(index=False), '\n')
     print(f'{df.lines.count()} nights wrote lists: {df.seen.sum():.0f} of {df.lines.sum():,.0f} lines name a seen item')
-    print('RMSE of each night before it is taken in\n', rmse.rename(columns=lambda o: o[3:]).round(4).to_string(), sep='')
+    print('RMSE of each night before it is taken in')
+    print(rmse.rename(columns=lambda o: o[3:]).round(4).to_string())
 
 
 def in_child(work):
@@ -257,11 +262,13 @@ def kills(n, folder, seed=0):
 def by_command(folder, *args):
     "A command in a process of its own: its exit status, seconds, the most memory in MB, and what it said."
     start, said = time.monotonic(), folder/'said'
+    command = [sys.executable, '-m', 'collab_pretrained', *map(str, args)]
     with said.open('w') as f:
-        p = subprocess.Popen([sys.executable, '-m', 'collab_pretrained', *map(str, args)], stdout=f, stderr=f, cwd=folder)
+        p = subprocess.Popen(command, stdout=f, stderr=f, cwd=folder)
         _, status, used = os.wait4(p.pid, 0)
     return {'status': os.waitstatus_to_exitcode(status), 'wall': time.monotonic() - start,
-            'cpu': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss/1024, 'words': said.read_text().partition('\n')[0]}
+            'cpu': used.ru_utime + used.ru_stime, 'peak_mb': used.ru_maxrss/1024,
+            'words': said.read_text().partition('\n')[0]}
 
 
 def days(folder, out):

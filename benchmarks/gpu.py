@@ -3,9 +3,9 @@
 Usage: python benchmarks/gpu.py [--device cuda] [--ratings 20000000] [--check 1000000] [--factors 50]   (ten minutes at
 most; `--device cpu` tries the script where there is no GPU) Planted ratings, a user for 125 and an item for 333. Three
 rounds over `--check` ratings are made on both devices from one start; `apart` is the largest difference of a mean or a
-variance, over the spread of its column. A round over `--ratings` is the median of three after the first, and that of the
-CPU thread is scaled up by the number of ratings. Targets: 1e-4 apart; 2 s a round of 20M ratings with 50 factors, 50
-times as fast as the thread. Exit status 1 where the rows are further apart."""
+variance, over the spread of its column. A round over `--ratings` is the median of three after the first, and that of
+the CPU thread is scaled up by the number of ratings. Targets: 1e-4 apart; 2 s a round of 20M ratings with 50 factors,
+50 times as fast as the thread. Exit status 1 where the rows are further apart."""
 
 import argparse
 import os
@@ -59,7 +59,9 @@ def seconds(f, device):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device', default='cuda')
-    for name, n in dict(ratings=20_000_000, check=1_000_000, factors=50).items(): p.add_argument(f'--{name}', type=int, default=n)
+    p.add_argument('--ratings', type=int, default=20_000_000)
+    p.add_argument('--check', type=int, default=1_000_000)
+    p.add_argument('--factors', type=int, default=50)
     args = p.parse_args()
     torch.set_num_threads(1)
     x, y, size = ratings(args.check)

@@ -28,8 +28,8 @@ trained anew each night, too, which takes minutes.
                        fifth of the ratings so far best
 `half_life` is what the first model chose, in days.
 --forget-after DAYS: `update`, which drops who had no rating for so long.
-results/nights.csv, results/nights_half_life.csv (`--half-life`) and results/nights_ranking.csv (`--ranking --half-life`)
-have the tables of one seed."""
+results/nights.csv, results/nights_half_life.csv (`--half-life`) and results/nights_ranking.csv (`--ranking
+--half-life`) have the tables of one seed."""
 
 import argparse
 import os

@@ -2,11 +2,11 @@
 
 Usage: python benchmarks/serve.py [--millions 1 4 20] [--factors 20] [--rounds 3] [--out FILE.csv]   (five minutes; one
 thread; each step is a process of its own) Planted ratings of 8,000 users and 3,000 items a million, 8 true factors.
-`fit_als` reads them by `from_stream`: seconds of CPU of a round from the second on, and the peak of the process. A night
-is `collab-pretrained update` with 20,000 ratings, imports and all. Then the folder is loaded, a known user's list is
-asked for 200 times, and the lists of up to 20,000 users, each without what the user has seen. Seconds are of CPU, which
-change less with other work on the machine than those of the wall. Targets: a peak under 3 GiB at 20M; a night in 3 s and
-1 GiB, a list in 2 ms and 5,000 lists a second at 60,000 items; loading in 1 s."""
+`fit_als` reads them by `from_stream`: seconds of CPU of a round from the second on, and the peak of the process. A
+night is `collab-pretrained update` with 20,000 ratings, imports and all. Then the folder is loaded, a known user's list
+is asked for 200 times, and the lists of up to 20,000 users, each without what the user has seen. Seconds are of CPU,
+which change less with other work on the machine than those of the wall. Targets: a peak under 3 GiB at 20M; a night in
+3 s and 1 GiB, a list in 2 ms and 5,000 lists a second at 60,000 items; loading in 1 s."""
 
 import argparse
 import json

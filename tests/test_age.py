@@ -111,7 +111,8 @@ def test_half_lives_need_times():
     df = ratings()
     with pytest.raises(RatingsError, match='expected loaders with the name of a time column'):
         rated(df, time_name=None).fit_als(half_life=30)
-    with pytest.raises(RatingsError, match="by BPR is trained by descent; expected `loss='ials'` for `fit_als` and half-"):
+    said = "by BPR is trained by descent; expected `loss='ials'` for `fit_als` and half-"
+    with pytest.raises(RatingsError, match=said):
         collab_learner(rated(df).dls, loss='bpr').fit_als(half_life=30)
     learn = fitted(rated(df[:1000]), 3, half_life=90)
     with pytest.raises(RatingsError, match="expected a column 'time' of times"):

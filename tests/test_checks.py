@@ -48,14 +48,16 @@ def refused(chain, table): return {o.name: str(o) for o in checks(chain, table) 
 def test_good_nights_pass(chain):
     _, _, df, tonight = chain
     assert not refused(chain, tonight)
-    assert not refused(chain, df[tonight.index[-1] + 1:tonight.index[-1] + 1 + SIZE].assign(time=tonight.time.to_numpy()))
+    end = tonight.index[-1] + 1
+    assert not refused(chain, df[end:end + SIZE].assign(time=tonight.time.to_numpy()))
 
 
 def test_only_what_is_new_is_judged(chain):
     "A day doubled, every rating sent twice, and the whole table do no harm, and the report says what they are."
     _, _, df, tonight = chain
-    twice, whole = pd.concat([tonight, tonight]), df[:tonight.index[-1] + 1]
-    for table, name, seen in ((twice, 'equal rows', '50.0% of the rows repeat'), (whole, 'known pairs', '97.5% of the')):
+    cases = ((pd.concat([tonight, tonight]), 'equal rows', '50.0% of the rows repeat'),
+             (df[:tonight.index[-1] + 1], 'known pairs', '97.5% of the'))
+    for table, name, seen in cases:
         found = {o.name: o for o in checks(chain, table)}
         assert all(o.ok for o in found.values()) and seen in found[name].seen
         assert found['new ratings'].seen.startswith(f'{SIZE} of ')
@@ -85,7 +87,8 @@ FAULTS = {
     'users shifted': (lambda d, _: shift(d, user=1), 'ids', 'the user ids are one too high'),
     'yesterday': (lambda d, old: old, 'new ratings', 'taken in before'),
     'flipped': (lambda d, _: d.assign(rating=5.5 - d.rating), 'ids', 'the ratings are upside down'),
-    'zeros lost': (lambda d, _: d.assign(item=d['item'].str.lstrip('0')), 'ids', 'the item ids lost their leading zeros'),
+    'zeros lost': (lambda d, _: d.assign(item=d['item'].str.lstrip('0')), 'ids',
+                   'the item ids lost their leading zeros'),
     'decimal ids': (lambda d, _: d.assign(item=d['item'] + '.0'), 'ids', 'the item ids became decimal numbers'),
     'next year': (lambda d, _: d.assign(time=d.time + 365*86400), 'clock', '365.0 days'),
     'last year': (lambda d, _: d.assign(time=d.time - 365*86400), 'late ratings', 'older than the newest'),
@@ -184,4 +187,5 @@ def test_few_users_say_little():
     for tonight, name in ({'known_users': .1}, 'known users'), ({'effective_users': 1., 'top_user': 1.}, 'one user'):
         assert not refused(3., .5, **tonight) and refused(100., .02, **tonight) == [name]
     usual = {'n_ratings': 150, 'n_new': 150, 'effective_users': 3., 'top_user': .5}
-    assert 'one user: 50.0% of the ratings are of one user; expected any share' in map(str, check_table(usual, [usual]*10))
+    found = map(str, check_table(usual, [usual]*10))
+    assert 'one user: 50.0% of the ratings are of one user; expected any share' in found

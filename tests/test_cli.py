@@ -69,7 +69,8 @@ def test_work_is_done_whatever_becomes_of_the_output(night, output):
     assert status('update', 'model', 'tuesday.csv') == 0 and content(night/'model') != before
     if output == '| true': assert status('match', 'model', 'new.csv', '--min-overlap', '1') == 1
     if output == '2>&1 | true':
-        for argv in (['night', 'model', 'new.csv'], ['history', 'model'], ['rollback', 'model']): assert not status(*argv)
+        for argv in (['night', 'model', 'new.csv'], ['history', 'model'], ['rollback', 'model']):
+            assert status(*argv) == 0
 
 
 def test_output_that_cant_encode_an_id(night):
@@ -91,8 +92,8 @@ def test_ids_that_are_no_text_to_this_shell(night):
 
 
 def test_the_current_folder_is_gone(night):
-    done = subprocess.run(['sh', '-c', 'mkdir gone && cd gone && rmdir ../gone && "$@"', 'sh', *MODULE, 'inspect', night],
-                          capture_output=True, text=True)
+    script = 'mkdir gone && cd gone && rmdir ../gone && "$@"'
+    done = subprocess.run(['sh', '-c', script, 'sh', *MODULE, 'inspect', night], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('collab-pretrained: the current folder was deleted')
 
 

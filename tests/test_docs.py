@@ -61,8 +61,8 @@ class Tab:
         loader = self('Page.navigate', url=url)['loaderId']
         def methods():
             "Of the events since the page is there: a load before it was that of the page before."
-            at = [k for k, o in enumerate(self.events) if o.get('params', {}).get('frame', {}).get('loaderId') == loader]
-            return [o.get('method') for o in self.events[at[0]:]] if at else []
+            loaders = [o.get('params', {}).get('frame', {}).get('loaderId') for o in self.events]
+            return [o.get('method') for o in self.events[loaders.index(loader):]] if loader in loaders else []
         while 'Page.loadEventFired' not in methods(): self.read()
 
 
@@ -197,7 +197,8 @@ def test_every_exported_name_has_an_entry(pages):
     assert not missing
 
 
-UNTIDY = re.compile(r".*(?:Traceback \(|Warning:|/root/|/home/|/tmp/|\[\d+, .*'\d\d:\d\d'\]).*")  # the last: a bare recorder line
+# The last one is a bare line of the recorder
+UNTIDY = re.compile(r".*(?:Traceback \(|Warning:|/root/|/home/|/tmp/|\[\d+, .*'\d\d:\d\d'\]).*")
 
 
 def test_no_error_or_warning_among_the_outputs(pages):

@@ -145,7 +145,8 @@ def test_newcomers_get_rows_from_what_they_are(loss, tmp_path):
     for o in (learn, kept): o.fold_in(came, features=new, ids='all', commit=True)
     weights = [o.model.weight([101, 102], is_item=False) for o in (learn, kept)]
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
-    assert torch.equal(kept.features['user'].values[kept.vocab['user'].rows([101, 102])], learn.features['user'].values[rows])
+    values = kept.features['user'].values[kept.vocab['user'].rows([101, 102])]
+    assert torch.equal(values, learn.features['user'].values[rows])
 
 
 def test_features_of_which_a_model_has_learned_nothing_are_refused():
@@ -196,7 +197,8 @@ def test_files_of_features_are_read_by_kind(tmp_path, capsys, monkeypatch):
     table = table.assign(kind='kind ' + table.kind.astype(str), quality=table.quality.where(table.quality > 2))
     def trained(df, *args):
         df.to_csv('films.csv', sep=';')
-        return command('train', 'early.csv', 'model', '--n-factors', 4, '--sep', ';', '--item-features', 'films.csv', *args)
+        options = ['--n-factors', 4, '--sep', ';', '--item-features', 'films.csv']
+        return command('train', 'early.csv', 'model', *options, *args)
     assert trained(table) == 0
     kinds = {o.name: o.kind for o in from_folder('model').features['item'].encoding.columns}
     assert kinds == {'kind': 'category', 'quality': 'number', 'when': 'date'}

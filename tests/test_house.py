@@ -23,7 +23,8 @@ def module_of(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').p
 def cells_of(nb): return [(o['cell_type'], ''.join(o['source'])) for o in json.loads(nb.read_text())['cells']]
 def is_exported(kind, source): return kind == 'code' and bool(re.match(r'#\|\s*export', source))
 def code_of(source): return re.sub(r'^(#\|.*)?\n?', '', source, flags=re.MULTILINE)
-def only_imports(source): return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(code_of(source)).body)
+def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
+def only_imports(source): return all(map(is_import, ast.parse(code_of(source)).body))
 
 
 def imports(path):

@@ -97,8 +97,8 @@ CALLS = {  # name -> what a call of it needs; methods of a learner begin with a 
     'collab_learner': {'dls': LOADERS}, 'CollabDataLoaders.from_df': {'ratings': RATINGS},
     'CollabDataLoaders.from_stream': {'ratings': PATH}, 'CollabLearner.from_pretrained': {'folder': 'folder'},
     '.adapt': {'ratings': RATINGS}, '.add_ids': {'side': 'user', 'ids': [999]}, '.drop_ids': {'users': [1]},
-    '.evaluate': {'ratings': RATINGS}, '.export': {}, '.fit_als': {}, '.fold_in': {'ratings': RATINGS}, '.recommend': {},
-    '.freeze_rows': {}, '.save': {'file': 'x'}, '.save_delta': {'path': 'delta', 'since': 'folder'},
+    '.evaluate': {'ratings': RATINGS}, '.export': {}, '.fit_als': {}, '.fold_in': {'ratings': RATINGS},
+    '.recommend': {}, '.freeze_rows': {}, '.save': {'file': 'x'}, '.save_delta': {'path': 'delta', 'since': 'folder'},
     '.save_pretrained': {'folder': 'x'}, '.side': {'name': 'user'}, '.similar_items': {'items': [1]},
     '.similar_users': {'users': [1]}, '.update': {'ratings': RATINGS}, '.load': {'file': 'x'},
     '.load_vocab': {'wgts_fname': 'x', 'vocab_fname': 'x'}, '.export_vectors': {'path': 'vectors'},
@@ -128,9 +128,10 @@ def test_odd_values(learn, monkeypatch, name, param, kinds):
     monkeypatch.chdir(learn.path)
     again = CollabLearner.from_pretrained('folder')
     if param == 'delta': again.save_delta('delta', 'folder')
-    given = {**CALLS[name], **{
-        'match_embeds': {'old_wgts': learn.model.state_dict(), 'old_vocab': dict(learn.vocab), 'new_vocab': LOADERS.classes},
-        'CollabLearner': {'model': learn.model, 'loss_func': learn.loss_func}}.get(name, {})}
+    old = {'old_wgts': learn.model.state_dict(), 'old_vocab': dict(learn.vocab)}
+    of_learn = {'match_embeds': {**old, 'new_vocab': LOADERS.classes},
+                'CollabLearner': {'model': learn.model, 'loss_func': learn.loss_func}}
+    given = {**CALLS[name], **of_learn.get(name, {})}
     RATINGS.to_parquet(PATH)
     for odd in ODD:
         if isinstance(odd, str) and kinds & {str, Path}: continue
@@ -138,5 +139,6 @@ def test_odd_values(learn, monkeypatch, name, param, kinds):
 
 
 def test_number_out_of_range_or_of_another_kind():
-    for kwargs in {'n_users': -1}, {'n_users': '5'}, {'changed': 2}, {'noise': float('nan')}, {'n_factors': 0}, {'seed': .5}:
-        with pytest.raises(CollabError, match=next(iter(kwargs))): planted_ratings(**kwargs)
+    odd = [('n_users', -1), ('n_users', '5'), ('changed', 2), ('noise', float('nan')), ('n_factors', 0), ('seed', .5)]
+    for param, value in odd:
+        with pytest.raises(CollabError, match=param): planted_ratings(**{param: value})

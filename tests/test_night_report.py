@@ -10,12 +10,13 @@ from collab_pretrained.serve.report import night_html
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason='Chromium is missing (Debian: apt-get install chromium)')
 
-HOSTILE = '</ol></style><script>document.title="in"; console.error("in")</script><img src=x onerror="console.error(1)">&amp;"\''
-CHECKS = [{'name': o, 'ok': o != 'amount', 'seen': f'{o} <b>seen</b>', 'expected': 'more', 'remedy': 'look, or set `max_x`'}
-          for o in ('ids', 'amount', 'mean')]
-FACTS = {'verdict': 'promoted', 'reason': '', 'version': 12, 'when': '2026-03-01T02:00:00.000+00:00', 'files': [HOSTILE],
-         'n_ratings': 1200, 'n_repeated': 200, 'n_new': 1000, 'n_new_users': 3, 'n_new_items': 4, 'seconds': 1.25,
-         'peak_mb': 512., 'lists': {'k': 3, 'n_users': 50, 'overlap': .9, 'rbo': .8}, 'checks': CHECKS,
+HOSTILE = ('</ol></style><script>document.title="in"; console.error("in")</script>'
+           '<img src=x onerror="console.error(1)">&amp;"\'')
+CHECKS = [{'name': o, 'ok': o != 'amount', 'seen': f'{o} <b>seen</b>', 'expected': 'more',
+           'remedy': 'look, or set `max_x`'} for o in ('ids', 'amount', 'mean')]
+FACTS = {'verdict': 'promoted', 'reason': '', 'version': 12, 'when': '2026-03-01T02:00:00.000+00:00',
+         'files': [HOSTILE], 'n_ratings': 1200, 'n_repeated': 200, 'n_new': 1000, 'n_new_users': 3, 'n_new_items': 4,
+         'seconds': 1.25, 'peak_mb': 512., 'lists': {'k': 3, 'n_users': 50, 'overlap': .9, 'rbo': .8}, 'checks': CHECKS,
          'compared': [{'group': group, 'metric': 'rmse', 'n': n, 'before': .9, 'after': .89, 'low': low, 'high': .005,
                        'floor': floor, 'below': group == 'all'}
                       for group, n, low, floor in (('all', 200, -.02, .95), ('new', 9, None, None))]}
@@ -56,11 +57,13 @@ def shown(tab, path, page, width=1280, dark=False):  # noqa: F811
 @pytest.mark.parametrize('width', [1280, 390])
 def test_page_shows_all_of_it(tab, tmp_path, width):  # noqa: F811
     facts = {**FACTS, 'checks': [{**o, 'ok': True} for o in CHECKS]}
-    page = shown(tab, tmp_path/'a.html', night_html(facts, examples(), nights(), {5: HOSTILE, 7: 'The Seventh Seal'}), width)
+    text = night_html(facts, examples(), nights(), {5: HOSTILE, 7: 'The Seventh Seal'})
+    page = shown(tab, tmp_path/'a.html', text, width)
     assert page['heads'] == ['Promoted: version 12 is served', "Tonight's ratings", 'Both models on the same ratings',
                              'The last 30 nights', 'Lists before and after', '3 of 3 checks passed']
     for o in ('1,200', '0.8900', 'The Seventh Seal 7', HOSTILE, f'User {HOSTILE}3 known', 'User n4 new',
-              'worse than its floor, beyond chance: all (0.8900)', '01 March 2026, 02:00 UTC', 'amount <b>seen</b>', '90%'):
+              'worse than its floor, beyond chance: all (0.8900)', '01 March 2026, 02:00 UTC',
+              'amount <b>seen</b>', '90%'):
         assert ' '.join(o.split()) in ' '.join(page['text'].split()), o
     assert (page['users'], page['points'], page['dots']) == (15, 30, 4)
     assert page['wide'] <= width
@@ -78,7 +81,8 @@ def test_refused_night_begins_with_what_failed(tab, tmp_path):  # noqa: F811
 
 
 def test_page_of_a_first_night_without_anything():
-    page = night_html({**FACTS, 'version': None, 'compared': [], 'checks': [], 'lists': {}, 'files': []}, examples()[:0])
+    facts = {**FACTS, 'version': None, 'compared': [], 'checks': [], 'lists': {}, 'files': []}
+    page = night_html(facts, examples()[:0])
     assert 'the model of before is served' in page and '<table' not in page and 'http' not in page.split('</style>')[1]
 
 

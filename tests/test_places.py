@@ -40,16 +40,21 @@ def error_of(ratings, f=CollabDataLoaders.from_df, **kwargs):
 
 
 @pytest.mark.parametrize('file,place', [
-    ('hole.csv', 'line 10 of hole.csv;'), ('hole.csv.gz', 'line 10 of hole.csv.gz;'), ('hole.jsonl', 'line 9 of hole.jsonl;'),
-    ('hole.json', 'row 8 of hole.json (counted from 0);'), ('hole.parquet', 'row 8 of hole.parquet (counted from 0);'),
-    ('odd.parquet', 'inf in row 7 of odd.parquet (counted from 0) is'), ('odd.csv', 'line 9 of odd.csv is'),
+    ('hole.csv', 'line 10 of hole.csv;'),
+    ('hole.csv.gz', 'line 10 of hole.csv.gz;'),
+    ('hole.jsonl', 'line 9 of hole.jsonl;'),
+    ('hole.json', 'row 8 of hole.json (counted from 0);'),
+    ('hole.parquet', 'row 8 of hole.parquet (counted from 0);'),
+    ('odd.parquet', 'inf in row 7 of odd.parquet (counted from 0) is'),
+    ('odd.csv', 'line 9 of odd.csv is'),
     ('folder', 'row 8 of folder/b.parquet (counted from 0), and of 1 more files;')])
 def test_a_file(there, file, place):
     assert place in error_of(read_table(file), user_name='user', item_name='item', rating_name='rating')
 
 
 def test_rows_where_lines_are_not_known(there):
-    assert 'row 8 of utf16.csv (counted from 0);' in error_of('utf16.csv', CollabDataLoaders.from_csv, encoding='utf-16')
+    said = error_of('utf16.csv', CollabDataLoaders.from_csv, encoding='utf-16')
+    assert 'row 8 of utf16.csv (counted from 0);' in said
 
 
 @pytest.mark.parametrize('f', [CollabDataLoaders.from_parquet, CollabDataLoaders.from_stream])

@@ -256,7 +256,8 @@ def disliked_by(learn, df, items):
 def test_dislikes_are_not_likes(tmp_path, loss):
     """Someone with nothing but one-star ratings gets the mean row of those who gave few stars to the same items; and
     where nobody has, the row of someone of whom nothing is known."""
-    learn = collab_learner(CollabDataLoaders.from_df(EARLY, valid_pct=0., seed=1), n_factors=4, loss=loss, path=tmp_path)
+    dls = CollabDataLoaders.from_df(EARLY, valid_pct=0., seed=1)
+    learn = collab_learner(dls, n_factors=4, loss=loss, path=tmp_path)
     quiet(learn, 'fit_als', 5) if loss == 'ials' else quiet(learn, 'fit', 2)
     learn.save_pretrained('folder')
     table = als.side_table(learn.model, 'user')
@@ -483,7 +484,8 @@ def test_loaders_of_fastai_are_refused(tmp_path):
 
 def test_descent_says_that_it_uses_no_weights(tmp_path):
     learn = solved(EARLY.assign(w=2.), tmp_path, weight_name='w')
-    with pytest.warns(CollabWarning, match="column 'w'.* gradient descent counts each rating once"): quiet(learn, 'fit', 1)
+    with pytest.warns(CollabWarning, match="column 'w'.* gradient descent counts each rating once"):
+        quiet(learn, 'fit', 1)
 
 
 def test_rows_from_a_stream_are_those_from_a_table(tmp_path):

@@ -132,7 +132,8 @@ def test_popularity_of_a_pretrained_ranking_counts_once():
 def two_tastes():
     "Clicks of users who have seen half of the items of their own kind, odd or even like themselves, and nothing else."
     rng = np.random.default_rng(0)
-    return pd.DataFrame([(u, i) for u in range(80) for i in range(u % 2, 40, 2) if rng.random() < .5], columns=['user', 'item'])
+    pairs = [(u, i) for u in range(80) for i in range(u % 2, 40, 2) if rng.random() < .5]
+    return pd.DataFrame(pairs, columns=['user', 'item'])
 
 
 @pytest.mark.parametrize('loss', ['bpr', 'warp', 'softmax'])

@@ -413,7 +413,8 @@ class LearnerMachine(RuleBasedStateMachine):
     @rule(k=st.integers(1, 3))
     def recommend(self, k):
         users = self.learn.side('user').vocab.ids.tolist()
-        if not len(self.learn.dls.train_ds) and self.learn.seen is None: return self.refused(self.learn.recommend, users, k=k)
+        if not len(self.learn.dls.train_ds) and self.learn.seen is None:
+            return self.refused(self.learn.recommend, users, k=k)
         found = self.learn.recommend(users, k=k)
         items, seen = set(self.learn.side('item').vocab.ids.tolist()), {(u, i) for u, i, _ in self.ratings}
         assert set(found['item']) <= items and not set(zip(found['user'], found['item'], strict=True)) & seen

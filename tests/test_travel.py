@@ -31,7 +31,8 @@ def test_tonight_is_read_as_the_first_table_was(kind, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_als(1) if kind == 'ials' else learn.fit(1)
     learn.save_pretrained(tmp_path/'a')
     again = CollabLearner.from_pretrained(tmp_path/'a')
-    tonight = pd.DataFrame({'user': ['U777', 'u777'], 'item': [2, 2], 'rating': [1., 5.], 'when': [9, 8], 'w': [2., 1.]})
+    twice = {'user': ['U777', 'u777'], 'item': [2, 2], 'rating': [1., 5.], 'when': [9, 8], 'w': [2., 1.]}
+    tonight = pd.DataFrame(twice)
     report = quiet(again, 'update', tonight)
     assert report.n_new == 1 and again.side('user').vocab.ids[-1] == 'u777'
     assert again.dls.train_ds.tensors[1].tolist() == [[1.]]  # the later one of both, wherever it stands

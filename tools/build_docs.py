@@ -83,7 +83,8 @@ def as_options(
         shown = m[1].upper() if sig.parameters[m[1]].default is inspect._empty else f'--{m[1].replace("_", "-")}'
         return f'| `{shown}` |' if m[1] != 'reading' else '| *how tables are read* |'
     table = re.sub(r'^\| (\w+) \|', option, table.replace(r' \| None', '').replace('`None`', ''), flags=re.MULTILINE)
-    return re.sub(r'Reading \| `Reading\(.*?\)` \| .*? \|', '|  | `--sep`, `--no-header` and more, see `Reading` |', table)
+    options = '|  | `--sep`, `--no-header` and more, see `Reading` |'
+    return re.sub(r'Reading \| `Reading\(.*?\)` \| .*? \|', options, table)
 
 
 class Entry(BasicMarkdownRenderer):

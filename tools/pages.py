@@ -42,7 +42,7 @@ def undefined(script: str) -> set:  # names
 
 
 def _imported(nb: Path):
-    "(name, module, name there or '' for the module itself): own names, every import in a notebook, exported names last."
+    "(name, module, name there or '' for the module itself): own names, all imports of a notebook, exported names last."
     made = re.search(r'#\| default_exp ([\w.]+)', nb.read_text())
     own = f'collab_pretrained.{made[1]}' if made else None
     of_module = vars(importlib.import_module(own)) if own else {}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install a wheel by itself into a new virtual environment, and run the quickstart's code with it, outside the repository.
+# Install a wheel by itself into a new virtual environment, and run the quickstart with it, outside the repository.
 # Usage: tools/try_wheel.sh dist/collab_pretrained-0.1.0-py3-none-any.whl
 set -eu
 wheel=$(realpath "$1") root=$(realpath "$(dirname "$0")/..") tmp=$(mktemp -d)
