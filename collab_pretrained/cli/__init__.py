@@ -19,7 +19,7 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'evaluate': 'Measure a saved model on ratings: how far predictions are off, and how good the lists are.',
     'recommend': 'Name the items that each user would rate highest.',
     'inspect': 'Tell what a saved model is, and whether it is whole.',
-    'forget': 'Remove users or items from a model, its earlier versions, and the lists and vectors that nights have written.',
+    'forget': 'Remove users or items from a model, its earlier versions, and the lists and vectors of nights.',
     'export': 'Write the vectors of users and items for a search index.',
     'demo': 'Train a model, update it on some nights, refuse a bad one, and show the results.',
 }
@@ -47,6 +47,11 @@ def _show(text):
     return 0
 
 
+def _refuse(message, status=2):
+    print(f'collab-pretrained: {message}', file=sys.stderr)
+    return status
+
+
 def main(
     argv:list|None=None, # the command's arguments; None means `sys.argv[1:]`
 ) -> int: # the exit status
@@ -56,13 +61,20 @@ def main(
     return status
 
 
+def _is_in_deleted_folder():
+    try: os.getcwd()
+    except FileNotFoundError: return True
+    return False
+
+
 def _run(argv):
     name, *args = (sys.argv[1:] if argv is None else argv) or ['--help']
     described = '\n'.join(f'  {k:10}  {o}' for k, o in DESCRIPTIONS.items())
     if name in ('-h', '--help'): return _show(USAGE.format(described))
     if name == '--version': return _show(f'collab-pretrained {__version__}')
+    if _is_in_deleted_folder():  # where torch can't be imported
+        return _refuse('the current folder was deleted; expected one that exists: `cd` to it')
     try:
-        os.getcwd()
         if name in ('history', 'rollback'):
             from .versions import run_without_torch
             return run_without_torch(name, args)
@@ -73,8 +85,5 @@ def _run(argv):
             from .commands import run
             if name in ADDED_BY: import_module(f'{__name__}.{ADDED_BY[name]}')
             return run(name, args)
-        message, status = f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}', 2
-    except FileNotFoundError: message, status = 'the current folder was deleted; expected one that exists: `cd` to it', 2
-    except KeyboardInterrupt: message, status = 'interrupted', 130  # also while torch is imported
-    print(f'collab-pretrained: {message}', file=sys.stderr)
-    return status
+        return _refuse(f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}')
+    except KeyboardInterrupt: return _refuse('interrupted', 130)  # also while torch is imported

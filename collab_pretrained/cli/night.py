@@ -94,7 +94,7 @@ def cli_forget(
     items:str|None=None, # likewise of items
     wait:float=600., # how long to wait for another command that writes to the folder, in s
 ):
-    "Remove users or items from a model, its earlier versions, and the lists and vectors that nights have written."
+    "Remove users or items from a model, its earlier versions, and the lists and vectors of nights."
     if users is None and items is None: raise RatingsError('neither --users nor --items; expected whom to forget')
     learn = CollabLearner.from_pretrained(model)
     ids = [ids_given(learn, *o) for o in (('user', 'users', users), ('item', 'items', items))]
