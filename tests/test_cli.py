@@ -1,5 +1,6 @@
 "What the command line promises, in processes of its own: exit statuses, closed pipes, locks, words, and what was seen."
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def test_ids_that_are_no_text_to_this_shell(night):
     pd.read_csv('monday.csv').assign(user=lambda o: 'ü' + o['user'].astype(str)).to_csv('text.csv', index=False)
     assert run('train', 'text.csv', 'text', '--epochs', 1, '--n-factors', 2)[0] == 0
     assert "--users '\\udcc3\\udcbc1': no text" in refused('recommend', 'text', '--users', '\udcc3\udcbc1')
+
+
+def test_every_line_of_a_table_is_accounted_for(night):
+    "Scripts read these numbers, so their words stay."
+    status, out, _ = run('train', 'monday.csv', 'counted', '--epochs', 1, '--n-factors', 2)
+    n_train, n_valid = re.findall(r'^(\d+) ratings train, (\d+) validate; \d+ users, \d+ items\.$', out, re.MULTILINE)[0]
+    assert status == 0 and int(n_train) + int(n_valid) == len(pd.read_csv('monday.csv'))
 
 
 def test_the_current_folder_is_gone(night):

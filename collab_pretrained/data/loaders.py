@@ -404,11 +404,10 @@ class SplitReport:
 
     def __repr__(self):
         new_pct = 100*self.new_ratings/max(self.n_valid, 1)
-        return (f'{self.n_train} training and {self.n_valid} validation ratings; '
-                f'{self.n_users} users, {self.n_items} items.\n'
-                f'Without training ratings: {self.new_users} users and {self.new_items} items, in {self.new_ratings} '
-                f'validation ratings ({new_pct:.1f}%).\n'
-                f'Ratings of ids without a row of their own ({NA!r}): {self.na_ratings}.')
+        return (f'{self.n_train} ratings train, {self.n_valid} validate; {self.n_users} users, {self.n_items} items.\n'
+                f'Without a training rating: {self.new_users} users and {self.new_items} items, in {self.new_ratings} '
+                f'of the ratings that validate ({new_pct:.1f}%).\n'
+                f'Without a row of their own, {NA!r} instead: {self.na_ratings} ratings.')
 
 # %% ../../nbs/34_data.loaders.ipynb #29bdcd5e
 def _report(table, train, valid, rows, classes):
