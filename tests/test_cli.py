@@ -95,7 +95,7 @@ def test_ids_that_are_no_text_to_this_shell(night):
 def test_every_line_of_a_table_is_accounted_for(night):
     "Scripts read these numbers, so their words stay."
     status, out, _ = run('train', 'monday.csv', 'counted', '--epochs', 1, '--n-factors', 2)
-    n_train, n_valid = re.findall(r'^(\d+) ratings train, (\d+) validate; \d+ users, \d+ items\.$', out, re.MULTILINE)[0]
+    n_train, n_valid = re.findall(r'^(\d+) ratings train, (\d+) validate; \d+ users', out, re.MULTILINE)[0]
     assert status == 0 and int(n_train) + int(n_valid) == len(pd.read_csv('monday.csv'))
 
 
