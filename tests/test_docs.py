@@ -272,13 +272,3 @@ def test_code_fits_a_page(site):
         if len(line) > 104 and not re.search('["\']', line)  # a text can't be broken
     }
     assert not long
-
-
-def test_sentences_about_code_that_is_not_shown_are_left_out():
-    sys.path.insert(0, str(ROOT/'tools'))
-    from build_docs import without_asides
-    from fastcore.nbio import mk_cell
-    private, public = (f'#| export\ndef {name}(): pass' for name in ('_f', 'f'))
-    cells = [mk_cell('An aside:', 'markdown'), mk_cell(private), mk_cell('An entry:', 'markdown'), mk_cell(public),
-             mk_cell('An example:', 'markdown'), mk_cell(private), mk_cell('f()'), mk_cell('# Heading', 'markdown')]
-    assert [o.source for o in without_asides(cells)] == [o.source for o in cells[1:]]

@@ -16,12 +16,11 @@ import subprocess
 import tempfile
 import tokenize
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 from types import FunctionType, ModuleType, NoneType
 
 import yaml
-from fastcore.docments import DocmentTbl, isdataclass
+from fastcore.docments import DocmentTbl, isdataclass, qual_name
 from fastcore.nbio import dict2nb, mk_cell, read_nb, write_nb
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup
@@ -89,10 +88,12 @@ def as_options(
 
 class Entry(BasicMarkdownRenderer):
     "A reference entry: the bare signature, the docstring, and what each parameter is, in a table."
-    def __init__(self, sym, *args, **kwargs):
+    def __init__(self, sym, name=None, **kwargs):
         if isdataclass(sym): sym = with_source(sym)
         delegate_to_dataclasses(sym)
-        super().__init__(sym, *args, **kwargs)
+        super().__init__(sym, name or qual_name(sym), **kwargs)
+        if hasattr(sym, '__wrapped__'):  # a decorator's function bears the name of the class, and what it wraps doesn't
+            self.sym, self.sig, self.fn = sym, inspect.signature(sym, eval_str=True), f'{sym.__module__}.{self.nm}'
         # neither a property nor a bare fastai Callback, which takes a function for each event, is called with what the
         # table would hold
         is_callback = any(o.__name__ == 'Callback' for o in getattr(sym, '__mro__', ())) and '__init__' not in vars(sym)
@@ -139,21 +140,6 @@ def stage(dest:Path) -> Path: # the notebooks' copy
     return dest/'nbs'
 
 
-def is_shown(cell) -> bool: # whether a code cell leaves anything on its page
-    "Exported cells show entries of public names; others their code, unless they are hidden."
-    if 'export' not in cell.directives: return not HIDDEN.search(cell.source)
-    return any(isinstance(o, (ast.FunctionDef, ast.ClassDef)) and o.name[0] != '_' for o in cell.parsed_() or [])
-
-
-def without_asides(cells:list) -> list: # of cells
-    "Leave out single sentences about code that a page doesn't show."
-    def is_aside(k, c):
-        if c.cell_type != 'markdown' or '\n' in c.source.strip() or c.source[0] in '#>|-': return False
-        about = [*takewhile(lambda o: o.cell_type == 'code', cells[k+1:])]
-        return len(about) > 0 and not any(map(is_shown, about))
-    return [c for k, c in enumerate(cells) if not is_aside(k, c)]
-
-
 def prepare(nb_path:Path) -> None:
     """Give documented public methods of exported classes entries of their own, and keep nbdev from losing text and
     running examples."""
@@ -161,7 +147,6 @@ def prepare(nb_path:Path) -> None:
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
     # nbdev takes title and summary out, with all that stands in their cell
     head = re.match(r'(?:(?:#|>) .*\n*)*', nb.cells[0].source)[0]
-    nb.cells[1:] = without_asides(nb.cells[1:])
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
     imports_shown = page_imports(nb_path)
     cells = []

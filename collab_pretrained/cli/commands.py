@@ -141,6 +141,7 @@ def _status(name, args):
         if not _is_memory(e):
             traceback.print_exc()
             message, status = 'a fault of the program itself; please report the lines above', 3
+    sys.stdout.flush()  # what a log has last is why
     _say(in_options(str(message), options))
     return status
 

@@ -122,7 +122,7 @@ def own_dataset(
     ds = learn.dls.train.dataset
     if isinstance(ds, CollabDataset): return ds
     raise RatingsError(
-        f'loaders of {type(ds).__name__}; expected our own, as `CollabDataLoaders.from_df` makes them of a table')
+        f'loaders of {type(ds).__name__}; expected our own `CollabDataLoaders`, as `from_df` makes them of a table')
 
 def train_ratings(
     learn:CollabLearner, # over our own loaders
