@@ -94,7 +94,8 @@ def _check_folder(out):
 
 # %% ../../nbs/83_cli.commands.ipynb #deae97d0
 def _say(message):
-    "One line on standard error."
+    "One line on standard error, below what was printed before: the last line of a log says why a command failed."
+    sys.stdout.flush()
     print('collab-pretrained: ' + ' '.join(str(message).split()), file=sys.stderr)
 
 def _call(name, kwargs):
@@ -141,7 +142,6 @@ def _status(name, args):
         if not _is_memory(e):
             traceback.print_exc()
             message, status = 'a fault of the program itself; please report the lines above', 3
-    sys.stdout.flush()  # what a log has last is why
     _say(in_options(str(message), options))
     return status
 
