@@ -165,7 +165,7 @@ class CollabLearner(LeanLearner):
     "fastai's `Learner` for collaborative filtering, which saves models with their vocabulary and starts from them."
     match_report:MatchReport|None = None  # what matched at the last warm start; None before one
     ranking:Callback|None = None  # the `Ranking` that it learns; None where ratings are predicted
-    frozen_rows:Callback|None = None  # the `FrozenRowsCallback`; None where all rows train
+    frozen_rows:Any = None  # the `FrozenRowsCallback`; None if all rows train
     mean_row:Callback|None = None  # the `MeanRowCallback`; None without `default_cbs`
     solved:tuple|None = None  # what the rows were when they were solved or loaded, and the `Posterior` of these rows
     seen:Seen|None = None  # pairs that a pretrained model, or an update, has learned from; None if that isn't known

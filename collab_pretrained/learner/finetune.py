@@ -118,7 +118,6 @@ def freeze_rows(self:CollabLearner,
     "Leave the rows of some ids, vectors and biases, bit-equal in training from now on, and those frozen already."
     found = _which_ids(self, which, side)
     if self.frozen_rows is None: self.add_cb(FrozenRowsCallback())
-    assert isinstance(self.frozen_rows, FrozenRowsCallback)
     ids = self.frozen_rows.ids
     for o, new in found.items(): ids[o] = list(dict.fromkeys([*ids[o], *new.tolist()]))
     return self

@@ -27,7 +27,7 @@ from ..weights.moments import carry_moments, param_names
 from ..weights.roles import find_roles, flat_weights
 from .als import is_solved_by_rows, move_features, move_solved, settle_posterior
 from .core import CollabLearner
-from .finetune import AnchorCallback, FrozenRowsCallback, known_ids
+from .finetune import AnchorCallback, known_ids
 
 # %% ../../nbs/55_learner.forget.ipynb #0f0c851d
 def _swap_params(model, opt, tables):
@@ -169,9 +169,9 @@ def _past_without(past, gone):
     return [(ids[k], np.asarray(n)[k]) for (ids, n), k in zip(past, keep, strict=True)]
 
 def _forget_in_callbacks(learn, gone):
-    for cb in learn._grab_cbs(FrozenRowsCallback):
-        sides = zip(cb.ids.items(), map(set, gone), strict=True)
-        cb.ids = {side: [o for o in ids if o not in no] for (side, ids), no in sides}
+    if (cb := learn.frozen_rows) is None: return
+    sides = zip(cb.ids.items(), map(set, gone), strict=True)
+    cb.ids = {side: [o for o in ids if o not in no] for (side, ids), no in sides}
 
 # %% ../../nbs/55_learner.forget.ipynb #db47fa31
 @patch

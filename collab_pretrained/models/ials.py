@@ -90,12 +90,12 @@ def ials_rounds(
 
 # %% ../../nbs/48_models.ials.ipynb #3a523269
 def error_of_positives(factors:ImplicitFactors, pairs:Tensor) -> float: # 0 where all scores are 1
-    "The mean squared error of positives, (n, 2) int64; in parts that stay in a processor's cache."
-    sums = 0.
-    for users, items in (o.T for o in pairs.split(4096)):
+    "The mean squared error of positives, (n, 2) int64; on a CPU in parts that stay in its cache."
+    sums = pairs.new_zeros((), dtype=torch.float64)
+    for users, items in (o.T for o in pairs.split(4096 if pairs.device.type == 'cpu' else 2**22)):
         scores = (factors.users.index_select(0, users)*factors.items.index_select(0, items)).sum(1)
-        sums += (1 - scores).square().sum().item()
-    return sums/len(pairs)
+        sums += (1 - scores).square().sum()
+    return sums.item()/len(pairs)
 
 # %% ../../nbs/48_models.ials.ipynb #1908ded1
 def ials_night(
