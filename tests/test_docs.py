@@ -4,6 +4,7 @@ import functools
 import html
 import http.server
 import importlib
+import itertools
 import json
 import re
 import shutil
@@ -136,13 +137,22 @@ def test_every_notebook_is_a_page_with_all_its_prose(pages):
         prose = [
             w
             for c in json.loads(p.read_text())['cells']
-            if c['cell_type'] == 'markdown'
+            if c['cell_type'] == 'markdown' and not ''.join(c['source']).endswith('<!-- aside -->')
             for w in words(''.join(c['source']))
         ]
         missing = Counter(prose) - Counter(words(page['text']))
         if missing: lost[p.name] = missing
     assert not lost
     assert not {k: v['problems'] for k, v in pages.items() if v['problems']}
+
+
+def test_asides_are_about_code_that_is_not_shown():
+    for path in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        cells = [(o['cell_type'], ''.join(o['source'])) for o in json.loads(path.read_text())['cells']]
+        for (kind, text), (_, code) in itertools.pairwise(cells):
+            if kind != 'markdown' or not text.endswith('<!-- aside -->'): continue
+            public = re.search(r'^#\| export\n(?:.*\n)*(?:def|class) [^_]', code)
+            assert code.startswith('#|') and not public, (path.name, text)
 
 
 def test_no_broken_link(pages, address, site):

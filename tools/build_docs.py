@@ -31,6 +31,7 @@ from pages import HIDDEN, page_imports
 from run_nbs import run
 
 ROOT = Path(__file__).resolve().parent.parent
+ASIDE = '<!-- aside -->'  # ends a sentence about code that the site doesn't show
 IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_proc', '_docs')
 
 
@@ -145,6 +146,7 @@ def prepare(nb_path:Path) -> None:
     running examples."""
     nb = read_nb(nb_path)
     shown = {m for c in nb.cells for m in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
+    nb.cells = [c for c in nb.cells if not c.source.endswith(ASIDE)]
     # nbdev takes title and summary out, with all that stands in their cell
     head = re.match(r'(?:(?:#|>) .*\n*)*', nb.cells[0].source)[0]
     nb.cells[:1] = [mk_cell(o, 'markdown') for o in (head, nb.cells[0].source[len(head):]) if o]
