@@ -16,7 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-from pages import script_of, undefined  # noqa: E402
+from pages import HIDDEN, NOT_SHOWN, page_imports, script_of, undefined  # noqa: E402
+from shell import shell  # noqa: E402
 
 NBS = ROOT/'nbs'
 READ_FIRST = [NBS/'index.ipynb', *sorted((NBS/'tutorials').glob('*.ipynb'))]
@@ -96,6 +97,24 @@ def test_commands_of_readme_run(tmp_path, monkeypatch):
     lines = re.findall(r'^collab-pretrained .*$', (ROOT/'README.md').read_text(), flags=re.MULTILINE)
     assert len(lines) >= 3 and [main(o.split()[1:]) for o in lines] == [0]*len(lines)
     assert (tmp_path/'lists.csv').is_file()
+
+
+@pytest.mark.parametrize('page', ['83_cli.commands', '84_cli.night', '85_cli.versions'])
+def test_shell_lines_of_reference_pages_run(page, tmp_path, monkeypatch, capsys):
+    "In order, with the visible Python between them, in an empty folder; each with the exit status that the page shows."
+    monkeypatch.chdir(tmp_path)
+    space, statuses = {}, []
+    exec(page_imports(NBS/f'{page}.ipynb'), space)
+    for cell in json.loads((NBS/f'{page}.ipynb').read_text())['cells']:
+        source, saved = ''.join(cell['source']), json.dumps(cell.get('outputs'))
+        if cell['cell_type'] != 'code' or HIDDEN.search(source) or source.startswith('show_doc'): continue
+        if not source.startswith('%%shell'):
+            exec(NOT_SHOWN.sub('', source), space)
+            continue
+        capsys.readouterr()
+        shell('', source.partition('\n')[2])
+        statuses += [(re.findall(r'exit status \d', o), source) for o in (capsys.readouterr().out, saved)]
+    assert len(statuses) > 4 and statuses[::2] == statuses[1::2]
 
 
 def test_units_and_workflow_of_the_nightly_job_can_be_read(tmp_path):

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+from pathlib import Path
 
 from collab_pretrained.cli import main
 
@@ -16,10 +17,14 @@ def command(*argv):
 
 
 def shell(_, cell):
-    "Lines of a shell, and what they print."
+    "Lines of a shell, and what they print, but for what `> FILE` writes to a file."
     for line in cell.strip().splitlines():
         name, *argv = shlex.split(line, comments=True)
         assert name == 'collab-pretrained'
+        argv, file = (argv[:-2], argv[-1]) if '>' in argv else (argv, None)
         status, out, err = command(*argv)
-        said = (err + out).replace(f'{os.getcwd()}{os.sep}', '')
+        if file:
+            Path(file).write_text(out)
+            out = ''
+        said = (out + err).replace(f'{os.getcwd()}{os.sep}', '')
         print(said + (f'exit status {status}' if status else ''), end='')
