@@ -45,8 +45,11 @@ class CollabWarning(UserWarning): "Something that a user should know and that do
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"
 
-def examples(values:Any, n:int=3) -> str:
-    "The first `n` of `values` (a list, an array, a column), for a message, and how many more there are."
+def examples(
+    values:Any, # a list, an array, a column
+    n:int=3, # how many to show
+) -> str: # a line
+    "The first `n` of `values`, for a message, and how many more there are."
     more = f' and {len(values)-n} more' if len(values) > n else ''
     shown = (repr(o.item() if hasattr(o, 'item') else o) for o in values[:n])
     return ', '.join(o if len(o) <= 100 else f'{o[:80]}...{o[-10:]}' for o in shown) + more
@@ -70,9 +73,13 @@ def _check_value(name, value, kinds, low=-2**63, high=2**63-1):
     raise RatingsError(f'{name}={value!r:.60}; expected {words}{span}{f" to {high}" if high < 2**63-1 else ""}')
 
 # %% ../nbs/00_core.ipynb #59914eac
-def checked(**ranges) -> Callable[[_F], _F]: # name -> (lowest,) or (lowest, highest) of a number
-    "A decorator: raise for arguments that are of none of the kinds that a function's annotations name."
-    def decorate(f):
+def checked(
+    **ranges, # name of a parameter -> (lowest,) or (lowest, highest) number that it takes
+) -> Callable[[_F], _F]: # a decorator
+    "Raise for arguments that are of none of the kinds that a function's annotations name."
+    def decorate(
+        f, # a function with annotations
+    ):
         params = signature(f)
         kinds = {k: get_args(o.annotation) or (o.annotation,) for k, o in params.parameters.items()}
         kinds = {k: o for k, o in kinds.items() if all(isinstance(t, type) and t in _kinds for t in o)}
@@ -93,16 +100,22 @@ def side_index(side:str) -> int: # 0 for users, 1 for items
     if side not in SIDES: raise RatingsError(f"side={side!r}; expected 'user' or 'item'")
     return SIDES.index(side)
 
-# %% ../nbs/00_core.ipynb #db463f3d
-def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would block
-
-def as_path(path:Any) -> Path:
-    "`path` as a `Path`, with the home folder for `~`; raises `CollabError` for what is no path."
+# %% ../nbs/00_core.ipynb #fac9276c
+def as_path(
+    path:Any, # text or a `Path`; anything else raises `CollabError`
+) -> Path: # with the home folder for `~`
+    "`path` as a `Path`."
     if isinstance(path, (str, os.PathLike)): return Path(os.path.expanduser(path))
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
-def file_content(path:str|Path, n:int=-1) -> bytes:
-    "The first `n` bytes of a file, all of them for -1; raises `CheckpointError` if it can't be read."
+# %% ../nbs/00_core.ipynb #db463f3d
+def _open_file(path, flags): return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would block
+
+def file_content(
+    path:str|Path, # of a file, not of a folder, a pipe or a device
+    n:int=-1, # how many bytes; -1 for all
+) -> bytes: # the first `n` of the file
+    "What is in a file; raises `CheckpointError` if it can't be read."
     try:
         with open(path, 'rb', opener=_open_file) as f:  # no look beforehand: a saver may rename the file in between
             if not stat.S_ISREG(os.fstat(f.fileno()).st_mode): raise CheckpointError(
@@ -115,7 +128,10 @@ def file_content(path:str|Path, n:int=-1) -> bytes:
         f'{path}: not readable ({e.strerror}); expected a file that you may read') from e
 
 # %% ../nbs/00_core.ipynb #1394430a
-def rename_synced(old:Path, new:Path) -> None:
+def rename_synced(
+    old:Path, # a file; it is gone afterwards
+    new:Path, # a path on the same disk; a file there is replaced
+) -> None:
     "Put the file `old` in the place of `new` in one step, and see it to the disk."
     os.replace(old, new)
     if os.name == 'nt': return  # Windows can't sync a folder
@@ -124,8 +140,10 @@ def rename_synced(old:Path, new:Path) -> None:
     finally: os.close(fd)
 
 @contextmanager
-def new_file(path:Path) -> Generator[Path]:
-    "A path to write to, with the same ending, that becomes `path` in one step once the block has ended well."
+def new_file(
+    path:Path, # of the file to write; its folder is made if it isn't there
+) -> Generator[Path]: # a path to write to, in the same folder, with the same ending
+    "What is written becomes the file `path` in one step once the block has ended well."
     if path.is_dir(): raise IsADirectoryError(errno.EISDIR, 'a folder, where a file was to be', str(path))
     part = path.with_name(f'.{uuid.uuid4().hex}.part{path.suffix}')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +152,11 @@ def new_file(path:Path) -> Generator[Path]:
         rename_synced(part, path)
     finally: part.unlink(missing_ok=True)
 
-def replace_file(path:Path, raw:bytes) -> None:
+# %% ../nbs/00_core.ipynb #1593b149
+def replace_file(
+    path:Path, # of the file to write
+    raw:bytes, # all of its content
+) -> None:
     "Write the file `path` with the content `raw`, whole or not at all."
     with new_file(path) as part, open(part, 'xb') as f:
         f.write(raw)
@@ -142,13 +164,17 @@ def replace_file(path:Path, raw:bytes) -> None:
         os.fsync(f.fileno())
 
 # %% ../nbs/00_core.ipynb #4491aede
-def config_checksum(config:dict) -> str: # 64 hexadecimal digits
+def config_checksum(
+    config:dict, # with or without a checksum
+) -> str: # 64 hexadecimal digits
     "The SHA-256 of all entries but the checksum itself."
     rest = {k: v for k, v in config.items() if k != 'checksum'}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-def config_bytes(config:dict) -> bytes:
-    "`config` as JSON with its checksum, an entry a line; numbers that aren't finite become null."
+def config_bytes(
+    config:dict, # what JSON can hold; numbers that aren't finite become null
+) -> bytes: # JSON, an entry a line
+    "The file content of `config` with its checksum."
     config = json.loads(json.dumps(config), parse_constant=lambda _: None)
     config['checksum'] = config_checksum(config)
     return ('{\n' + ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in config.items()) + '\n}\n').encode()
