@@ -9,6 +9,7 @@ __all__ = ['canonical_ids']
 
 # %% ../../nbs/10_ids.canonical.ipynb #48231a58
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,33 @@ def as_array(values:Any) -> np.ndarray: # (n,), of the values' own dtype; object
     res[:] = values
     return res
 
+# %% ../../nbs/10_ids.canonical.ipynb #f83e7f30
+_to_canonical:dict[str, Callable] = {}  # the type that pandas infers -> (ids, their name) to the ids in their one form
+
+def _other_ids(values, name):
+    kinds = {type(o) for o in values}
+    if kinds == {uuid.UUID}: return as_array([str(o) for o in values])
+    names = ' and '.join(sorted(o.__name__ for o in kinds))
+    one_each = [next(o for o in values if type(o) is k) for k in sorted(kinds, key=lambda k: k.__name__)]
+    raise RatingsError(f'{name}: ids of type {names} ({examples(one_each)}); expected integers only or text only, so '
+                       'that an id is the same id everywhere: cast them yourself, e.g. `id_cast=str`')
+
+def canonical_ids(
+    values, # one-dimensional: a list, an array, a pandas, polars or pyarrow column; of any dtype in the table above
+    name='ids', # what messages call these ids, e.g. "column 'userId'"
+) -> np.ndarray: # of the same length: `int64`, or `object` that holds `str` only; a view of `values` if nothing changed
+    "Bring ids to their one form, or raise `RatingsError`."
+    values = as_array(values)
+    if values.ndim != 1: raise RatingsError(
+        f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
+    missing = np.flatnonzero(pd.isna(values))
+    if len(missing): raise RatingsError(
+        f'{name}: {len(missing)} missing of {len(values)}, at positions {examples(missing)}; expected an id in every '
+        "row: fill them, or drop these rows, e.g. `on_missing='drop'`")
+    if not len(values): return np.empty(0, dtype=values.dtype if values.dtype in (np.int64, object) else object)
+    return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
+
+# %% ../../nbs/10_ids.canonical.ipynb #f6662754
 def _text_ids(values, name):
     res = np.asarray(values, dtype=object)
     if set(map(type, res.tolist())) - {str}:  # np.str_, whose own `str` cuts zeros off
@@ -34,6 +62,8 @@ def _text_ids(values, name):
     if (res == NA).any(): raise RatingsError(f"{name}: {NA!r} is an id here, and it is the name of the row for unknown "
                                              "ids; expected any other text: rename that id, or drop its rows")
     return res
+
+_to_canonical['string'] = _text_ids
 
 # %% ../../nbs/10_ids.canonical.ipynb #e2ed3040
 def _int_ids(values, name):
@@ -59,38 +89,15 @@ def _float_ids(values, name):
         'values are missing')
     return res.astype(np.int64)
 
+_to_canonical |= {'integer': _int_ids, 'floating': _float_ids, 'mixed-integer-float': _float_ids}
+
 # %% ../../nbs/10_ids.canonical.ipynb #060ebd58
 def _time_ids(values, name):
     times = values if pd.api.types.infer_dtype(values) == 'date' else pd.DatetimeIndex(values)
     if getattr(times, 'tz', None) is not None: times = times.tz_convert('UTC')
     return as_array([o.isoformat() for o in times])
 
-def _other_ids(values, name):
-    kinds = {type(o) for o in values}
-    if kinds == {uuid.UUID}: return as_array([str(o) for o in values])
-    names = ' and '.join(sorted(o.__name__ for o in kinds))
-    one_each = [next(o for o in values if type(o) is k) for k in sorted(kinds, key=lambda k: k.__name__)]
-    raise RatingsError(f'{name}: ids of type {names} ({examples(one_each)}); expected integers only or text only, so '
-                       'that an id is the same id everywhere: cast them yourself, e.g. `id_cast=str`')
-
-_to_canonical = {'string': _text_ids, 'integer': _int_ids, 'floating': _float_ids, 'mixed-integer-float': _float_ids,
-                 'datetime64': _time_ids, 'datetime': _time_ids, 'date': _time_ids}
-
-# %% ../../nbs/10_ids.canonical.ipynb #65d6c1d9
-def canonical_ids(
-    values, # one-dimensional: a list, an array, a pandas, polars or pyarrow column; of any dtype in the table above
-    name='ids', # what messages call these ids, e.g. "column 'userId'"
-) -> np.ndarray: # of the same length: `int64`, or `object` that holds `str` only; a view of `values` if nothing changed
-    "Bring ids to their one form, or raise `RatingsError`."
-    values = as_array(values)
-    if values.ndim != 1: raise RatingsError(
-        f'{name}: an array of shape {values.shape}; expected one dimension, an id for each row')
-    missing = np.flatnonzero(pd.isna(values))
-    if len(missing): raise RatingsError(
-        f'{name}: {len(missing)} missing of {len(values)}, at positions {examples(missing)}; expected an id in every '
-        "row: fill them, or drop these rows, e.g. `on_missing='drop'`")
-    if not len(values): return np.empty(0, dtype=values.dtype if values.dtype in (np.int64, object) else object)
-    return _to_canonical.get(pd.api.types.infer_dtype(values, skipna=False), _other_ids)(values, name)
+_to_canonical |= {'datetime64': _time_ids, 'datetime': _time_ids, 'date': _time_ids}
 
 # %% ../../nbs/10_ids.canonical.ipynb #f1c0a1d3
 def take_in_parts(values:np.ndarray, places:np.ndarray) -> np.ndarray: # as long as `places`
