@@ -87,8 +87,10 @@ def _same(index, pos, other, other_pos):
 
 # %% ../../nbs/11_ids.lookup.ipynb #bffc9a78
 @patch
-def find(self:IdIndex, other:IdIndex) -> np.ndarray:
-    "Where the ids of another index are: the position of each, the first of several; -1 if it isn't there."
+def find(self:IdIndex,
+    other:IdIndex, # the ids to look for
+) -> np.ndarray: # int64, the position of each, the first of several; -1 if it isn't there
+    "Where the ids of another index are."
     found = np.full(len(other.ids), -1)
     if self.ids.dtype != other.ids.dtype or not len(self.ids): return found
     low = max(self.low, other.low)
