@@ -45,6 +45,11 @@ def _split_na(names, label):
 class _Rows(dict):
     "Name -> row; an id that isn't there has the row of '#na#', if there is one, and is not added."
     na_row:int|None = None
+    def __init__(self, rows, na_row):
+        super().__init__(rows)
+        self.na_row = na_row
+        if na_row is not None: self[NA] = na_row
+
     def __missing__(self, name):
         if self.na_row is None: raise UnknownIdError(f'{name!r} has no row; expected an id of the vocabulary')
         return self.na_row
@@ -77,9 +82,7 @@ class _Names(Sequence):
         return L(names.tolist())
     @cached_property
     def o2i(self) -> dict:
-        res = _Rows(zip(self.ids.tolist(), self.id_rows.tolist(), strict=True))
-        if self.na_row is not None: res[NA] = res.na_row = self.na_row
-        return res
+        return _Rows(zip(self.ids.tolist(), self.id_rows.tolist(), strict=True), self.na_row)
 
     def __len__(self): return self.n_rows
     def __getitem__(self, row): return self.items[row]
@@ -117,10 +120,18 @@ class Vocab(_Names):
 
 # %% ../../nbs/12_ids.vocab.ipynb #6f397c2f
 @patch
-def map_objs(self:Vocab, objs:Iterable) -> L: return L(self.o2i[o] for o in objs)
+def map_objs(self:Vocab,
+    objs:Iterable, # names of rows; ids without a row have that of '#na#'
+) -> L: # of `int`, a row each
+    "The rows of names."
+    return L(self.o2i[o] for o in objs)
 
 @patch
-def map_ids(self:Vocab, ids:Iterable) -> L: return L(self.items[o] for o in ids)
+def map_ids(self:Vocab,
+    ids:Iterable, # rows, which fastai calls ids
+) -> L: # a name each
+    "The names of rows."
+    return L(self.items[o] for o in ids)
 
 # %% ../../nbs/12_ids.vocab.ipynb #b9c292fc
 @patch
