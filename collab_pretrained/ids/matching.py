@@ -51,32 +51,6 @@ class VocabMatch:
     @property
     def coverage(self): return len(self.matched)/max(len(self.new_vocab.ids), 1)
 
-# %% ../../nbs/13_ids.matching.ipynb #f437e613
-@patch(as_prop=True)
-def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if counts are known
-    "What the ids of each kind have of the old and of the new interactions."
-    def share(counts, which): return counts[which].sum()/max(counts.sum(), 1)
-    res = {'matched': {}, 'new': {}, 'dropped': {}}
-    if self.old_counts is not None:
-        res['matched']['old'], res['dropped']['old'] = (share(self.old_counts, o) for o in (self._kept, ~self._kept))
-    if self.new_counts is not None:
-        res['matched']['new'], res['new']['new'] = (share(self.new_counts, o) for o in (self._known, ~self._known))
-    return res
-
-def _table(match):
-    "For each kind of ids: its name, how many, their shares of the interactions, examples."
-    def text(shares): return ', '.join(f'{share:.1%} of the {when}' for when, share in shares.items())
-    ids = {k: getattr(match, k) for k in match.shares}
-    return [(k, len(o), text(match.shares[k]), examples(o)) for k, o in ids.items()]
-
-@patch
-def __repr__(self:VocabMatch):
-    n_old, n_new = len(self.old_vocab.ids), len(self.new_vocab.ids)
-    lines = [f'{n_old} old and {n_new} new ids, {self.coverage:.1%} of the new ones matched']
-    for k, n, shares, some in _table(self):
-        lines.append(f'  {k:8}{n:8}  {some}' + (f'; {shares} interactions' if shares else ''))
-    return '\n'.join(lines + [f'  {o}' for o in self.hints()])
-
 # %% ../../nbs/13_ids.matching.ipynb #5ee01815
 def _checked_counts(counts, vocab, label):
     if counts is None: return None
@@ -109,6 +83,18 @@ def only_grew(self:VocabMatch) -> bool:
     n = len(self.old_vocab)
     return len(self.rows) >= n and np.array_equal(self.rows[:n], np.arange(n)) and bool((self.rows[n:] < 0).all())
 
+# %% ../../nbs/13_ids.matching.ipynb #8a138d41
+@patch(as_prop=True)
+def shares(self:VocabMatch) -> dict: # 'matched', 'new', 'dropped' -> {'old', 'new' -> 0 to 1}, if counts are known
+    "What the ids of each kind have of the old and of the new interactions."
+    res = {'matched': {}, 'new': {}, 'dropped': {}}
+    sides = ('old', self.old_counts, self._kept, 'dropped'), ('new', self.new_counts, self._known, 'new')
+    for when, counts, is_matched, rest in sides:
+        if counts is None: continue
+        res['matched'][when] = counts[is_matched].sum()/max(counts.sum(), 1)
+        res[rest][when] = counts[~is_matched].sum()/max(counts.sum(), 1)
+    return res
+
 # %% ../../nbs/13_ids.matching.ipynb #995f560d
 def _to_int(o):
     text = o[:-2] if isinstance(o, str) and o.endswith('.0') else o
@@ -134,6 +120,24 @@ def hints(self:VocabMatch) -> list: # of text, one for each cast that would matc
                 res.append(f'{n} more would match with {where} cast by {name!r} (`id_cast={name!r}`)')
                 break
     return res
+
+# %% ../../nbs/13_ids.matching.ipynb #d538dead
+def _table(match):
+    "For each kind of ids: its name, how many, their shares of the interactions, examples."
+    res = []
+    for kind, shares in match.shares.items():
+        ids = getattr(match, kind)
+        text = ', '.join(f'{o:.1%} of the {when}' for when, o in shares.items())
+        res.append((kind, len(ids), text, examples(ids)))
+    return res
+
+@patch
+def __repr__(self:VocabMatch):
+    n_old, n_new = len(self.old_vocab.ids), len(self.new_vocab.ids)
+    lines = [f'{n_old} old and {n_new} new ids, {self.coverage:.1%} of the new ones matched']
+    for k, n, shares, some in _table(self):
+        lines.append(f'  {k:8}{n:8}  {some}' + (f'; {shares} interactions' if shares else ''))
+    return '\n'.join(lines + [f'  {o}' for o in self.hints()])
 
 # %% ../../nbs/13_ids.matching.ipynb #933b3e33
 @patch
@@ -199,8 +203,11 @@ class MatchReport:
         return axs
 
 # %% ../../nbs/13_ids.matching.ipynb #7a00d902
-def two_vocabs(vocabs:Any, label:Any) -> tuple: # a list of two `Vocab`, one of the columns' names (or None)
-    "Users' and items' vocabularies, in a list or by column; `label`, maybe a path, is what messages call them."
+def two_vocabs(
+    vocabs:Any, # users' and items', in a list or by column
+    label:Any, # what messages call them, maybe a path
+) -> tuple: # a list of two `Vocab`, one of the columns' names (or None)
+    "The vocabularies of users and items."
     sized = hasattr(vocabs, '__len__') and not isinstance(vocabs, (str, bytes, Vocab))
     if not sized or len(vocabs) != 2: raise VocabError(
         f'{label}: {type(vocabs).__name__}{f" of {len(vocabs)}" if sized else ""}; expected two vocabularies, users '
@@ -208,8 +215,14 @@ def two_vocabs(vocabs:Any, label:Any) -> tuple: # a list of two `Vocab`, one of 
     cols, both = (list(vocabs), vocabs.values()) if isinstance(vocabs, Mapping) else ([None]*2, vocabs)
     return [Vocab.of(o, f'{label} of {side}s') for o, side in zip(both, SIDES, strict=True)], cols
 
-def value_of_side(value:Any, side:str, param:str, default:Any=None) -> Any:
-    "What the parameter `param` says for a side, where it may be a dictionary of 'users' and 'items'."
+# %% ../../nbs/13_ids.matching.ipynb #ff1ce583
+def value_of_side(
+    value:Any, # what a user gave: one value for both sides, or a dictionary of 'users' and 'items'
+    side:str, # 'user' or 'item'
+    param:str, # the parameter that it was given for, as messages call it
+    default:Any=None, # for a side that the dictionary lacks
+) -> Any:
+    "What a parameter says for a side."
     if not isinstance(value, Mapping): return value
     if set(value) - {f'{o}s' for o in SIDES}: raise VocabError(
         f"{param}: the keys {list(value)}; expected 'users' and 'items'")
@@ -232,10 +245,9 @@ def match_classes(
     for o in (old_counts, new_counts):
         if not isinstance(o, Mapping|None): raise VocabError(
             f"counts: {type(o).__name__}; expected a dictionary of 'users' and 'items'")
-    def match(old, new, side):
-        old_n, new_n = (value_of_side(o, side, 'counts') for o in (old_counts, new_counts))
-        return match_vocab(old, new, old_counts=old_n, new_counts=new_n)
-    return MatchReport(*map(match, old, new, SIDES))
+    old_n, new_n = ([value_of_side(o, side, 'counts') for side in SIDES] for o in (old_counts, new_counts))
+    users, items = (match_vocab(old[k], new[k], old_counts=old_n[k], new_counts=new_n[k]) for k in range(2))
+    return MatchReport(users, items)
 
 # %% ../../nbs/13_ids.matching.ipynb #b45b14d4
 def _said_of(match, side):
