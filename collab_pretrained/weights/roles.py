@@ -29,11 +29,16 @@ layouts = {
         '1.attn.lbs_bias.weight': 'i_bias'},
 }
 
-def bare_name(key:str) -> str:
-    "The name of a weight in the model itself, without what `DataParallel` and `torch.compile` put before it."
+def bare_name(
+    key:str, # in a state dict
+) -> str: # without what `DataParallel` and `torch.compile` put before it
+    "The name of a weight in the model itself."
     return re.sub(r'^(module\.|_orig_mod\.)+', '', key)
 
-def no_tables(wgts:Mapping, of_model:str='') -> WeightsError:
+def no_tables(
+    wgts:Mapping, # name -> anything: those where a table was looked for
+    of_model:str='', # what a message adds on the model that they are for
+) -> WeightsError: # to be raised
     "The error for weights without a table of users or items."
     return WeightsError(
         f'no table of users or items among {examples(list(wgts), 8)}{of_model}; expected the names of a known model, '
@@ -109,6 +114,7 @@ def _check_fits(key, wgt, target_key, target):
         f'{seen}; expected rows of the same width: {_width_remedy(wgt, target_key, target)}')
     raise ShapeError(
         f'{seen}; expected a row for each id of the current vocabulary: convert the weights with `match_embeds` first')
+
 def _layers(wgts, model_wgts, not_these):
     "What lies behind the tables and has one name and shape on both sides: name in the model -> name in the weights."
     by_name = {bare_name(k): k for k in wgts if k not in not_these}
