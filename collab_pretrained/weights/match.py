@@ -93,7 +93,9 @@ def nearest(
         f'features: {type(features).__name__}; expected a DataFrame whose index holds ids')
     if k < 1: raise VocabError(f'k={k}; expected 1 or more old ids to average')
     place, vecs = Vocab(features.index, 'the index of the features'), _unit_features(features)
-    def fill(u:Unseen):
+    def fill(
+        u:Unseen, # one table's old rows, and the ids to fill for
+    ) -> Tensor: # (n unseen ids, n_factors)
         old, new = (torch.from_numpy(place.rows(ids)) for ids in (u.old_ids, u.new_ids))
         res = u.mean().expand(len(new), -1).clone()
         known, asked = torch.nonzero(old >= 0)[:,0], torch.nonzero(new >= 0)[:,0]
@@ -153,9 +155,15 @@ def _counts_of(match, side, min_count):
         f"min_count={min_count} needs the interactions of each old id; expected `counts=` with '{side}s'")
 
 # %% ../../nbs/21_weights.match.ipynb #de9741e4
-def match_wgts(wgts:Mapping, report:MatchReport, keys:Mapping|None=None, unseen:Any='mean', min_count:int=0,
-               seed:int|None=None) -> dict: # a new one
-    "`match_embeds` for flat weights and a match that is known already, which has the old counts if there are any."
+def match_wgts(
+    wgts:Mapping, # name -> tensor, as of `flat_weights`
+    report:MatchReport, # the match of both vocabularies, with the old counts if there are any
+    keys:Mapping|None=None, # role -> name in `wgts`; None where the names are known
+    unseen:Any='mean', # how rows of unseen ids are filled, as in `match_embeds`
+    min_count:int=0, # fills are made from ids with at least that many interactions
+    seed:int|None=None, # of what is drawn; None draws a new one
+) -> dict: # a new one, with the tables in the new numbering
+    "`match_embeds` for flat weights and a match that is known already."
     found, res, generator = find_roles(wgts, keys), dict(wgts), torch.Generator()
     if not found: raise no_tables(wgts)
     generator.manual_seed(generator.seed() if seed is None else seed)
