@@ -22,7 +22,16 @@ import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 
-from ..core import CheckpointError, CheckpointNotFoundError, VocabError, WeightsError, as_path, examples, file_content
+from collab_pretrained.core import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    VocabError,
+    WeightsError,
+    as_path,
+    examples,
+    file_content,
+)
+
 from .pretrained import Pretrained, from_arrays
 
 # %% ../../nbs/23_weights.importers.ipynb #e1de3477
@@ -129,8 +138,8 @@ def _arrays(path):
 
 def _read_npz(path, id_name, vector_name, id_type):
     arrays = _arrays(path)
-    def named(name, n_dim): return [k for k, o in arrays.items() if o.ndim == n_dim] if name is None else [name]
-    ids, vectors = named(id_name, 1), named(vector_name, 2)
+    ids = [k for k, o in arrays.items() if o.ndim == 1] if id_name is None else [id_name]
+    vectors = [k for k, o in arrays.items() if o.ndim == 2] if vector_name is None else [vector_name]
     if len(ids) != 1 or len(vectors) != 1 or {*ids, *vectors} - {*arrays}: raise CheckpointError(
         f'{path}: arrays {({k: o.shape for k, o in arrays.items()})}; expected one of ids and one of vectors: name '
         'them with `id_name=` and `vector_name=`')
