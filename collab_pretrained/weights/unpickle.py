@@ -11,6 +11,7 @@ __all__ = []
 import pickle
 import re
 import uuid
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +21,10 @@ import numpy as np
 from ..core import file_content
 
 # %% ../../nbs/24_weights.unpickle.ipynb #32a0547f
-def file_kind(path:str|Path) -> str:
-    "What a file is, by its first bytes: 'a torch file', 'a pickle', 'a safetensors file', 'JSON', or something else."
+def file_kind(
+    path:str|Path, # of a file that is there
+) -> str: # 'a torch file', 'a pickle', 'a safetensors file', 'JSON', or something else
+    "What a file is, by its first bytes."
     head = file_content(path, 64)
     if not head: return 'an empty file'
     if head.startswith((b'PK\x03\x04', b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')): return 'a torch file'
@@ -75,35 +78,37 @@ _makers.update({k.replace('numpy.core', 'numpy._core'): v for k, v in _makers.it
 pickle_notes = {  # name -> the class that stands in for it, for torch's allow-list as well
     name: type(name.split('.')[-1], (_Note,), {'make': staticmethod(make)}) for name, make in _makers.items()}
 
-def plain_value(x:Any) -> Any:
-    "The plain value that a note of `unpickle` stands for, its entries as they are; anything else as it is."
+def plain_value(
+    x:Any, # what `unpickle` gives, or an entry of it
+) -> Any: # its entries as they are
+    "The plain value that a note of `unpickle` stands for; anything else as it is."
     return plain_value(x.make(x)) if isinstance(x, _Note) else x
 
 # %% ../../nbs/24_weights.unpickle.ipynb #dc5abd2a
 class PickleRefused(pickle.UnpicklingError): "A pickle asks for what isn't on the list; the message is its name."
 
-def _read_bytes(unpickler:Any):  # pickle's own takes the memory before it looks whether the bytes are there
+def _read_bytes(unpickler):  # pickle's own takes the memory before it looks whether the bytes are there
     n = int.from_bytes(unpickler.read(8), 'little')
     if len(data := unpickler.read(n)) < n: raise EOFError(f'{n} bytes announced, {len(data)} there')
     unpickler.append(bytearray(data))
 
 _Tuple = type('tuple', (list,), {})  # has no hash: that of tuples which repeat one another never ends
+def _read_tuple(load, unpickler):
+    load(unpickler)
+    unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
 
-def _no_hash(load):
-    def loaded(unpickler):
-        load(unpickler)
-        unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
-    return loaded
-
-# %% ../../nbs/24_weights.unpickle.ipynb #4c9179c6
 _loads = pickle._Unpickler.dispatch
 _tuples = (pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: for the one in C a few bytes can ask for gigabytes
+class _Unpickler(pickle._Unpickler):
     "Reads plain values and notes."
-    dispatch = {**_loads, pickle.BYTEARRAY8[0]: _read_bytes, **{o[0]: _no_hash(_loads[o[0]]) for o in _tuples}}
+    dispatch = {**_loads, pickle.BYTEARRAY8[0]: _read_bytes,
+                **{code: partial(_read_tuple, _loads[code]) for (code,) in _tuples}}
 
-    def find_class(self, module:str, name:str) -> type:
+    def find_class(self,
+        module:str, # of what the pickle asks for
+        name:str, # its name there
+    ) -> type: # the class that stands in for it
         "The stand-in for `module.name`, or a refusal."
         name = f'{module}.{name}'.replace('__builtin__', 'builtins')
         if name not in pickle_notes: raise PickleRefused(name)
@@ -114,11 +119,15 @@ _sized = b'|'.join(re.escape(bytes([n])) + b'.{%d}' % n for n in range(256))  # 
 _harmless = re.compile(rb'(?:\x80[\x02-\x05]|\x95.{8}|[}\](aesu\x94.]|K.|M..|J....|h.|j....|[\x8a\x8c](?:'
                        + _sized + rb')){1,1000}', re.DOTALL)
 
-def unpickle(raw:bytes) -> Any: # plain values and notes (see `plain_value`)
+class _FastUnpickler(pickle.Unpickler): find_class = _Unpickler.find_class
+
+def unpickle(
+    raw:bytes, # a pickle of any protocol
+) -> Any: # plain values and notes (see `plain_value`)
     "What is in a pickle, without running it; raises `PickleRefused` if it asks for more."
     at = 0
     while m := _harmless.match(raw, at): at = m.end()
-    return pickle.loads(raw) if at == len(raw) else _Unpickler(BytesIO(raw)).load()  # the first: nothing names a class
+    return (_FastUnpickler if at == len(raw) else _Unpickler)(BytesIO(raw)).load()
 
 # %% ../../nbs/24_weights.unpickle.ipynb #cc17f475
 _for_weights = re.compile(r'(torch|collections|numpy|fastcore|builtins|_codecs)\..+')
@@ -127,13 +136,22 @@ _costly = re.compile(r'builtins\.(bytearray|set)|collections\.Counter|torch(\.\w
 
 class _TorchChecker(_Unpickler):
     "Reads notes, and None for each tensor's memory."
-    def find_class(self, module, name):
+    def find_class(self,
+        module:str, # of what the pickle asks for
+        name:str, # its name there
+    ) -> type: # a note, whatever it is
+        "Refuse what weights do not need."
         name = f'{module}.{name}'.replace('__builtin__', 'builtins')
         if not _for_weights.fullmatch(name) or _costly.fullmatch(name): raise PickleRefused(f'GLOBAL {name}')
         return _Note
 
-    def persistent_load(self, pid): return None
+    def persistent_load(self,
+        pid:Any, # the memory of a tensor
+    ) -> None: # which is left where it is
+        "Nothing in place of a tensor's memory."
 
-def check_torch_pickle(f:IO[bytes]) -> None:
+def check_torch_pickle(
+    f:IO[bytes], # open at the pickle, and afterwards behind it
+) -> None:
     "Raise if a torch file's pickle asks for what no weights need, or what a few bytes can make very large."
     _TorchChecker(f).load()
