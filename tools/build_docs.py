@@ -194,12 +194,13 @@ def in_short_lines(nb_path:Path) -> None:
     "Break the lines of visible code so that they fit a page; what runs, and what is exported, has been taken already."
     nb = read_nb(nb_path)
     shown = [c for c in nb.cells if c.cell_type == 'code' and c.parsed_() and not HIDDEN.search(c.source)]
+    for c in shown: c.source = comments_above(c.source)
     with tempfile.TemporaryDirectory() as tmp:
         write_nb(dict2nb({'cells': shown, 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}), Path(tmp)/'shown.ipynb')
         command = ['ruff', 'format', '-q', '--isolated', '--line-length=100', '--config=format.quote-style="preserve"']
         subprocess.run([*command, f'{tmp}/shown.ipynb'], check=True)
         formatted = read_nb(Path(tmp)/'shown.ipynb').cells
-    for c, o in zip(shown, formatted, strict=True): c.source = comments_above(o.source)
+    for c, o in zip(shown, formatted, strict=True): c.source = o.source
     write_nb(nb, nb_path)
 
 
