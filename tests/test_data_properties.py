@@ -2,6 +2,7 @@
 promise."""
 
 import random
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -175,9 +176,9 @@ def test_every_row_once_an_epoch(n_full, bs, rest, shuffle, drop_last, seed, blo
     st.booleans(),
     st.integers(-(2**63), 2**64 - 1),
 )
-def test_every_row_of_a_stream_once_an_epoch(tmp_path_factory, n, bs, window, shuffle, drop_last, seed):
-    file = tmp_path_factory.getbasetemp()/'rows'
-    np.arange(n, dtype=np.int32)[:, None].repeat(3, 1).tofile(file)
+def test_every_row_of_a_stream_once_an_epoch(n, bs, window, shuffle, drop_last, seed):
+    file = tempfile.TemporaryFile()
+    file.write(np.arange(n, dtype=np.int32)[:, None].repeat(3, 1).tobytes())
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     loaders = [
         StreamDL(StreamDataset(file, {}), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=seed, window=window)

@@ -8,12 +8,16 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/data.stream.html.md"
 __all__ = ['StreamDataset', 'StreamDL']
 
 # %% ../../nbs/35_data.stream.ipynb #96102ca6
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
+from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -54,19 +58,19 @@ def _tensors(raw):
 class StreamDataset(CollabDataset):
     "Ratings in a file, 12 bytes each, with the vocabularies of their ids."
     def __init__(self,
-        file:str|Path, # int32 (n, 3): the user row, the item row, and the bits of the rating as float32
+        file:BinaryIO, # open to read int32 (n, 3): the user row, the item row, and the bits of the rating as float32
         classes:dict, # the name of the user column and its `Vocab`, then of the item column
         rating_name=None, # name of the rating column; None where each row counts as a 1
         id_cast=None, # what new ids go through first, as in `read_ratings`; None for nothing
-        folder:TemporaryDirectory|None=None, # that holds the file, deleted with its last dataset; None for another
     ):
-        self.file, self.n, self.folder = Path(file), Path(file).stat().st_size//12, folder
+        self.file, self.n, self.lock = file, file.seek(0, os.SEEK_END)//12, Lock()
         self.classes, self.rating_name, self.id_cast = classes, rating_name, id_cast
 
     @property
     def tensors(self): # ty: ignore[incompatible-property-override] read from the file, and never set
         return _tensors(torch.from_numpy(self.raw(0, self.n)))
     def __len__(self): return self.n
+    def __deepcopy__(self, memo): return copy(self)  # a file that is only read
     def new_empty(self): return self.new(_tensors(torch.empty(0, 3, dtype=torch.int32)))
     def blocks(self): return (_tensors(torch.from_numpy(self.raw(k, k + 2**20))) for k in range(0, self.n, 2**20))
 
@@ -75,7 +79,9 @@ class StreamDataset(CollabDataset):
         stop:int, # the one behind the last; what lies beyond the file is left out
     ) -> np.ndarray: # int32 (stop - start, 3)
         "Some ratings as the file has them."
-        return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start), offset=12*start).reshape(-1, 3)
+        with self.lock:
+            self.file.seek(12*start)
+            return np.fromfile(self.file, np.int32, 3*(min(stop, self.n) - start)).reshape(-1, 3)
 
 # %% ../../nbs/35_data.stream.ipynb #ad969b9e
 class StreamDL(CollabDL):
@@ -245,15 +251,13 @@ def _encoded(block, names, classes, casts):
     return raw
 
 def _write(lf, names, classes, casts, valid_pct, seed, files):
-    "Encode the ratings of `lf` into two files: what trains, and what validates."
+    "Encode the ratings of `lf` into two open files: what trains, and what validates."
     rng, is_split = np.random.default_rng(seed % 2**64), _valid in lf.collect_schema()
     used = [_row, *(o for o in names if o is not None), *[_valid]*is_split]
-    with open(files[0], 'wb') as train, open(files[1], 'wb') as valid:
-        for block in lf.select(used).collect_batches(chunk_size=2**20, engine='streaming'):
-            raw = _encoded(block, names, classes, casts)
-            validates = block[_valid].to_numpy() if is_split else rng.random(len(block)) < valid_pct
-            train.write(raw[~validates].tobytes())
-            valid.write(raw[validates].tobytes())
+    for block in lf.select(used).collect_batches(chunk_size=2**20, engine='streaming'):
+        raw = _encoded(block, names, classes, casts)
+        validates = block[_valid].to_numpy() if is_split else rng.random(len(block)) < valid_pct
+        for file, of_file in zip(files, (~validates, validates), strict=True): file.write(raw[of_file].tobytes())
 
 # %% ../../nbs/35_data.stream.ipynb #007dea35
 def _report(train, valid):
@@ -337,14 +341,13 @@ def from_stream(cls:CollabDataLoaders,
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
     casts = casts_of(id_cast, names[:2])
-    folder = TemporaryDirectory(prefix='collab_pretrained_', dir=scratch)
-    files = [Path(folder.name)/o for o in ('train', 'valid')]
+    files = [TemporaryFile(dir=scratch) for _ in ('train', 'valid')]  # without a name: they end with the process
     with _naming_files(ratings):
         lf = _split_of(_complete(lf, [o for o in names if o is not None], on_missing), splits)
         _check_no_header(lf, names)
         classes = _vocabularies(lf, names, casts, vocab, min_count)
         _write(lf, names, classes, casts, valid_pct, seed, files)
-    train, valid = (StreamDataset(o, classes, names[2], id_cast, folder) for o in files)
+    train, valid = (StreamDataset(o, classes, names[2], id_cast) for o in files)
     check_trains(len(train), len(valid))
     loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)
     dls = loader(train, bs=bs, shuffle=True), loader(valid, bs=val_bs)
