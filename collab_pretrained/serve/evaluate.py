@@ -67,16 +67,6 @@ def predictions_for(model:nn.Module, x:np.ndarray) -> np.ndarray: # float32 (n,)
     parts = [model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]
     return torch.cat(parts).numpy()
 
-# %% ../../nbs/60_serve.evaluate.ipynb #1df598a7
-def pairs_in(learn:CollabLearner, table:Any, new:Any=()) -> np.ndarray:
-    "Who rated what in a table: rows, int64 (n, 2), -1 if there is none; users of `new` are behind the last row."
-    read = read_like(learn.dls, table, with_ratings=False)
-    pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
-    if len(new):
-        at = pd.Index(new).get_indexer(read.user_ids)[read.users]
-        pairs[:,0] = np.where(at >= 0, len(learn.side('user').vocab) + at, pairs[:,0])
-    return pairs
-
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
 def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|None) -> np.ndarray:
     "The pairs of `x` that should be found, each once; those of items without a row stay, and can't be."
@@ -190,20 +180,21 @@ def recent_popularity(
     return recent_counts(x[:,1], days, sizes[1], popularity_half_life(x, days, *sizes)).cpu().numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #1af3af77
-class _PopularityScores:
-    "Scores of items by how many ratings they have, or by other `counts` of all rows, the same for every user."
+class SameScores:
+    "Scores of items that are the same for every user, such as how many ratings they have."
     size, dtype, device, exact = 64, torch.float32, torch.device('cpu'), None
-    def __init__(self, learn, counts=None):
-        self.item_rows = learn.side('item').vocab.id_rows
-        counts = row_counts(learn.dls)[1] if counts is None else counts
-        self.counts = torch.from_numpy(counts[self.item_rows]).float()
-    def __call__(self, rows, out): out[:] = self.counts
+    def __init__(self,
+        scores:np.ndarray, # (n,)
+        item_rows:np.ndarray, # int64 (n,), ascending: the rows of the items that these are of
+    ):
+        self.scores, self.item_rows = torch.from_numpy(scores).float(), item_rows
+    def __call__(self, rows, out): out[:] = self.scores
     def finish(self, rows, vals): return vals
 
 def list_floors(learn:CollabLearner) -> dict:
     "What lists are compared with: 'popular' and, if it is known, 'recent' -> scores."
-    recent, popular = recent_popularity(learn), _PopularityScores(learn)
-    return {'popular': popular} if recent is None else {'popular': popular, 'recent': _PopularityScores(learn, recent)}
+    rows, counts = learn.side('item').vocab.id_rows, (row_counts(learn.dls)[1], recent_popularity(learn))
+    return {k: SameScores(o[rows], rows) for k, o in zip(('popular', 'recent'), counts, strict=True) if o is not None}
 
 def _best_floor(floors):
     "The highest of some floors, whose names end in 'popular' and 'recent': what to call it, and its value."
@@ -239,12 +230,6 @@ def check_floor(name:str, value:float, floor_name:str, floor:float, higher_is_be
                             'floor: train longer or with another learning rate; if it was solved, these ratings may '
                             f'hold no more than {floor_name}', CollabWarning, stacklevel=4)
 
-# %% ../../nbs/60_serve.evaluate.ipynb #4a3d4116
-def check_count(name:str, value:Any, what:str='the length of the lists') -> None:
-    "Raise unless `value`, that of the parameter `name`, is a whole number from 1 on."
-    is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_count or value < 1: raise RatingsError(f'{name}={value!r}; expected {what}, 1 or more')
-
 # %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):
     "For each group: how many ratings, and unless it is a ranking, errors of the model and of biases alone."
@@ -261,7 +246,7 @@ def _errors_by_group(learn, x, y, seen):
 # %% ../../nbs/60_serve.evaluate.ipynb #094426c5
 def _lists_by_group(learn, x, relevant, k, seen):
     "For each group: measures of the lists of the model, the NDCG of floors, and the share of items in any list."
-    seen = None if seen is None else pairs_in(learn, seen)
+    seen = None if seen is None else seen.on(learn.vocab)
     users, top = top_lists(learn, x, relevant, k, seen)
     floors = {o: top_lists(learn, x, relevant, k, seen, scores)[1] for o, scores in list_floors(learn).items()}
     id_rows, res = learn.side('item').vocab.id_rows, {}

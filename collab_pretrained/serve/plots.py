@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import RatingsError, VocabError, WeightsError, examples
+from ..core import RatingsError, VocabError, WeightsError, checked, examples
 from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
 from ..models.embeddings import y_range_of
 from ..weights.roles import find_roles, flat_weights
-from .evaluate import check_count, error_measures, predictions_for, rated_pairs, rating_groups
+from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
 from .recommend import asked_ids, check_known
 
 # %% ../../nbs/63_serve.plots.ipynb #9afaf7bb
@@ -100,6 +100,7 @@ def _shown(learn, side, ids, n):
 
 # %% ../../nbs/63_serve.plots.ipynb #0da78072
 @patch
+@checked(n=(1,))
 def plot_embeddings(self:CollabLearner,
     titles:Mapping|pd.Series|None=None, # id -> title; None shows ids
     n:int=100, # how many ids to show, those with most training ratings, 2 or more
@@ -108,7 +109,6 @@ def plot_embeddings(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "A map of vectors along their two principal axes, the best known with their titles."
-    check_count('n', n, 'how many to show')
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
     xy, share = _principal(_weight(self, f'{side[0]}_weight')[rows])
@@ -130,6 +130,7 @@ def _unit(learn):
 
 # %% ../../nbs/63_serve.plots.ipynb #934dfce6
 @patch
+@checked(n=(1,))
 def plot_bias(self:CollabLearner,
     titles:Mapping|pd.Series|None=None, # id -> title; None shows ids
     n:int=10, # how many of the largest, and how many of the smallest, 1 or more
@@ -138,7 +139,6 @@ def plot_bias(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of the largest and of the smallest biases."
-    check_count('n', n, 'how many to show')
     vocab = self.side(side).vocab
     bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
     order = np.argsort(bias, kind='stable')
@@ -178,6 +178,7 @@ def feature_effects(self:CollabLearner,
 
 # %% ../../nbs/63_serve.plots.ipynb #93e8dc17
 @patch
+@checked(n=(1,))
 def plot_features(self:CollabLearner,
     what:str='bias', # a column of `feature_effects`
     side:str='item', # 'item' or 'user': whose features
@@ -185,7 +186,6 @@ def plot_features(self:CollabLearner,
     ax=None, # matplotlib axes to draw on; None makes them
 ): # the axes
     "Bars of what features add to a bias or a factor, per unit of a column."
-    check_count('n', n, 'how many to show')
     table = self.feature_effects(side)
     if what not in table: raise RatingsError(f'what={what!r}; expected one of {examples(list(table), 4)}')
     effect = table[what].loc[table[what].abs().nlargest(n).index].sort_values()
@@ -197,13 +197,13 @@ def plot_features(self:CollabLearner,
 
 # %% ../../nbs/63_serve.plots.ipynb #9b0476c8
 @patch
+@checked(k=(1,))
 def surprising(self:CollabLearner,
     side:str='item', # 'item' or 'user'
     k:int=10, # how many, 1 or more
     titles:Mapping|pd.Series|None=None, # id -> title; None leaves titles out
 ) -> pd.DataFrame: # id, [title], ratings, bias, expected (by its features), difference; the largest difference first
     "Ids whose bias is furthest from what their features say."
-    check_count('k', k, 'how many to show')
     own, _ = _told(self, side)
     vocab = self.side(side).vocab
     rows = vocab.id_rows[own.counts.cpu().numpy()[vocab.id_rows] > 0]

@@ -31,7 +31,7 @@ from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
 from ..models.topk import CosineScores, DotScores, best, products, scores_of
 from ..weights.roles import find_roles, flat_weights
-from .evaluate import check_count, known_pairs, pairs_in
+from .evaluate import SameScores, known_pairs
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _encoded(learn, side, values):
@@ -133,43 +133,23 @@ def _check_history(learn, asked, pairs, is_told):
 
 # %% ../../nbs/62_serve.recommend.ipynb #0fe3c5db
 def _seen_by(learn, asked, exclude_seen, seen, ratings):
-    "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given; None for none."
-    if exclude_seen is False: return None
+    "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given."
     told = [o for o in (None if exclude_seen is True else exclude_seen, seen) if o is not None]
     tables = [_own_pairs(learn, o, asked) for o in [*told, *([] if ratings is None else [ratings])]]
     pairs = np.concatenate([np.zeros((0, 2), dtype=np.int64), *tables])
     _check_history(learn, asked, pairs, bool(told))
-    def seen_by(rows):
-        return np.concatenate([pairs[np.isin(pairs[:,0], rows)], known_pairs(learn, rows[rows < asked.n_users])])
-    return seen_by
+    return lambda users: np.concatenate([pairs[np.isin(pairs[:,0], users)],
+                                         known_pairs(learn, users[users < asked.n_users])])
 
 # %% ../../nbs/62_serve.recommend.ipynb #bff66701
-def _popular(learn, item_rows):
-    "`item_rows` by their ratings in the training part, of equal ones the first, and how many each has."
-    counts = row_counts(learn.dls)[1][item_rows]
-    order = np.argsort(-counts, kind='stable')
-    return counts[order], item_rows[order]
-
-def _as_average(learn, item_rows):
-    "`item_rows` as the average user would rate them, best first, and these ratings."
+def _scores_of_unknown(learn, item_rows, on_unknown):
+    "What users without a row are answered by: ratings in the training part, or what the average user would give."
+    if on_unknown == 'popular': return SameScores(row_counts(learn.dls)[1][item_rows], item_rows)
     na_row = learn.side('user').vocab.na_row
     if na_row is None: raise VocabError(f"on_unknown='mean', and the vocabulary of users has no row {NA!r}; expected "
                                         "one: choose 'popular' or 'skip'")
-    vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), len(item_rows))
-    return vals[0], items[0]
-
-# %% ../../nbs/62_serve.recommend.ipynb #bf843078
-def _first_unseen(vals, items, users, seen, k):
-    "The first `k` of ranked `items`, one list for all `users`, that each has not seen."
-    pairs = np.zeros((0, 2), dtype=np.int64) if seen is None else seen(users)
-    shape = len(users), min(k, len(items))
-    top_vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
-    top_vals[:], top[:] = vals[:k], items[:k]
-    for u in np.unique(pairs[:,0]):
-        line, unseen = np.searchsorted(users, u), ~np.isin(items, pairs[pairs[:,0] == u,1])
-        own = items[unseen][:k]
-        top[line], top[line,:len(own)], top_vals[line,:len(own)] = -1, own, vals[unseen][:k]
-    return top_vals, top
+    vals, items = best(scores_of(learn.model, item_rows), np.array([na_row]), max(len(item_rows), 1))
+    return SameScores(vals[0][np.argsort(items[0])], item_rows)
 
 # %% ../../nbs/62_serve.recommend.ipynb #0334bf9e
 def _with_users(model, rows):
@@ -187,7 +167,7 @@ def _best_of_new(learn, told, ids, users, item_rows, k, seen):
     def hidden(rows):
         pairs = seen(users[rows])
         return np.stack([np.searchsorted(users, pairs[:,0]), pairs[:,1]], 1)
-    return best(scores_of(model, item_rows), np.arange(len(ids)), k, seen and hidden, show=hasattr(learn, 'progress'))
+    return best(scores_of(model, item_rows), np.arange(len(ids)), k, hidden, show=hasattr(learn, 'progress'))
 
 # %% ../../nbs/62_serve.recommend.ipynb #e8f15d78
 def _known_items(learn, name, ids):
@@ -200,7 +180,10 @@ def _known_items(learn, name, ids):
 
 def _own_pairs(learn, table, asked):
     "Pairs of an asked user and an item with a row, in a table."
-    pairs = pairs_in(learn, table, asked.new_ids)
+    read = read_like(learn.dls, table, with_ratings=False)
+    pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
+    new = pd.Index(asked.new_ids).get_indexer(read.user_ids)[read.users]
+    pairs[:,0] = np.where(new >= 0, asked.n_users + new, pairs[:,0])
     return pairs[(pairs >= 0).all(1)]
 
 # %% ../../nbs/62_serve.recommend.ipynb #d46830b9
@@ -212,15 +195,10 @@ def _not_among(own, users, item_rows):
     who, what = np.nonzero(free)
     return np.stack([users[who], item_rows[what]], 1)
 
-def _all_of(functions):
-    "A function that gives the pairs of all `functions` that are not None; None if there is none."
-    some = [o for o in functions if o is not None]
-    return (lambda users: np.concatenate([o(users) for o in some])) if some else None
-
 # %% ../../nbs/62_serve.recommend.ipynb #970de0fd
 def _choice(learn, asked, candidates, exclude):
     "The rows of the items to choose from, ascending, and functions from users (see `_Asked`) to more to hide."
-    rows, hide = learn.side('item').vocab.id_rows, []
+    rows, hide = learn.side('item').vocab.id_rows, [lambda users: np.zeros((0, 2), dtype=np.int64)]
     if hasattr(candidates, 'columns'):
         own = _own_pairs(learn, candidates, asked)
         rows = np.unique(own[:,1])
@@ -234,7 +212,7 @@ def _choice(learn, asked, candidates, exclude):
 
 # %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
-@checked()
+@checked(k=(1,))
 def recommend(self:CollabLearner,
     users=None, # ids of users: one, or any number, each answered once; None for those of the tables below, else all
     k:int=10, # items for each user, 1 or more; fewer where fewer are left
@@ -249,13 +227,13 @@ def recommend(self:CollabLearner,
     features=None, # table of what users are, see `set_features`: who has no row gets one for this answer; None for none
 ) -> pd.DataFrame: # user, rank (from 1), item, score (the predicted rating); of 'popular', `popularity` and no score
     "Recommend the items that each user would rate highest, best first; ties are in the order of the vocabulary."
-    check_count('k', k)
     if ratings is not None: ratings = read_like(self.dls, ratings)
     asked, told = _asked_users(self, users, ratings, on_unknown, features), dict(ratings=ratings, features=features)
     if ratings is not None and ratings.names[2] is not None and len(ratings) and not asked.is_new.any():
         check_scale(self, ratings.values)  # else `fold_in` does
-    item_rows, not_theirs = _choice(self, asked, candidates, exclude)
-    hidden = _all_of([_seen_by(self, asked, exclude_seen, seen, ratings), *not_theirs])
+    item_rows, hide = _choice(self, asked, candidates, exclude)
+    if exclude_seen is not False: hide.append(_seen_by(self, asked, exclude_seen, seen, ratings))
+    def hidden(users): return np.concatenate([o(users) for o in hide])
     sure = _sure_of(self, asked, told, on_unknown) if with_std or explore else None
     if sure and explore: vals, top = _explored(self, asked, sure, item_rows, k, hidden, explore)
     else: vals, top = _answers(self, asked, item_rows, k, hidden, told, on_unknown)
@@ -272,9 +250,7 @@ def _answers(learn, asked, item_rows, k, hidden, told, on_unknown):
     show, model = hasattr(learn, 'progress'), get_model(learn.model)
     def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
     def as_new(rows): return _best_of_new(learn, told, asked.ids[asked.is_new], rows, item_rows, k, hidden)
-    def as_unknown(rows):
-        ranked = (_popular if on_unknown == 'popular' else _as_average)(learn, item_rows)
-        return _first_unseen(*ranked, rows, hidden, k)
+    def as_unknown(rows): return best(_scores_of_unknown(learn, item_rows, on_unknown), rows, k, hidden)
     shape, limits = (len(asked.ids), min(k, len(item_rows))), getattr(model, 'limits', None)
     vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
     for some, answer in ((asked.known, by_row), (asked.is_new, as_new), (asked.unknown, as_unknown)):
@@ -343,7 +319,7 @@ def _explored(learn, asked, sure, item_rows, k, hidden, explore):
         pairs = hidden(asked.rows[rows])
         return np.stack([place[np.searchsorted(asked.rows[place], pairs[:,0])], pairs[:,1]], 1)
     scores = BoundScores(_with_users(model, sure.users.mean), item_rows, sure, explore)
-    _, top = best(scores, np.arange(len(asked.ids)), k, hidden and unseen, show=hasattr(learn, 'progress'))
+    _, top = best(scores, np.arange(len(asked.ids)), k, unseen, show=hasattr(learn, 'progress'))
     vals = np.zeros(top.shape, dtype=np.float32)
     vals[top >= 0] = _predicted_lines(learn, sure, top)[0]
     return vals, top
@@ -351,7 +327,6 @@ def _explored(learn, asked, sure, item_rows, k, hidden, explore):
 # %% ../../nbs/62_serve.recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
-    check_count('k', k)
     vocab, role = learn.side(side).vocab, f'{side[0]}_weight'
     ids, rows = asked_ids(learn, side, ids)
     check_known(learn, side, ids, rows, 'leave the others out')
@@ -366,6 +341,7 @@ def _similar(learn, side, ids, k):
 
 # %% ../../nbs/62_serve.recommend.ipynb #db3ece01
 @patch
+@checked(k=(1,))
 def similar_items(self:CollabLearner,
     items, # ids of items: one, or any number, each answered once; None for all that have a row
     k:int=10, # neighbours of each, 1 or more
@@ -374,6 +350,7 @@ def similar_items(self:CollabLearner,
     return _similar(self, 'item', items, k)
 
 @patch
+@checked(k=(1,))
 def similar_users(self:CollabLearner,
     users, # ids of users: one, or any number, each answered once; None for all that have a row
     k:int=10, # neighbours of each, 1 or more
