@@ -24,7 +24,8 @@ DESCRIPTIONS = {  # command -> the docstring of its function in `cli.commands`
     'demo': 'Train a model, update it on some nights, refuse a bad one, and show the results.',
 }
 
-ADDED_BY = {'demo': 'demo', 'night': 'night', 'apply': 'night', 'forget': 'night'}  # the others are in `cli.commands`
+MODULES = {'demo': 'demo', 'night': 'night', 'apply': 'night', 'forget': 'night', 'history': 'versions',
+           'rollback': 'versions'}  # the others are in `cli.commands`
 
 USAGE = '''usage: collab-pretrained COMMAND ...
 
@@ -75,15 +76,10 @@ def _run(argv):
     if _is_in_deleted_folder():  # where torch can't be imported
         return _refuse('the current folder was deleted; expected one that exists: `cd` to it')
     try:
-        if name in ('history', 'rollback'):
-            from .versions import run_without_torch
-            return run_without_torch(name, args)
-        if name in DESCRIPTIONS:
-            if argv is None:  # the process is the command's own
-                from .imports import import_fastai
-                import_fastai()
-            from .commands import run
-            if name in ADDED_BY: import_module(f'{__name__}.{ADDED_BY[name]}')
-            return run(name, args)
-        return _refuse(f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}')
+        if name not in DESCRIPTIONS:
+            return _refuse(f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}')
+        from .running import import_fastai, run
+        module = MODULES.get(name, 'commands')
+        if argv is None and module != 'versions': import_fastai()  # the process is the command's own
+        return run(name, import_module(f'{__name__}.{module}').commands[name], args)
     except KeyboardInterrupt: return _refuse('interrupted', 130)  # also while torch is imported

@@ -21,8 +21,9 @@ from fastai.data.external import URLs, untar_data
 from ..core import RatingsError
 from ..data.files import ratings_by_time
 from ..learner.core import CollabLearner
-from .commands import commands, run
+from .commands import commands
 from .night import cli_night  # noqa: F401  which adds the command
+from .running import run
 
 # %% ../../nbs/86_cli.demo.ipynb #a40f3460
 def _movielens():
@@ -58,7 +59,7 @@ def _bar(done, total):
 def _command(*args):
     "Run a command, shown as it is typed, and give its exit status."
     print('$ collab-pretrained ' + shlex.join(map(str, args)), flush=True)
-    status = run(args[0], list(map(str, args[1:])))
+    status = run(args[0], commands[args[0]], list(map(str, args[1:])))
     print(f'exit status {status}\n' if status else '', flush=True)
     return status
 

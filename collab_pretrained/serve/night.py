@@ -319,15 +319,15 @@ def list_change(
 @dataclass(frozen=True)
 class NightSettings:
     "How a night is done."
-    time:str|None = None # the time column; None for that of the night before, if any
-    hold_out:str|None = None # what to measure on: time, user_time or random; None for time where times are known
+    time:str|None = None # the time column; else that of the night before, if any
+    hold_out:str|None = None # what to measure on: time, user_time or random; else time where times are known
     valid_pct:float = .2 # share of the new ratings to measure on, 0 to below 1
     max_loss:float = .01 # share of last night's figure by which tonight's may be worse beyond chance, 0 or more
     k:int = 10 # length of the lists
     keep:int = 5 # versions to keep, 1 or more
     seed:int = 0 # of what is drawn
-    forget_after:float|str|None = None # drop ids without a rating for so long: days, or '365d'; without times, nights
-    now:float|None = None # what counts as now where times are checked, in s since 1970; None for the clock
+    forget_after:str|float|None = None # drop ids without a rating for so long: 365d, or nights without times: 30
+    now:float|None = None # what counts as now where times are checked, in s since 1970; else the clock
 
 # %% ../../nbs/68_serve.night.ipynb #090ea00d
 def _take_in(learn, ratings, features=None):
