@@ -1,5 +1,4 @@
 "What happens seldom: disks that can't, files that are not what they were, models and tables of unusual kinds."
-import os
 import re
 import shutil
 
@@ -15,7 +14,7 @@ from collab_pretrained.learner.core import vocab_difference
 from collab_pretrained.learner.factory import collab_learner
 from collab_pretrained.serve.delta import write_delta
 from collab_pretrained.serve.night import night
-from collab_pretrained.serve.versions import read_facts, rollback, versions_of
+from collab_pretrained.serve.versions import read_facts, versions_of
 from collab_pretrained.weights import pairs
 from collab_pretrained.weights.pairs import read_pair, save_pair
 
@@ -60,12 +59,6 @@ def test_columns_in_another_order_are_told():
     a, b = ['#na#', 1], ['#na#', 1]
     assert vocab_difference({'user': a, 'item': b}, {'item': a, 'user': b}) == (
         "its columns are ['user', 'item'], and here they are ['item', 'user']")
-
-
-def test_a_disk_without_second_names_gets_copies(model, monkeypatch):
-    def link(old, new): raise OSError(95, 'Operation not supported')
-    monkeypatch.setattr(os, 'link', link)
-    assert night(model, NIGHTS[0]).version == 2 and versions_of(model) == [1, 2] and rollback(model) == 1
 
 
 @pytest.mark.parametrize('content', ['no JSON', '[1]', '{"schema": 1}'])

@@ -19,8 +19,8 @@ from ..serve.delta import apply_delta
 from ..serve.night import NightSettings, forget, night
 from ..serve.report import night_html
 from ..serve.versions import history
-from .commands import commands, features_of, ids_given, tables_of, titles_in
-from .options import BY_ENDING, Reading
+from .commands import commands, ids_given, titles_in
+from .options import BY_ENDING, Reading, features_of, tables_of
 from .running import FellShort, in_options
 
 # %% ../../nbs/84_cli.night.ipynb #811838cb

@@ -156,6 +156,7 @@ def _fits(n_bytes, device):
 
 # %% ../../nbs/34_data.loaders.ipynb #51db5f6e
 _dl_params = inspect.signature(TfmdDL).parameters
+_options = {*_dl_params, 'val_shuffle', 'shuffle_train', 'dl_kwargs'}  # that fastai's `from_df` takes
 
 class CollabDL(TfmdDL):
     "Batches sliced from a `CollabDataset`: every row once an epoch, in an order that `seed` fixes."
@@ -426,13 +427,16 @@ def _report(table, train, valid, rows, classes):
     return SplitReport(len(train), len(valid), *(len(v.ids) for v in classes.values()), *n_new, int(is_new.sum()), n_na)
 
 # %% ../../nbs/34_data.loaders.ipynb #d6c67b56
-def _loaders(datasets, options, shared, dl_kwargs):
-    "A loader for each of two datasets, with its own options and those of the caller; the first has a batch."
-    kws = [{**own, **shared, **more} for own, more in zip(options, dl_kwargs or [{}, {}], strict=True)]
-    res = [CollabDL(ds, **kw) for ds, kw in zip(datasets, kws, strict=True)]
+def _loaders(datasets, bs, val_bs, shuffle=True, val_shuffle=False, shuffle_train=None, n=None, drop_last=False,
+             dl_kwargs=None, **shared):
+    "A loader for each of two datasets, with its own options and those of both; the first has a batch."
+    if n is not None: check_rows(n, 'n', what='ratings to train on')
+    train = dict(bs=bs, shuffle=shuffle if shuffle_train is None else shuffle_train, drop_last=drop_last, n=n)
+    options = zip((train, dict(bs=val_bs, shuffle=val_shuffle)), dl_kwargs or [{}, {}], strict=True)
+    res = [CollabDL(ds, **{**own, **shared, **more}) for ds, (own, more) in zip(datasets, options, strict=True)]
     if len(res[0]): return res
-    asked = 'bs={bs} with n={n} and drop_last={drop_last}'.format(**options[0])
-    raise RatingsError(f'{len(datasets[0])} training ratings make no batch of {asked}; expected one at least')
+    raise RatingsError(f'{len(datasets[0])} training ratings make no batch of bs={bs} with n={n} and '
+                       f'drop_last={drop_last}; expected one at least')
 
 # %% ../../nbs/34_data.loaders.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
@@ -452,7 +456,6 @@ class CollabDataLoaders(DataLoaders):
         *,
         bs:int=64, # rows in a training batch, 1 or more
         val_bs:int|None=None, # rows in a validation batch, 1 or more; None for `bs`, and 4096 at least
-        shuffle:bool=True, # another order of the training part each epoch?
         device=None, # where batches are; None for fastai's default
         splits=None, # a name that `split_ratings` knows, or positions (train, valid); None for 'random'
         time_name=None, # name of the time column, for splits, `duplicates='last'` and the age of ratings; None for none
@@ -463,19 +466,11 @@ class CollabDataLoaders(DataLoaders):
         duplicates:str='keep', # rows of one (user, item): 'keep' all, keep the 'last', their 'mean', or 'raise'
         on_missing:str='raise', # rows where a value is missing: 'raise', or 'drop' them and say how many
         implicit:bool=False, # count every row as a rating of 1 and read no rating column?
-        val_shuffle:bool=False, # shuffle the validation part?
-        drop_last:bool=False, # leave out a last training batch of fewer than `bs` rows?
-        n:int|None=None, # train on the first n rows of the training part; None for all
-        after_batch=None, # transforms of a batch, as in fastai; None for none
-        dl_kwargs:list|None=None, # list of two dicts, more parameters for each `CollabDL`; None for none
-        shuffle_train:bool|None=None, # fastai's old name of `shuffle`; None for `shuffle`
-        num_workers=0, # this and the next two are accepted as fastai does, and not needed: no processes are started
-        pin_memory=False, # see `num_workers`
-        verbose=False, # see `num_workers`
+        **kwargs, # of fastai's loaders: `shuffle`, `val_shuffle`, `n`, `drop_last`, `after_batch`, `dl_kwargs`, ...
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
+        for o in kwargs.keys() - _options: raise TypeError(f'from_df got an unexpected keyword argument {o!r}')
         bs, val_bs = batch_rows(bs, val_bs)
-        if n is not None: check_rows(n, 'n', what='ratings to train on')
         check_vocab_or_count(vocab, min_count)
         seed = seed_or_fresh(seed)
         device = torch.device(default_device() if device is None else device)
@@ -486,10 +481,8 @@ class CollabDataLoaders(DataLoaders):
         classes = _classes(table, train, vocab, min_count)
         rows = _rows(table, classes, is_own=vocab is None)
         datasets = [_dataset(table, idx, rows, classes, id_cast, time_name, weight_name) for idx in (train, valid)]
-        shuffle = shuffle if shuffle_train is None else shuffle_train
-        options = [dict(bs=bs, shuffle=shuffle, drop_last=drop_last, n=n), dict(bs=val_bs, shuffle=val_shuffle)]
-        shared = dict(seed=seed, device=device, after_batch=after_batch)
-        res = cls(*_loaders(datasets, options, shared, dl_kwargs), path=as_path(path), device=device)
+        loaders = _loaders(datasets, bs, val_bs, seed=seed, device=device, **kwargs)
+        res = cls(*loaders, path=as_path(path), device=device)
         res.report = _report(table, train, valid, rows, classes)
         return res
 

@@ -10,6 +10,7 @@ __all__ = ['StreamDataset', 'StreamDL']
 # %% ../../nbs/35_data.stream.ipynb #96102ca6
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -20,6 +21,7 @@ from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
+import pandas as pd
 import torch
 from fastai.torch_core import default_device
 from fastcore.basics import patch
@@ -40,11 +42,12 @@ from collab_pretrained.data.loaders import (
     transform_batch,
 )
 
-from ..core import NA, RatingsError, as_path, checked, examples
+from ..core import NA, RatingsError, as_path, checked
+from ..ids.canonical import factorize_ids
 from ..ids.vocab import Vocab
-from .columns import casts_of, check_choice, column_names, encode_ids, read_numbers, warn_user
+from .columns import column_names
 from .files import hive_texts
-from .ratings import as_frame
+from .ratings import as_frame, read_ratings
 from .splits import check_valid_pct, seed_or_fresh
 
 # %% ../../nbs/35_data.stream.ipynb #d2cf65a8
@@ -171,59 +174,8 @@ def _scan(ratings):
     except (pl.exceptions.PolarsError, TypeError) as e:
         raise RatingsError(f'{ratings}: {e}; expected Parquet files') from None
 
-# %% ../../nbs/35_data.stream.ipynb #479061e1
-_row = 'row of the table'
-
-def _gaps(lf, names):
-    "For each of the columns `names` an expression that is true where a value is missing."
-    pl, schema = _polars(), lf.collect_schema()
-    return {o: pl.col(o).is_null() | (pl.col(o).is_nan() if schema[o].is_float() else False) for o in names}
-
-def _count(lf, conditions):
-    "How many rows there are, and for each of some conditions in how many rows it is true and in which first."
-    asked = [(o.sum().alias(f'{k} times'), o.arg_max().alias(f'{k} first')) for k, o in enumerate(conditions)]
-    try: n, *seen = lf.select(_polars().len(), *(f for both in asked for f in both)).collect(engine='streaming').row(0)
-    except _polars().exceptions.SchemaError as e: raise RatingsError(
-        f'{e}; expected each column to be of one type in all files: write them anew with one') from None
-    return n, list(zip(seen[::2], seen[1::2], strict=True))
-
-# %% ../../nbs/35_data.stream.ipynb #e3fff817
-def _complete(lf, names, on_missing):
-    "`lf` with the numbers of its rows, without those where a column of `names` is missing."
-    check_choice(on_missing, ('raise', 'drop'), 'on_missing')
-    lf, gaps = lf.with_row_index(_row), _gaps(lf, names)
-    n, found = _count(lf, gaps.values())
-    if not n: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
-    found = {o: at for o, at in zip(gaps, found, strict=True) if at[0]}
-    said = '; '.join(f'column {o!r}: {k} missing of {n}, the first in row {first} (counted from 0)'
-                     for o, (k, first) in found.items())
-    if not said: return lf
-    if on_missing == 'raise': raise RatingsError(
-        f"{said}; expected a value in every row: fill them, or leave those rows out with `on_missing='drop'`")
-    warn_user(f'{said}: left out')
-    return lf.filter(~_polars().any_horizontal(*gaps.values()))
-
-# %% ../../nbs/35_data.stream.ipynb #a872ca9b
-def _counted_ids(lf, name, cast):
-    "The distinct ids of a column, in vocabulary order, and how many rows each has."
-    table = lf.group_by(name).agg(_polars().len().alias(_row)).collect(engine='streaming')
-    codes, ids = encode_ids(as_frame(table, [name])[name], name, cast)
-    counts = np.bincount(codes, table[_row].to_numpy(), len(ids)).astype(np.int64)
-    order = np.argsort(ids, kind='stable')  # a category column has another
-    return ids[order], counts[order]
-
-def _check_no_header(lf, names):
-    "Raise if the names of the columns stand among the rows."
-    pl, schema = _polars(), lf.collect_schema()
-    user, item = names[:2]
-    if not (schema[user] == schema[item] == pl.String): return
-    _, [(k, first)] = _count(lf, [(pl.col(user) == pl.lit(user)) & (pl.col(item) == pl.lit(item))])
-    if k: raise RatingsError(
-        f'row {first} (counted from 0): {examples(names[:2])}, the names of the columns, among the rows; expected one '
-        'header: where files were joined, leave out the headers of all but the first')
-
 # %% ../../nbs/35_data.stream.ipynb #9bdab090
-_valid = 'row that validates'
+_row, _valid = 'row of the table', 'row that validates'
 
 def _split_of(lf, splits):
     "`lf`, with a column that says which rows validate where `splits` is an expression."
@@ -238,25 +190,54 @@ def _split_of(lf, splits):
     return lf
 
 # %% ../../nbs/35_data.stream.ipynb #803eb730
-def _encoded(block, names, classes, casts):
-    "The ratings of a polars DataFrame as the file has them, int32 (n, 3)."
-    frame, raw = as_frame(block, [o for o in names if o is not None]), np.empty((len(block), 3), dtype=np.int32)
-    for k, ((name, vocab), cast) in enumerate(zip(classes.items(), casts, strict=True)):
-        codes, ids = encode_ids(frame[name], name, cast)
-        rows = vocab.rows(ids)
-        raw[:,k] = np.where(rows < 0, vocab.na_row, rows)[codes]
-    values = np.ones(len(block), dtype=np.float32)
-    if names[2] is not None: values = read_numbers(frame[names[2]].set_axis(block[_row].to_numpy()), names[2])
-    raw[:,2] = values.view(np.int32)
-    return raw
+def _blocks(lf, names, **kwargs):
+    "The ratings of a `LazyFrame`, a million at a time; and which of them validate, None without such a column."
+    used, is_split = [o for o in names if o is not None], _valid in lf.collect_schema()
+    lf = lf.with_columns(_polars().selectors.float().fill_nan(None)).with_row_index(_row)
+    lf = lf.select(_row, *used, *[_valid]*is_split)
+    try:
+        for block in lf.collect_batches(chunk_size=2**20, engine='streaming'):
+            frame = as_frame(block, used)
+            frame.index = pd.Index(block[_row].to_numpy(), name=_row)
+            ratings = read_ratings(frame, *names, allow_empty=True, **kwargs)
+            validates = block[_valid].to_numpy() if is_split else None
+            if validates is not None and ratings.rows is not None: validates = validates[ratings.rows]
+            if len(ratings): yield ratings, validates
+    except _polars().exceptions.SchemaError as e: raise RatingsError(
+        f'{e}; expected each column to be of one type in all files: write them anew with one') from None
 
-def _write(lf, names, classes, casts, valid_pct, seed, files):
-    "Encode the ratings of `lf` into two open files: what trains, and what validates."
-    rng, is_split = np.random.default_rng(seed % 2**64), _valid in lf.collect_schema()
-    used = [_row, *(o for o in names if o is not None), *[_valid]*is_split]
-    for block in lf.select(used).collect_batches(chunk_size=2**20, engine='streaming'):
-        raw = _encoded(block, names, classes, casts)
-        validates = block[_valid].to_numpy() if is_split else rng.random(len(block)) < valid_pct
+def _counted_ids(blocks):
+    "For users and for items, the distinct ids in vocabulary order, and how many ratings each has."
+    parts, res = [[], []], []
+    for ratings, _ in blocks:
+        sides = (ratings.user_ids, ratings.users), (ratings.item_ids, ratings.items)
+        for part, (ids, codes) in zip(parts, sides, strict=True):
+            part.append((ids, np.bincount(codes, minlength=len(ids))))
+    if not parts[0]: raise RatingsError('no ratings in a table of 0 rows; expected at least one')
+    for part in parts:
+        ids, counts = (np.concatenate(o) for o in zip(*part, strict=True))
+        codes, ids = factorize_ids(ids, sort=True)
+        res.append((ids, np.bincount(codes, counts).astype(np.int64)))
+    return res
+
+# %% ../../nbs/35_data.stream.ipynb #4cd29525
+def _vocabularies(counted, names, vocab, min_count):
+    "By column, the given vocabulary, or that of the ids that have `min_count` ratings."
+    if vocab is None: return {
+        o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted, strict=True)}
+    classes = given_classes(vocab, names)
+    for (name, v), (ids, counts) in zip(classes.items(), counted, strict=True): rows_or_na(v, ids, counts, name)
+    return classes
+
+def _write(blocks, classes, valid_pct, seed, files):
+    "Encode ratings into two open files, int32 (n, 3) as a `StreamDataset` has them: what trains, and what validates."
+    rng, na_rows = np.random.default_rng(seed % 2**64), [v.na_row for v in classes.values()]
+    for ratings, validates in blocks:
+        raw = np.empty((len(ratings), 3), dtype=np.int32)
+        codes = ratings.users, ratings.items
+        for k, rows in enumerate(ratings.id_rows(classes)): raw[:,k] = np.where(rows < 0, na_rows[k], rows)[codes[k]]
+        raw[:,2] = ratings.values.view(np.int32)
+        if validates is None: validates = rng.random(len(raw)) < valid_pct
         for file, of_file in zip(files, (~validates, validates), strict=True): file.write(raw[of_file].tobytes())
 
 # %% ../../nbs/35_data.stream.ipynb #007dea35
@@ -287,20 +268,9 @@ def _naming_files(ratings):
         files, sizes = (o.to_numpy() for o in of_file.collect())
         starts = np.append(0, sizes.astype(np.int64).cumsum())
         def place(m):
-            k = np.searchsorted(starts, int(m[1]), 'right') - 1
-            return f'row {int(m[1]) - starts[k]} of {files[k]} (counted from 0)'
-        raise RatingsError(re.sub(r'row (\d+) \(counted from 0\)', place, str(e))) from None
-
-# %% ../../nbs/35_data.stream.ipynb #4cd29525
-def _vocabularies(lf, names, casts, vocab, min_count):
-    "By column, the given vocabulary, or that of the ids of a table that have `min_count` ratings."
-    names = names[:2]
-    counted = [_counted_ids(lf, o, cast) for o, cast in zip(names, casts, strict=True)]
-    if vocab is None: return {
-        o: Vocab([NA, *ids[counts >= min_count].tolist()]) for o, (ids, counts) in zip(names, counted, strict=True)}
-    classes = given_classes(vocab, names)
-    for (name, v), (ids, counts) in zip(classes.items(), counted, strict=True): rows_or_na(v, ids, counts, name)
-    return classes
+            k = np.searchsorted(starts, int(m[2]), 'right') - 1
+            return f'{"the first "*bool(m[3])}{m[1] or ""}row {int(m[2]) - starts[k]} of {files[k]}'
+        raise RatingsError(re.sub(r'(in )?rows? (\d+)([^;:]*) of the table', place, str(e))) from None
 
 # %% ../../nbs/35_data.stream.ipynb #8e6c752e
 @patch(cls_method=True)
@@ -326,13 +296,8 @@ def from_stream(cls:CollabDataLoaders,
     window:int=2**20, # rows that are in memory and shuffled together, 64 or more; some 50 bytes each
     scratch:str|Path|None=None, # folder with room for 12 bytes a rating, while the loaders live; None for the system's
     after_batch=None, # transforms of a batch, as in fastai; None for none
-    time_name=None, # accepted as in `from_df` to say that streams have no times, and no weights either
-    weight_name=None, # see `time_name`
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
-    if time_name is not None or weight_name is not None: raise RatingsError(
-        f'time_name={time_name!r}, weight_name={weight_name!r}: a stream has neither times nor weights; expected None: '
-        '`from_df` reads both, and `splits=` can split a stream by time')
     bs, val_bs = batch_rows(bs, val_bs)
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
@@ -340,13 +305,13 @@ def from_stream(cls:CollabDataLoaders,
     device = torch.device(default_device() if device is None else device)
     lf = _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
-    casts = casts_of(id_cast, names[:2])
     files = [TemporaryFile(dir=scratch) for _ in ('train', 'valid')]  # without a name: they end with the process
+    lf, how = _split_of(lf, splits), dict(id_cast=id_cast, on_missing=on_missing, implicit=names[2] is None)
     with _naming_files(ratings):
-        lf = _split_of(_complete(lf, [o for o in names if o is not None], on_missing), splits)
-        _check_no_header(lf, names)
-        classes = _vocabularies(lf, names, casts, vocab, min_count)
-        _write(lf, names, classes, casts, valid_pct, seed, files)
+        classes = _vocabularies(_counted_ids(_blocks(lf, names, **how)), names[:2], vocab, min_count)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # said once already
+            _write(_blocks(lf, names, **how), classes, valid_pct, seed, files)
     train, valid = (StreamDataset(o, classes, names[2], id_cast) for o in files)
     check_trains(len(train), len(valid))
     loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)

@@ -12,7 +12,6 @@ __all__ = ['n_profiles', 'read_facts', 'lineage_of', 'served_version', 'version_
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 import warnings
@@ -107,15 +106,10 @@ def utc(
     seconds = time.time() if seconds is None else seconds
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='milliseconds')
 
-def _link(old, new):
-    "A second name for a file that never changes, or a copy if there are no such links."
-    try: os.link(old, new)
-    except OSError: shutil.copyfile(old, new)
-
 def _whole(folder, name, sha):
-    "The file of a save, also where the save had no time to rename it."
+    "The content of a file of a save, also where the save had no time to rename it."
     for o in (folder/name, folder/f'{name}.{sha[:32]}.pending'):
-        if o.is_file() and hashlib.sha256(o.read_bytes()).hexdigest() == sha: return o
+        if o.is_file() and hashlib.sha256(raw := o.read_bytes()).hexdigest() == sha: return raw
     raise CheckpointError(f'{folder/name}: not the file that config.json beside it was saved with; expected a whole '
                           'model: save it again')
 
@@ -127,7 +121,7 @@ def _adopt(model, config):
     new, when = version_path(model, last + 1), utc((model/'config.json').stat().st_mtime)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    for name, sha in config['files'].items(): _link(_whole(model, name, sha), new/name)
+    for name, sha in config['files'].items(): (new/name).write_bytes(_whole(model, name, sha))
     replace_file(new/'config.json', config_bytes({**config, 'lineage': [
         *older, {'version': last + 1, 'when': when, 'verdict': 'saved'}]}))
     return last + 1
