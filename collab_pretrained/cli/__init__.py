@@ -1,4 +1,5 @@
 "The command `collab-pretrained`; its help and its version need no more than this file."
+import gc
 import os
 import signal
 import sys
@@ -78,8 +79,14 @@ def _run(argv):
     try:
         if name not in DESCRIPTIONS:
             return _refuse(f'no command {name!r}; expected one of {", ".join(DESCRIPTIONS)}')
+        is_own = argv is None  # whether the process is the command's own
+        if is_own: gc.disable()  # nothing that is imported is garbage, and looking for it takes half a second
         from .running import import_fastai, run
         module = MODULES.get(name, 'commands')
-        if argv is None and module != 'versions': import_fastai()  # the process is the command's own
-        return run(name, import_module(f'{__name__}.{module}').commands[name], args)
+        if is_own and module != 'versions': import_fastai()
+        command = import_module(f'{__name__}.{module}').commands[name]
+        if is_own:
+            gc.freeze()
+            gc.enable()
+        return run(name, command, args)
     except KeyboardInterrupt: return _refuse('interrupted', 130)  # also while torch is imported

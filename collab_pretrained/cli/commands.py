@@ -329,6 +329,7 @@ commands['match'] = cli_match
 def _updated(model, df, old, features, min_overlap, max_rmse, reading, **kwargs):
     "The learner in the folder `model` with the ratings `df`, once all checks are passed."
     learn = _load(model, old, reading)
+    learn.expendable = True
     _check_kind(learn, max_rmse)
     df = tables_of(learn, df, reading)
     known = _known(learn.vocab, df, list(learn.vocab), id_cast=learn.dls.train_ds.id_cast)

@@ -84,9 +84,22 @@ def pairs(self:Seen, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n_pairs,
     return np.stack([np.repeat(rows, counts), self.items[at].astype(np.int64)], 1)
 
 # %% ../../nbs/36_data.seen.ipynb #74ee3c46
+def _places(seen, users, items):
+    "Where pairs stand among all items, or where they would, by bisection; and which of them are there."
+    low, end = seen.offsets[users], seen.offsets[users + 1]
+    high = end
+    while (left := low < high).any():
+        middle = (low + high) // 2
+        before = left & (seen.items[np.minimum(middle, len(seen) - 1)] < items)
+        low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
+    there = low < end
+    there[there] = seen.items[low[there]] == items[there]
+    return low, there
+
 @patch
 def has(self:Seen, pairs:np.ndarray) -> np.ndarray: # bool (n,)
     "Whether each pair of a user row and an item row was seen."
+    if 8*len(pairs) < len(self): return _places(self, *pairs.T)[1]
     keys, known = pair_keys(pairs, self.n_items), pair_keys(self.pairs(_distinct(pairs[:,0])), self.n_items)
     return np.append(known, -1)[np.searchsorted(known, keys)] == keys
 
@@ -101,12 +114,10 @@ def with_pairs(self:Seen, pairs:np.ndarray, n_users:int|None=None, n_items:int|N
     old = _widened(self, n_users or self.n_users, n_items or self.n_items)
     keys = _distinct(pair_keys(pairs, old.n_items))
     users, items = np.divmod(keys, max(old.n_items, 1))
-    known = pair_keys(old.pairs(_distinct(users)), old.n_items)
-    at = np.searchsorted(known, keys)
-    new = np.flatnonzero(np.append(known, -1)[at] != keys)
-    places = old.offsets[users] + at - np.searchsorted(known, users*old.n_items)
-    n_more = np.bincount(users[new], minlength=old.n_users).cumsum()
-    return Seen(old.offsets + np.append(0, n_more), np.insert(old.items, places[new], items[new]), old.n_items)
+    places, there = _places(old, users, items)
+    if there.all(): return old
+    n_more = np.bincount(users[~there], minlength=old.n_users).cumsum()
+    return Seen(old.offsets + np.append(0, n_more), np.insert(old.items, places[~there], items[~there]), old.n_items)
 
 # %% ../../nbs/36_data.seen.ipynb #3a10ec98
 @patch
@@ -152,5 +163,6 @@ def seen_of_tables(tables:dict[str, Tensor], n_items:int) -> Seen:
     counts, items = (tables[o].cpu().numpy() for o in ('user.counts', 'items'))
     if any(o.ndim != 1 or o.dtype != np.int32 for o in (counts, items)): raise _malformed('it has another type')
     if (counts < 0).any() or counts.sum(dtype=np.int64) != len(items): raise _malformed(f'{len(items)} items')
-    if ((items < 0) | (items >= n_items)).any(): raise _malformed(f'items beyond the {n_items} of the model')
+    if len(items) and not 0 <= items.min() <= items.max() < n_items: raise _malformed(
+        f'items beyond the {n_items} of the model')
     return Seen(np.append(0, counts.cumsum(dtype=np.int64)), items, n_items)

@@ -752,7 +752,8 @@ def _with_frozen(learn, old, new):
 def _take_in_ratings(learn, x, y, weight, kept):
     "A night of ratings: the posterior, of which `kept` is left after the time since last night, is the prior."
     model, frozen = dot_product(learn), frozen_masks(learn) if learn.frozen_rows else None
-    learn.set_posterior(update_posterior(faded(learn.posterior, kept), x, y, weight, y_range_of(model), frozen=frozen))
+    prior, in_place = faded(learn.posterior, kept), learn.expendable and not frozen
+    learn.set_posterior(update_posterior(prior, x, y, weight, y_range_of(model), frozen=frozen, in_place=in_place))
     if model.limits is not None: _widen_limits(model, y)
 
 # %% ../../nbs/52_learner.als.ipynb #c1a8e491

@@ -176,6 +176,7 @@ class CollabLearner(LeanLearner):
     process:tuple|None = None  # in `distrib_ctx`, which process this is, and of how many
     whole_tables:Callable = nullcontext  # makes a context in which each process has the rows of all
     trained_here:bool = False  # whether the rows have learned from all of the training part
+    expendable:bool = False  # whether an update that fails may leave it half changed; saves memory
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one

@@ -106,7 +106,10 @@ _fields = 'dls', 'match_report', 'solved', 'seen', 'held_out', 'liked', 'feature
 def all_or_nothing(
     learn:CollabLearner, # any learner
 ) -> Generator: # a context without a value
-    "Put a learner back as it was if what happens inside fails or is interrupted."
+    "Put a learner back as it was if what happens inside fails or is interrupted, unless it is expendable."
+    if learn.expendable:
+        yield
+        return
     model, opt, fields = get_model(learn.model), learn.opt, {o: getattr(learn, o) for o in _fields}
     params = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}

@@ -43,14 +43,14 @@ DOUBT = .25 # in a night and a fold-in, how much the other side's variances coun
 
 def _gain(own, seen):
     "How much of each number came from the row's ratings, 0 to 1."
-    return (1 - own.variance/own.spread**2).clamp(LEAST_GAIN, 1)*seen
+    return (own.variance/own.spread**2).neg_().add_(1).clamp_(LEAST_GAIN, 1).mul_(seen)
 
 # %% ../../nbs/49_models.als.ipynb #8d6184f4
 def _caution(side):
     """By how much more than its gain a row must count, 1 or more, since gains are of one number at a time: where the
     columns of a side's design are alike, as after gradient descent with strong weight decay, together they move rows
     further. `alike` is 1 if no column has to do with another, and up to k+1 if all are the same."""
-    design = torch.cat([side.mean[:,:-1], torch.ones_like(side.mean[:,:1])], 1)*side.counts.sqrt()[:,None]
+    design = torch.cat([side.mean[:,:-1], torch.ones_like(side.mean[:,:1])], 1).mul_(side.counts.sqrt()[:,None])
     gram = design.T @ design
     gram.diagonal()[:-1].add_((side.counts @ side.variance)[:-1])
     size = gram.diagonal().clamp(min=1e-30).sqrt()
@@ -355,6 +355,7 @@ def update_posterior(
     y_range:tuple|None=None, # of the model
     n_rounds:int=1, # each solves items, then users; users are solved before
     frozen:list|None=None, # two bool (rows,): rows of users and of items that stay as they are; None for none
+    in_place:bool=False, # whether the tables of `posterior` are changed, which saves memory; not with `frozen`
 ) -> Posterior: # a new one; only rows of tonight differ, and those that never had a rating: they are the expected row
     "Take in one night of ratings: the posterior of last night is the prior of tonight. Old ratings are not needed."
     if not len(x): return posterior
@@ -373,7 +374,7 @@ def update_posterior(
     learned = [_learn_tonight(new[i], priors[i], (before[i].counts == 0)[:,None], before[1-i], both[i], both[1-i],
                               sides[i], _caution(sides[1-i])) for i in (0, 1)]
     new = [replace(learned[i][0], implicit=before[i].implicit + learned[1-i][1]) for i in (0, 1)]
-    users, items = (sides[i].put(rows[i], new[i]) for i in (0, 1))
+    users, items = (sides[i].put(rows[i], new[i], in_place) for i in (0, 1))
     users, items = with_expected(users, items), with_expected(items, users)
     new = [_kept(o, side, f) for o, side, f in zip((users, items), sides, still, strict=True)]
     return Posterior(*new, noise, *_stretched(posterior, deviation))

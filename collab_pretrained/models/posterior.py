@@ -83,9 +83,11 @@ class SidePosterior:
     def put(self,
         rows:Tensor, # (n,) int64
         new:'SidePosterior', # of n rows
-    ) -> 'SidePosterior': # a copy; nothing of `self` is changed
+        in_place:bool=False, # whether the tables of `self` are changed, which takes no memory
+    ) -> 'SidePosterior': # else nothing of `self` is changed
         "Rows replaced by those of `new`, and the prior by its prior."
-        return replace(new, **{o: getattr(self, o).index_copy(0, rows, getattr(new, o)) for o in ROW_FIELDS})
+        copy = Tensor.index_copy_ if in_place else Tensor.index_copy
+        return replace(new, **{o: copy(getattr(self, o), 0, rows, getattr(new, o)) for o in ROW_FIELDS})
 
 # %% ../../nbs/44_models.posterior.ipynb #7528537b
 @dataclass

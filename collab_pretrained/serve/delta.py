@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/serve.delta.html.md"
 __all__ = ['delta_between', 'write_delta', 'apply_delta']
 
 # %% ../../nbs/67_serve.delta.ipynb #05f20eb9
-import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +21,7 @@ from ..core import SIDES, CheckpointError, SaveError, as_path, checked, file_con
 from ..data.seen import Seen, seen_of_tables
 from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
-from ..weights.folders import commit_folder, config_bytes, folder_parts, read_folder
+from ..weights.folders import commit_folder, config_bytes, folder_parts, hashes_of, read_folder
 from ..weights.reading import from_safetensors
 from ..weights.roles import find_roles
 
@@ -244,7 +243,7 @@ def apply_delta(
             'expected each delta once, in the order in which they were saved, from the model that the first follows')
         try:
             config, parts = _folder_of(_applied(old, tensors, facts), delta)
-            whole = {k: hashlib.sha256(o).hexdigest() for k, o in parts.items()} == config['files']
+            whole = hashes_of(parts) == config['files']
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
             raise _malformed(delta, f'damaged ({type(e).__name__})') from e
         raw = config_bytes(config)

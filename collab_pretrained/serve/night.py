@@ -454,6 +454,7 @@ def night(
         say('reading')
         clean_up(folder)
         learn, past = CollabLearner.from_pretrained(folder), lineage_of(read_facts(folder))
+        learn.expendable = True
         how = replace(how, time=how.time or _last_time(past) or learn.dls.train_ds.time_name)
         tonight = read_night(learn, ratings, how.time)
         earlier = [o['profile'] for o in past if o.get('profile')]

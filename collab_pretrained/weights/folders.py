@@ -48,20 +48,31 @@ from .unpickle import file_kind
 _SCHEMA, _PARTS = 2, ('model.safetensors', 'vocab.json')
 _VERSIONS = {'collab_pretrained': __version__, 'fastai': version('fastai'), 'torch': torch.__version__}
 
-def _sha(raw): return hashlib.sha256(raw).hexdigest()
+def _sha(buffers):
+    res = hashlib.sha256()
+    for o in buffers: res.update(o)
+    return res.hexdigest()
 
 def checkpoint_files(config:dict) -> list: # of names
     "The files beside `config.json` that belong to its save, tables of any name included."
     return [*_PARTS, *(o for o in config['files'] if re.fullmatch(rf'{TABLE_NAME}\.safetensors', o))]
 
-def _tensor_bytes(tensors):
-    import safetensors.torch
-    seen, own = set(), {}
-    for k, t in tensors.items():  # the format has no place for memory that tensors share
-        address = t.untyped_storage().data_ptr()
-        own[k] = t.clone(memory_format=torch.contiguous_format) if address in seen else t.contiguous()
-        seen.add(address)
-    return safetensors.torch.save(own)
+# %% ../../nbs/27_weights.folders.ipynb #2b3fc6f6
+_DTYPES = {'U64': torch.uint64, 'I64': torch.int64, 'F64': torch.float64, 'F32': torch.float32, 'U32': torch.uint32,
+           'I32': torch.int32, 'BF16': torch.bfloat16, 'F16': torch.float16, 'U16': torch.uint16, 'I16': torch.int16,
+           'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
+
+def _tensor_parts(tensors):
+    "The content of a file of safetensors: its header, then the memory of each tensor."
+    own = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    header, at, order = {}, 0, [*_DTYPES.values()]
+    names = sorted(own, key=lambda k: (order.index(own[k].dtype), k))
+    for k in names:
+        dtype, end = [*_DTYPES][order.index(own[k].dtype)], at + own[k].nbytes
+        header[k], at = {'dtype': dtype, 'shape': [*own[k].shape], 'data_offsets': [at, end]}, end
+    raw = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+    raw += b' '*(-len(raw) % 8)
+    return [len(raw).to_bytes(8, 'little') + raw, *(own[k].flatten().view(torch.uint8).numpy() for k in names)]
 
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
 def read_config(path:str|Path, raw:bytes) -> dict:
@@ -90,7 +101,7 @@ def _part(path, sha):
     for o in (path, pending_path(path, sha), path):  # once more: they may have been renamed meanwhile
         try: raw = file_content(o)
         except CheckpointError: continue  # gone, or not there
-        if _sha(raw) == sha: return raw
+        if _sha([raw]) == sha: return raw
     raise CheckpointError(f'{path}: {file_kind(path)}, and not the one that config.json beside it was saved with: '
                           'damaged, cut short, or from another save')
 
@@ -108,7 +119,7 @@ def _check_counts(counts, vocabs):
             f'counts of {side}: {n.min() if n.dtype.kind in "iuf" else n.dtype}; expected numbers from 0')
 
 # %% ../../nbs/27_weights.folders.ipynb #8a99ccd8
-def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|None=None) -> dict: # name -> bytes
+def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|None=None) -> dict: # name -> buffers
     "The content of every file but `config.json`, as `save_folder` takes it, checked as a reader would."
     folder, wgts = Path(folder), flat_weights(model_state)
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
@@ -117,9 +128,13 @@ def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|Non
     check_lengths(wgts, vocabs, path, folder/_PARTS[1])
     names = [list(o) for o in vocabs]
     vocab = json.dumps(names if None in columns else dict(zip(columns, names, strict=True))).encode()
-    res = dict(zip(_PARTS, (_tensor_bytes(wgts), vocab), strict=True))
+    res = dict(zip(_PARTS, (_tensor_parts(wgts), [vocab]), strict=True))
     tables = checked_tables(folder, tables or {}, vocabs)
-    return {**res, **{f'{name}.safetensors': _tensor_bytes(o) for name, o in tables.items()}}
+    return {**res, **{f'{name}.safetensors': _tensor_parts(o) for name, o in tables.items()}}
+
+def hashes_of(parts:dict) -> dict: # name -> SHA-256, 64 hexadecimal digits
+    "What the files of `folder_parts` are recognized by."
+    return {name: _sha(buffers) for name, buffers in parts.items()}
 
 # %% ../../nbs/27_weights.folders.ipynb #fc6f2c1c
 def _tables_of_last_save(folder, names):
@@ -133,7 +148,7 @@ def commit_folder(folder:str|Path, config:bytes, parts:dict) -> None:
     folder, hashes = Path(folder), json.loads(config)['files']
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = {folder/name: (hashes[name], lambda f, raw=raw: f.write(raw)) for name, raw in parts.items()}
+        others = {folder/name: (hashes[name], lambda f, o=o: f.writelines(o)) for name, o in parts.items()}
         obsolete = partial(_tables_of_last_save, folder, {*parts})
         commit_files(folder/'config.json', lambda f: f.write(config), others, obsolete)
     except OSError as e: raise SaveError(f'{folder}: not saved ({e}); what was there before is still there') from e
@@ -157,7 +172,7 @@ def save_folder(
         config = to_builtin(config or {}, 'config')
         _check_counts(config.get('counts'), vocabs)
         config.update(schema=_SCHEMA if tables else 1, columns=columns, vocab=fingerprint_of(vocabs),
-                      files={name: _sha(raw) for name, raw in parts.items()}, versions=_VERSIONS)
+                      files=hashes_of(parts), versions=_VERSIONS)
         raw = config_bytes(config)
     except (TypeError, ValueError) as e: raise SaveError(
         f'{folder}: not saved, since it could not be read again: {e}') from None
