@@ -51,7 +51,7 @@ from ..data.features import Encoding
 from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, read_like, titles_of
 from ..data.ratings import read_ratings
-from ..ids.matching import id_casts, match_classes, two_vocabs
+from ..ids.matching import match_classes, two_vocabs
 from ..learner.core import CollabLearner
 from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
@@ -140,12 +140,6 @@ def _text_columns(source, user, item, reading):
     vocabs = two_vocabs(source.vocab, 'the model')[0]
     return [name for name, vocab in zip(columns, vocabs, strict=True) if vocab.kind == 'text']
 
-def _cast_of(id_cast, source):
-    "The name of the cast that is asked for, else that of the model `source`."
-    if id_cast not in (None, *id_casts): raise RatingsError(f'--id-cast {id_cast}; expected {", ".join(id_casts)}')
-    cast = source.meta.get('id_cast') if source else None
-    return cast if id_cast is None and isinstance(cast, str) else id_cast
-
 def _half_life(text, method, source, time):
     "The option --half-life as `fit_als` takes it."
     if text is None: return None
@@ -159,6 +153,8 @@ def _half_life(text, method, source, time):
 def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):
     "Loaders over the table at `path`; `columns`: role -> name, or None for the column at its place."
     roles = {o: name for o, name in columns.items() if not (o == 'rating' and implicit or o == 'time' and name is None)}
+    own = source.meta.get('id_cast') if source else None
+    if kwargs['id_cast'] is None and isinstance(own, str): kwargs['id_cast'] = own
     if kwargs['id_cast'] == 'str': reading = replace(reading, text_ids=True)  # 007 is '007'
     df = read_file(path, reading, _text_columns(source, columns['user'], columns['item'], reading))
     if not implicit and columns['rating'] is None and df.shape[1] == 2: raise RatingsError(
@@ -229,9 +225,9 @@ def _fit(learn, train, epochs, **kwargs):
         if epochs: train(epochs, cbs=_EpochLines(), **kwargs)
 
 # %% ../../nbs/83_cli.commands.ipynb #ceea0584
-def _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life):
+def _train(learn, source, method, rounds, epochs, lr, wd, half_life):
     "Train in the way that was chosen; a model to start from learns what is new to it."
-    if source and (adapt or method == 'als'):
+    if source and method == 'als':
         with contextlib.redirect_stdout(sys.stderr): learn.adapt()
     if method == 'als' and not source:
         _fit(learn, learn.fit_als, rounds if epochs is None else epochs, half_life=half_life)
@@ -257,7 +253,6 @@ def cli_train(
     method:str|None=None, # als solves rows in closed form, sgd descends; else als where rows can be solved
     rounds:int=10, # with als: how often all users and all items are solved
     half_life:str|None=None, # with als and --time: days after which a rating counts half, or auto
-    adapt:bool=False, # with --pretrained and sgd: take the ratings into the rows before training
     item_features:str|None=None, # file that says what items are: a row for each, rated or not
     user_features:str|None=None, # likewise for users
     min_overlap:float=0., # with --pretrained: the share of users, and of items, that must have a row in it, 0 to 1
@@ -277,10 +272,9 @@ def cli_train(
     _check_folder(out)
     if min_overlap and not pretrained: raise RatingsError(f'--min-overlap {min_overlap:g} without --pretrained; '
                                                           'expected a model whose ids are to match')
-    if adapt and not pretrained: raise RatingsError('--adapt without --pretrained; expected a model to start from')
     source = read_pretrained(pretrained) if pretrained else None
     columns = dict(user=user, item=item, rating=rating, time=time)
-    dls = _loaders(ratings, source, columns, implicit, duplicates, reading, id_cast=_cast_of(id_cast, source),
+    dls = _loaders(ratings, source, columns, implicit, duplicates, reading, id_cast=id_cast,
                    valid_pct=valid_pct, seed=seed, bs=bs)
     descent = dict(epochs=None if loss == 'ials' else epochs, lr=lr, wd=wd)
     if loss is None and not as_ranking(None, pretrained=source) and dls.train_ds.implicit:
@@ -291,7 +285,7 @@ def cli_train(
     if features := features_of(learn, item_features, user_features, reading): learn.set_features(features)
     before = held_out_figure(learn)[1] if len(dls.valid_ds) else np.nan
     half_life = _half_life(half_life, method, source, time)
-    _train(learn, source, method, adapt, rounds, epochs, lr, wd, half_life)
+    _train(learn, source, method, rounds, epochs, lr, wd, half_life)
     if source: print(learn.match_report)
     print(dls.report)
     for side, table in features.items(): learn.add_ids(side, table)  # those without a rating

@@ -254,11 +254,6 @@ def titles_of(titles:Any, ids:list) -> list: # of each id's title, or the id its
         "id to title, e.g. `films.set_index('item').title`")
     return [titles.get(o, o) for o in ids]
 
-def _with_titles(df, titles):
-    "`df` with a column of titles behind that of the items."
-    if titles is not None: df.insert(2, f'{df.columns[1]}_title', titles_of(titles, df.iloc[:,1].tolist()))
-    return df
-
 # %% ../../nbs/34_data.loaders.ipynb #81269159
 @patch
 def show_batch(self:CollabDL,
@@ -270,7 +265,7 @@ def show_batch(self:CollabDL,
 ) -> pd.DataFrame: # None if shown
     "Show some ratings of a batch."
     df = self.decode(tuple(o[:max_n] for o in (self.one_batch() if b is None else b)))
-    df = _with_titles(df, titles)
+    if titles is not None: df.insert(2, f'{df.columns[1]}_title', titles_of(titles, df.iloc[:,1].tolist()))
     return display_df(df) if show else df
 
 # %% ../../nbs/34_data.loaders.ipynb #b89da7a1

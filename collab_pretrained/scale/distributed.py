@@ -56,26 +56,20 @@ def _digest(dl):
     return h.hexdigest()
 
 # %% ../../nbs/70_scale.distributed.ipynb #2db8952f
-def _check_loaders(dls):
-    odd = [type(dl).__name__ for dl in dls.loaders if not isinstance(dl, CollabDL)]
-    if odd: raise RatingsError(f"loaders of the type {examples(odd)}; expected this library's `CollabDataLoaders`, "
-                               'whose batches are the same in every process')
-
-def _check_equal(digests):
-    others = [rank for rank, o in enumerate(digests) if o != digests[0]]
-    if others: raise RatingsError(
-        f'process {others[0]} holds other ratings or ids than process 0; expected the same in all: read the same '
-        'table, and give the loaders a `seed=`, so that each splits it alike')
-
 def agree(
     learn:CollabLearner, # in every process; its weights and the order of its ratings become those of the first
 ):
     "Raise unless all processes hold the same ratings and ids."
-    _check_loaders(learn.dls)
+    odd = [type(dl).__name__ for dl in learn.dls.loaders if not isinstance(dl, CollabDL)]
+    if odd: raise RatingsError(f"loaders of the type {examples(odd)}; expected this library's `CollabDataLoaders`, "
+                               'whose batches are the same in every process')
     digest = [_digest(dl) for dl in learn.dls.loaders] + [v.fingerprint for v in learn.vocab.values()]
     found: list[Any] = [None]*dist.get_world_size()
     dist.all_gather_object(found, (digest, [(dl.seed, dl.epoch) for dl in learn.dls.loaders]))
-    _check_equal([o for o, _ in found])
+    others = [rank for rank, (o, _) in enumerate(found) if o != found[0][0]]
+    if others: raise RatingsError(
+        f'process {others[0]} holds other ratings or ids than process 0; expected the same in all: read the same '
+        'table, and give the loaders a `seed=`, so that each splits it alike')
     for dl, (seed, epoch) in zip(learn.dls.loaders, found[0][1], strict=True): dl.seed, dl.epoch = seed, epoch
     for t in get_model(learn.model).state_dict().values():
         if not is_sharded(t): dist.broadcast(t, 0)

@@ -380,12 +380,10 @@ def start_in_pieces(
     return learn
 
 # %% ../../nbs/71_scale.sharded.ipynb #a0e18ed5
-def _check_shardable(learn):
-    odd = [type(o).__name__ for o in learn.cbs if o.name in ('anchor', 'frozen_rows', 'ranking')]
-    if odd: raise CollabError(f'{examples(odd)} with sharded tables; expected none of them: each looks at whole tables')
-
 def _shard_tables(learn):
     "Put a `ShardedEmbedding` in the place of each of a learner's tables."
+    odd = [type(o).__name__ for o in learn.cbs if o.name in ('anchor', 'frozen_rows', 'ranking')]
+    if odd: raise CollabError(f'{examples(odd)} with sharded tables; expected none of them: each looks at whole tables')
     from torch.distributed.device_mesh import init_device_mesh
     mesh = init_device_mesh(torch.device(learn.dls.device).type, (dist.get_world_size(),))
     model = get_model(learn.model)
@@ -407,7 +405,6 @@ def shard_embeddings(
 ) -> CollabLearner: # `learn`, with a new optimizer; with `match_report`, where it was started from another model
     "Spread the rows of both sides' tables over all processes; one process keeps them whole."
     if dist.is_initialized():
-        _check_shardable(learn)
         _shard_tables(learn)
         if learn.mean_row: learn.remove_cb(MeanRowCallback), learn.add_cb(ShardedMeanRowCallback())
         learn.opt = None

@@ -56,14 +56,10 @@ class Rule:
         return n/(1 + self.alike*(n/profile.get('effective_users', n) - 1))
 
 # %% ../../nbs/65_serve.checks.ipynb #4a508f4e
-def _in_order(table):
-    "The ratings by user, item and time."
-    times = np.zeros(len(table)) if table.times is None else table.times
-    return table.take(np.lexsort((table.values, times, table.items, table.users)))
-
 def _each_pair_once(table):
     "The last rating of each pair, and the shares of the rows that repeat a pair with the same and with another rating."
-    table = _in_order(table)
+    times = np.zeros(len(table)) if table.times is None else table.times
+    table = table.take(np.lexsort((table.values, times, table.items, table.users)))
     again = (np.diff(table.users) == 0) & (np.diff(table.items) == 0)
     differs = np.diff(table.values) != 0
     shares = (int(o.sum())/len(table) for o in (again & ~differs, again & differs))

@@ -121,12 +121,12 @@ def _delta(old, new, names):
         pairs = _gained_and_lost(old.records.get(name), record, match)
         res.update(zip((f'gained/{name}', f'lost/{name}'), pairs, strict=True))
     for name, t in new.others.items():
-        if name not in old.others or not _same_tensor(t, old.others[name]): res[f'other/{name}'] = t
+        was = old.others.get(name)
+        is_same = was is not None and (was.shape, was.dtype) == (t.shape, t.dtype) and _same_bits(t[None], was[None])
+        if not is_same: res[f'other/{name}'] = t
     added = {side: list(match.side(side).new_vocab)[len(kept[side]):] for side in SIDES}
     others = list(new.others)
     return res, {'schema': 1, 'parent': old.config['checksum'], 'config': new.config, 'added': added, 'others': others}
-
-def _same_tensor(a, b): return a.shape == b.shape and a.dtype == b.dtype and bool(_same_bits(a[None], b[None]).all())
 
 # %% ../../nbs/67_serve.delta.ipynb #cceddaa2
 def delta_between(
@@ -174,15 +174,12 @@ def _read_delta(path):
     return tensors, facts
 
 # %% ../../nbs/67_serve.delta.ipynb #f8ee8506
-def _new_names(old, dropped, added):
-    kept = np.delete(np.arange(len(old)), dropped)
-    return [*(np.asarray(list(old), dtype=object)[kept].tolist()), *added]
-
 def _new_vocab(old, tensors, added):
     "The vocabularies after a delta, in the form of the old ones."
     sides = two_vocabs(old.vocab, 'the vocabulary')[0]
-    names = [_new_names(names, tensors[f'{side}.dropped'].numpy(), added[side])
-             for names, side in zip(sides, SIDES, strict=True)]
+    dropped = [set(tensors[f'{side}.dropped'].tolist()) for side in SIDES]
+    names = [[o for k, o in enumerate(old) if k not in gone] + added[side]
+             for old, gone, side in zip(sides, dropped, SIDES, strict=True)]
     return dict(zip(old.vocab, names, strict=True)) if isinstance(old.vocab, dict) else names
 
 def _new_rows(old, rows, values, match):

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import RatingsError, VocabError, WeightsError, checked, examples
+from ..core import RatingsError, VocabError, checked, examples
 from ..data.loaders import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
 from ..models.embeddings import y_range_of
-from ..weights.roles import find_roles, flat_weights
 from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups
-from .recommend import asked_ids, check_known
+from .recommend import asked_ids, check_known, table_of
 
 # %% ../../nbs/63_serve.plots.ipynb #9afaf7bb
 def _labels(titles, ids, n_chars=36):
@@ -40,15 +39,6 @@ def _principal(vecs):
     axes, share = F.pad(axes[:2], (0, 0, 0, 2 - len(axes[:2]))), s**2/(s**2).sum().clamp(min=1e-30)
     axes = axes*axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # of its two directions, always the same
     return (vecs @ axes.T).numpy(), np.pad(share[:2].numpy(), (0, 2 - len(share[:2])))
-
-def _weight(learn, role):
-    "The table of `role`, such as 'i_weight', on the CPU."
-    model = get_model(learn.model)
-    wgts = flat_weights(model.state_dict())
-    named = find_roles(wgts)
-    if role not in named: raise WeightsError(f'{type(model).__name__}: no {role!r} among its weights; expected a model '
-                                             'with such a table, such as `EmbeddingDotBias`')
-    return wgts[named[role][0]].cpu()
 
 # %% ../../nbs/63_serve.plots.ipynb #84e5bd6c
 _beside = [(5, 0, 'left', 'center'), (-5, 0, 'right', 'center'), (0, 5, 'center', 'bottom'), (0, -5, 'center', 'top')]
@@ -111,7 +101,7 @@ def plot_embeddings(self:CollabLearner,
     "A map of vectors along their two principal axes, the best known with their titles."
     ids, rows = _shown(self, side, ids, n)
     if len(ids) < 2: raise VocabError(f'{len(ids)} of the {side}s to show; expected 2 or more')
-    xy, share = _principal(_weight(self, f'{side[0]}_weight')[rows])
+    xy, share = _principal(table_of(self, f'{side[0]}_weight').cpu()[rows])
     ax = _axes(ax, 9, 7)
     ax.scatter(*xy.T, s=8, color='0.75')
     ax.margins(.08)
@@ -140,7 +130,7 @@ def plot_bias(self:CollabLearner,
 ): # the axes
     "Bars of the largest and of the smallest biases."
     vocab = self.side(side).vocab
-    bias = _weight(self, f'{side[0]}_bias').flatten().numpy()[vocab.id_rows]
+    bias = table_of(self, f'{side[0]}_bias').cpu().flatten().numpy()[vocab.id_rows]
     order = np.argsort(bias, kind='stable')
     if min_ratings: order = order[_popularity(self, side)[order] >= min_ratings]
     if not len(order): raise RatingsError(f'min_ratings={min_ratings}: no {side} has as many training ratings; '

@@ -62,6 +62,14 @@ def check_known(learn:CollabLearner, side:str, ids:np.ndarray, rows:np.ndarray, 
         f'the learner was made with ({examples(known)}): {remedy}')
 
 # %% ../../nbs/62_serve.recommend.ipynb #656e024b
+def table_of(learn:CollabLearner, role:str) -> torch.Tensor:
+    "The table of `role`, such as 'i_weight', among the weights of a learner."
+    wgts = flat_weights(get_model(learn.model).state_dict())
+    named = find_roles(wgts)
+    if role not in named: raise WeightsError(f'no {role!r} among the weights {list(wgts)}; expected a model with such '
+                                             'a table, such as `EmbeddingDotBias`')
+    return wgts[named[role][0]]
+
 def _table(name, ids, other, vocab, vals, rows):
     "Lines of `name` (from `ids`), rank, `other` (from `rows` of `vocab`, where they are not -1) and score."
     who, rank = np.nonzero(rows >= 0)
@@ -327,14 +335,10 @@ def _explored(learn, asked, sure, item_rows, k, hidden, explore):
 # %% ../../nbs/62_serve.recommend.ipynb #7bacc534
 def _similar(learn, side, ids, k):
     "`k` of the most similar of each of `ids`."
-    vocab, role = learn.side(side).vocab, f'{side[0]}_weight'
+    vocab = learn.side(side).vocab
     ids, rows = asked_ids(learn, side, ids)
     check_known(learn, side, ids, rows, 'leave the others out')
-    wgts = flat_weights(get_model(learn.model).state_dict())
-    named = find_roles(wgts)
-    if role not in named: raise WeightsError(f'no table of {side}s among the weights {list(wgts)}; expected a model '
-                                             'with embeddings of users and items')
-    scores = CosineScores(wgts[named[role][0]], vocab.id_rows)
+    scores = CosineScores(table_of(learn, f'{side[0]}_weight'), vocab.id_rows)
     def itself(rows): return np.stack([rows, rows], 1)
     vals, near = best(scores, rows, k, itself, show=hasattr(learn, 'progress'))
     return _table(side, ids, 'other', vocab, vals, near)

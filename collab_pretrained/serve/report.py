@@ -9,6 +9,7 @@ __all__ = ['night_html']
 
 # %% ../../nbs/69_serve.report.ipynb #fd8b010c
 from collections.abc import Mapping
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
@@ -171,70 +172,6 @@ def _checks(report):
     title = f'{sum(o["ok"] for o in checks)} of {len(checks)} checks passed'
     return _section(title, _table(('', 'check', 'seen', 'expected'), map(_check_row, checks), cls='checks'))
 
-# %% ../../nbs/69_serve.report.ipynb #00da8f5c
-_page_css = '''
-:root { color-scheme: light dark; --paper: #fdfcfa; --ink: #22262b; --soft: #626a73; --rule: #dcd8d0; --old: #8a6d1f;
-  --new: #1f5f8b;
-  --good: #2c6e49; --bad: #a3312b }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e4e2dd; --soft: #9aa1a9; --rule: #34383d;
-  --old: #d9b45b;
-  --new: #7ab8e0; --good: #7cc79b; --bad: #f08d84 } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: break-word }
-header { border-left: .4rem solid var(--good); padding-left: 1rem }
-header.refused { border-color: var(--bad) }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem }
-h3 { font-size: 1rem; margin: 0 0 .5rem } h4 { font-size: .85rem; color: var(--soft); margin: 0 }
-small, .when, .note, .legend, .ends, dt, thead th { color: var(--soft); font-size: .85rem; font-weight: normal }
-small { margin-left: .4em } .when { margin: 0 }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; margin: 0 }
-dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums }
-'''
-
-# %% ../../nbs/69_serve.report.ipynb #b580b427
-_pictures_css = '''
-figure { margin: 1rem 0 } figcaption { font-weight: 600 } svg { display: block; overflow: visible }
-svg text { fill: var(--ink); font-size: 13px }
-.before { fill: var(--paper); stroke: var(--old); stroke-width: 2.5 }
-.after { fill: var(--new); stroke: var(--new); stroke-width: 2.5 }
-.interval { stroke: var(--new); stroke-width: 9; stroke-opacity: .3 }
-.floor { stroke: var(--soft); stroke-width: 2.5 }
-.refused:not(header) { fill: var(--paper); stroke: var(--bad); stroke-width: 2.5 } .grid { stroke: var(--rule) }
-polyline.before, polyline.after { fill: none }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; border: 2.5px solid; margin-right: .4em }
-.key.before { border-color: var(--old) } .key.after { border-color: var(--new); background: var(--new) }
-.key.refused { border-color: var(--bad) }
-.key.interval { border: 0; border-radius: 2px; width: 1.6em; background: var(--new); opacity: .3 }
-.key.floor { border-radius: 0; border-width: 0 0 0 2.5px; width: 0; border-color: var(--soft) }
-.curve { display: grid; grid-template-columns: auto 1fr; gap: .75rem; padding-right: .5rem }
-.ends { display: flex; justify-content: space-between }
-.axis { display: flex; flex-direction: column; justify-content: space-between; color: var(--soft); font-size: .85rem }
-'''
-
-# %% ../../nbs/69_serve.report.ipynb #5288014d
-_tables_css = '''
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--rule);
-  font-weight: normal }
-tbody th { font-weight: 600 } .checks th, .ok, .failed { white-space: nowrap } header p { margin: .25rem 0 }
-li { overflow-wrap: anywhere } figure td, figure thead th:not(:first-child) { text-align: right; padding-right: 0 }
-.ok { color: var(--good) } .failed { color: var(--bad); font-weight: 600 }
-.remedy { margin: .25rem 0 0; color: var(--bad) }
-.user { border-top: 1px solid var(--rule); padding: 1rem 0 }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem }
-ol { margin: .25rem 0 0; padding-left: 1.75rem } .gone { text-decoration: line-through; color: var(--soft) }
-.come { font-weight: 600 }
-@media (max-width: 40rem) { .two { gap: .75rem } .two li { font-size: .9rem }
-  .checks thead { display: none }
-.checks tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--rule) }
-  .checks td, .checks th { display: block; border: 0; padding: 0 }
-  .checks td:first-child, .checks th { display: inline; margin-right: .6em }
-.checks td:last-child { color: var(--soft); font-size: .9rem }
-  .checks td:last-child::before { content: "expected: " } }
-'''
-
 # %% ../../nbs/69_serve.report.ipynb #a90e7812
 def night_html(
     report:dict, # as `NightReport.to_dict` gives it, or as it is kept in the model's `reports`
@@ -244,7 +181,7 @@ def night_html(
 ) -> str: # a page, to be written in UTF-8
     "A page about a night that needs no other file."
     title, wide = f'{report["verdict"].capitalize()}, {report["when"]:.10}', 'width=device-width, initial-scale=1'
-    style = xml.Style(Safe(_page_css + _pictures_css + _tables_css))
+    style = xml.Style(Safe((files('collab_pretrained')/'serve/report.css').read_text()))
     head = xml.Head(xml.Meta(charset='utf-8'), xml.Meta(name='viewport', content=wide), xml.Title(title), style)
     titles = {} if titles is None else titles
     parts = [_facts(report), _models(report) if report['compared'] else None, _nights(nights), _lists(examples, titles)]

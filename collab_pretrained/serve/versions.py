@@ -129,10 +129,6 @@ def _adopt(model, config):
 # %% ../../nbs/66_serve.versions.ipynb #b21661cc
 n_profiles = 30 # nights whose profile of the table is kept, for the checks of the next one
 
-def _entries(older, entry):
-    "The lineage of a new version; profiles of long ago are left out."
-    return [{k: v for k, v in o.items() if k != 'profile'} for o in older[:-n_profiles]] + older[-n_profiles:] + [entry]
-
 def add_version(
     model:str|Path, # folder of a saved model; its writer's lock is held
     save:Callable, # of a folder and `lineage=`: writes the version, as `learn.save_pretrained` does
@@ -144,8 +140,9 @@ def add_version(
     config = read_facts(model)
     parent = lineage_of(config)[-1]['version'] if 'folder' in config else _adopt(model, config)
     old, number = read_facts(version_path(model, parent)), max(parent, _newest(model, config)) + 1
-    entry = {'version': number, 'parent': old['checksum'], 'when': utc(), **entry}
-    try: save(version_path(model, number), lineage=_entries(lineage_of(old), entry))
+    lineage = [*lineage_of(old), {'version': number, 'parent': old['checksum'], 'when': utc(), **entry}]
+    for o in lineage[:-n_profiles - 1]: o.pop('profile', None)
+    try: save(version_path(model, number), lineage=lineage)
     except BaseException:
         shutil.rmtree(version_path(model, number), ignore_errors=True)
         raise

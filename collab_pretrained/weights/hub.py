@@ -41,10 +41,6 @@ def _not_fetched(e, repo_id, revision):
     why = str(e).partition('\n')[0][:150]
     return CheckpointError(f'{repo_id}{at}: not fetched from the hub, and not in the cache ({kind}: {why})')
 
-def _not_there(repo_id, names):
-    return CheckpointNotFoundError(f'{repo_id}: no {", ".join(names)} in that repository on the hub; expected a '
-                                   'checkpoint that `learn.push_to_hub` put there (pickles are not fetched)')
-
 # %% ../../nbs/29_weights.hub.ipynb #6a43c140
 def hub_folder(
     repo_id:str, # 'user/repo' or 'user/repo@revision'
@@ -56,7 +52,9 @@ def hub_folder(
     def fetch(*names, of=revision or at or None):
         try: folder = Path(hub.snapshot_download(repo_id, revision=of, allow_patterns=list(names)))
         except Exception as e: raise _not_fetched(e, repo_id, of) from e  # of the client, HTTP, the disk
-        if lost := [o for o in names if not (folder/o).is_file()]: raise _not_there(repo_id, lost)
+        if lost := [o for o in names if not (folder/o).is_file()]: raise CheckpointNotFoundError(
+            f'{repo_id}: no {", ".join(lost)} in that repository on the hub; expected a checkpoint that '
+            '`learn.push_to_hub` put there (pickles are not fetched)')
         return folder
     folder = fetch('config.json')
     config = read_config(folder/'config.json', (folder/'config.json').read_bytes())
