@@ -43,6 +43,7 @@ def test_wheel_holds_every_module(wheel):
     assert (
         'collab_pretrained/py.typed' in wheel.namelist()
     )  # type checkers then read the annotations of an installed package
+    assert 'collab_pretrained/serve/report.css' in wheel.namelist()
 
 
 def test_wheel_says_what_the_settings_say(wheel):

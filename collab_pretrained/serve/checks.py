@@ -21,7 +21,7 @@ from ..core import RatingsError, examples
 from ..data.ratings import Ratings
 from ..learner.core import CollabLearner
 from ..models.embeddings import y_range_of
-from .evaluate import predictions_for
+from .evaluate import predictions_for, taken_in
 
 # %% ../../nbs/65_serve.checks.ipynb #9beb4030
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ def _each_pair_once(table):
     differs = np.diff(table.values) != 0
     shares = (int(o.sum())/len(table) for o in (again & ~differs, again & differs))
     return table.take(np.flatnonzero(np.append(~again, True))), dict(zip(('doubled', 'conflicts'), shares, strict=True))
-
-def _taken(learn, rows):
-    "Which pairs the model has learned from."
-    known, evidence = (rows >= 0).all(1), learn.evidence()
-    if evidence is not None: known[known] = evidence.has(rows[known])
-    return known & (evidence is not None)
 
 # %% ../../nbs/65_serve.checks.ipynb #3bbb228d
 _source = 'compare the file with its source'
@@ -335,7 +329,7 @@ def table_profile(
     _check_order(learn, ratings)
     table, repeats = _each_pair_once(ratings)
     rows = table.on(learn.vocab)
-    taken = _taken(learn, rows)
+    taken = taken_in(learn, rows)
     res = {'n_ratings': len(ratings), 'n_new': int((~taken).sum()), 'taken': float(taken.mean()), 'n_cut': n_cut,
            **repeats, **_times(table, taken, earlier, time.time() if now is None else now)}
     if taken.all(): return res

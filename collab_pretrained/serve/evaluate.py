@@ -78,6 +78,12 @@ def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|No
     first = np.unique(pair_keys(x[has_row], len(items)), return_index=True)[1]
     return np.concatenate([x[has_row][first], x[~has_row]])
 
+def taken_in(learn:CollabLearner, pairs:np.ndarray) -> np.ndarray: # bool (n,)
+    "Which pairs of rows, -1 for none, the model has learned from."
+    known, evidence = np.logical_and(*(pairs.T >= 0)), learn.evidence()
+    known[known] = evidence is not None and evidence.has(pairs[known])
+    return known
+
 def known_pairs(learn:CollabLearner, rows:np.ndarray) -> np.ndarray: # int64 (n, 2), repeats allowed
     "What the users `rows` have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
     recorded = [o.pairs(rows) for o in (learn.seen, learn.held_out) if o is not None]

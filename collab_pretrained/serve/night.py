@@ -50,7 +50,7 @@ from ..learner.update import drop_gone
 from ..models.embeddings import EmbeddingDotBias
 from .checks import Check, check_table, table_profile
 from .delta import delta_between
-from .evaluate import BiasModel, predictions_for, rank_scores, rated_pairs
+from .evaluate import BiasModel, predictions_for, rank_scores, rated_pairs, taken_in
 from .export import new_vectors
 
 # %% ../../nbs/68_serve.night.ipynb #a509afe1
@@ -148,9 +148,7 @@ def read_night(
     opened, ds = open_table(ratings(learn) if callable(ratings) else ratings), learn.dls.train_ds
     table = as_frame(opened, schema_names(opened))
     read = read_ratings(table, *learn.vocab, ds.rating_name, time_name=time, id_cast=ds.id_cast, implicit=ds.implicit)
-    pairs, evidence = read.on(learn.vocab), learn.evidence()  # ty: ignore[missing-attribute] it is patched in
-    again = (pairs >= 0).all(1) & (evidence is not None)
-    again[again] = evidence.has(pairs[again]) if evidence is not None else False
+    again = taken_in(learn, read.on(learn.vocab))  # ty: ignore[missing-attribute] it is patched in
     order = np.flatnonzero(~again)
     if read.times is not None: order = order[np.argsort(read.times[order], kind='stable')]
     new = table.iloc[order].drop_duplicates(list(learn.vocab), keep='last')

@@ -285,20 +285,14 @@ def _has_vocab(wgts_path):
     if vocab_path.exists(): return True
     return real.parent.is_dir() and any(re.fullmatch(pending, o.name) for o in real.parent.iterdir())
 
-def _halves(folder):
-    "The weights and the vocabularies in `folder` and the three levels below, hidden folders left out."
-    for root, dirs, names in os.walk(folder):
-        level = len(Path(root).relative_to(folder).parts)
-        dirs[:] = sorted(o for o in dirs if not o.startswith('.')) if level < 3 else []
-        yield from (Path(root)/o for o in sorted(names) if o.endswith(('.pth', '_vocab.pkl')))
-
 # %% ../../nbs/26_weights.pairs.ipynb #0e54f23d
 _pair_expected = ('expected the stem that was given to `save`, its `.pth`, or a folder with one such pair: STEM.pth '
                   'and STEM_vocab.pkl')
 
 def _only_pair(folder):
-    "The weights of the one pair in `folder` and below."
-    halves = list(_halves(folder))
+    "The weights of the one pair in `folder` and the three levels below, hidden folders left out."
+    names = '[!.]*.pth', '[!.]*_vocab.pkl'
+    halves = [o for k in range(4) for o in sorted(o for name in names for o in folder.glob('[!.]*/'*k + name))]
     pairs = [o for o in halves if o.suffix == '.pth' and _has_vocab(o)]
     if len(pairs) == 1: return pairs[0]
     names = ', '.join(str(o.relative_to(folder)) for o in (pairs or halves)[:6])

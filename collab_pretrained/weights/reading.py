@@ -244,15 +244,6 @@ def read_opt(
     return plain_opt(path, split_saved(path, load_torch(path))[1])
 
 # %% ../../nbs/25_weights.reading.ipynb #4f1aa353
-def _two(path, raw):
-    "`raw` if it is two lists, or dictionaries, in a list or a dictionary."
-    plain = isinstance(raw, (dict, list, tuple))
-    values = raw.values() if isinstance(raw, dict) else raw if plain else ()
-    if len(values) == 2 and all(isinstance(plain_value(o), (dict, list, tuple)) for o in values): return raw
-    kind = f'{type(raw).__name__} of {len(raw)}' if plain else type(raw).__name__
-    raise CheckpointError(f'{path}: {kind}; expected a vocabulary: two lists, of users and of items, with a name for '
-                          'each row, or a dictionary from column name to such a list')
-
 def _names(path, names, label):
     names, plain = plain_value(names), {int, str, float, bool, type(None)}
     if isinstance(names, dict): names = {plain_value(k): plain_value(v) for k, v in names.items()}
@@ -264,7 +255,11 @@ def _names(path, names, label):
 
 def _two_columns(path, raw):
     "The two columns in `raw`: {name: names of rows}, or a list of two."
-    raw = _two(path, plain_value(raw))
+    raw, plain = plain_value(raw), (dict, list, tuple)
+    values = list(raw.values() if isinstance(raw, dict) else raw) if isinstance(raw, plain) else []
+    if len(values) != 2 or not all(isinstance(plain_value(o), plain) for o in values): raise CheckpointError(
+        f'{path}: {type(raw).__name__}{f" of {len(values)}" if isinstance(raw, plain) else ""}; expected a vocabulary: '
+        'two lists, of users and of items, with a name for each row, or a dictionary from column name to such a list')
     if isinstance(raw, dict): return {k: _names(path, v, f'column {k!r}') for k, v in raw.items()}
     return [_names(path, v, side) for v, side in zip(raw, ('users', 'items'), strict=True)]
 
