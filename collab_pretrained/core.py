@@ -16,7 +16,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
@@ -56,7 +56,8 @@ def examples(
 
 # %% ../nbs/00_core.ipynb #caad9f12
 _kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', Path: 'a path',
-          pd.DataFrame: 'a DataFrame', slice: 'a slice', type(None): 'None'}
+          pd.DataFrame: 'a DataFrame', slice: 'a slice', Mapping: 'a dict', Sequence: 'a list', Iterable: 'several values',
+          Callable: 'a function', type(None): 'None'}
 _F = TypeVar('_F', bound=Callable)
 
 def _is_kind(value, kind, low, high):
@@ -67,7 +68,8 @@ def _is_kind(value, kind, low, high):
 
 def _check_value(name, value, kinds, low=-2**63, high=2**63-1):
     "Raise unless a value is of one of some kinds, a number from `low` to `high`."
-    if any(_is_kind(value, o, low, high) for o in kinds): return
+    is_no_path = Path in kinds and isinstance(value, str) and (not value or '\0' in value)
+    if any(_is_kind(value, o, low, high) for o in kinds) and not is_no_path: return
     words = ' or '.join(_kinds[o] for o in kinds if o is not str or Path not in kinds)
     span = f' from {low}' if low > -2**63 else ''
     raise RatingsError(f'{name}={value!r:.60}; expected {words}{span}{f" to {high}" if high < 2**63-1 else ""}')
@@ -102,10 +104,10 @@ def side_index(side:str) -> int: # 0 for users, 1 for items
 
 # %% ../nbs/00_core.ipynb #fac9276c
 def as_path(
-    path:Any, # text or a `Path`; anything else raises `CollabError`
+    path:Any, # text or a `Path`; anything else, '' and what has a NUL character raise `CollabError`
 ) -> Path: # with the home folder for `~`
     "`path` as a `Path`."
-    if isinstance(path, (str, os.PathLike)): return Path(os.path.expanduser(path))
+    if isinstance(path, (str, os.PathLike)) and str(path) and '\0' not in str(path): return Path(os.path.expanduser(path))
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
 # %% ../nbs/00_core.ipynb #db463f3d
@@ -180,6 +182,7 @@ def config_bytes(
     return ('{\n' + ',\n'.join(f'  {json.dumps(k)}: {json.dumps(v)}' for k, v in config.items()) + '\n}\n').encode()
 
 # %% ../nbs/00_core.ipynb #6bcfab33
+@checked()
 def model_config(
     folder:str|Path, # of a saved model
 ) -> bytes: # another after every save

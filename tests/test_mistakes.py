@@ -1,5 +1,6 @@
 "What is given in the place of a path, a table or a learner by mistake: each gives one of our errors, never a raw one."
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
@@ -25,7 +26,10 @@ from collab_pretrained.all import (
     planted_ratings,
 )
 from collab_pretrained.core import CollabError
+from collab_pretrained.data import files
 from collab_pretrained.scale import save_sharded
+from collab_pretrained.serve import night, versions
+from collab_pretrained.weights import folders, pairs, reading
 
 RATINGS = planted_ratings(n_users=40, n_items=30, n_ratings=600)[['user', 'item', 'rating']]
 LOADERS = CollabDataLoaders.from_df(RATINGS, seed=42)
@@ -89,7 +93,13 @@ def test_a_torch_too_old_for_tables_in_pieces_is_said_to_be(learn, tmp_path, mon
 # every parameter that is annotated with a kind of number, text or path, of every public function
 
 PATH = 'a.parquet'
-CALLS = {  # name -> what a call of it needs; methods of a learner begin with a dot
+MODULES = {'night': night, 'versions': versions, 'files': files, 'folders': folders, 'pairs': pairs, 'reading': reading}
+CALLS = {  # name -> what a call of it needs; methods of a learner begin with a dot, as names in a module do after it
+    'night.night': {'model': 'folder', 'ratings': RATINGS}, 'night.forget': {'model': 'folder', 'users': [1]},
+    'versions.rollback': {'model': 'folder'}, 'versions.history': {'model': 'folder'},
+    'files.read_table': {'path': PATH}, 'files.read_ids': {'path': PATH}, 'files.write_table': {'df': RATINGS},
+    'files.is_cut': {'path': PATH}, 'folders.read_folder': {}, 'pairs.read_pair': {'wgts_path': 'x.pth'},
+    'pairs.find_pair': {}, 'reading.read_weights': {}, 'reading.read_opt': {}, 'reading.read_vocab': {},
     'planted_ratings': {}, 'BPR': {}, 'AnchorCallback': {}, 'RankMetric': {},
     'EmbeddingDotBias': {'n_factors': 2, 'n_users': 3, 'n_items': 4},
     'newest_unseen': {'late': RATINGS, 'user': 'user', 'n_seen': 2},
@@ -104,14 +114,15 @@ CALLS = {  # name -> what a call of it needs; methods of a learner begin with a 
     '.load_vocab': {'wgts_fname': 'x', 'vocab_fname': 'x'}, '.export_vectors': {'path': 'vectors'},
     '.start_from': {'pretrained': 'folder'}, 'match_embeds': {}, 'CollabLearner': {'dls': LOADERS}}
 FASTAI = {'with_opt', 'strict', 'pickle_protocol', 'wd_bn_bias', 'train_bn', 'default_cbs', 'model_dir', 'device'}
-KINDS = {int, float, bool, str, Path}  # a bool is taken as well from what has a truth value, in most places
+KINDS = {int, float, bool, str, Path, Mapping, Iterable, Sequence, Callable}
+# a bool is taken as well from what has a truth value, in most places
 ODD = 'x', [1], {}, float('nan'), -1, 2**70, b'x', object()
 
 
 def function_of(learn, name):
     head, _, tail = name.rpartition('.')
     if name.startswith('.'): return getattr(learn, tail)
-    return getattr(getattr(ours, head), tail) if head else getattr(ours, name)
+    return getattr(MODULES.get(head) or getattr(ours, head), tail) if head else getattr(ours, name)
 
 
 def cases():

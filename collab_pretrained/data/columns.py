@@ -163,6 +163,10 @@ def encode_ids(values:pd.Series, name:Hashable, cast:Callable|None=None) -> tupl
     codes, ids = _distinct(values)
     if cast: ids = _cast_ids(ids, cast, f'column {name!r}')
     ids = canonical_ids(ids, f'column {name!r}')
+    texts = ids.tolist() if ids.dtype == object else []
+    odd = [o for o in texts if not o.isprintable() and re.search('[\ud800-\udfff]', o)]
+    if odd: raise RatingsError(f'column {name!r}: {examples(odd)} has half a character, which no file can hold; '
+                               'expected text: read the table in its own encoding, or leave these rows out')
     if (ids[:-1] < ids[1:]).all(): return codes.astype(np.int32, copy=False), ids
     order, ids = factorize_ids(ids, sort=not isinstance(values.dtype, pd.CategoricalDtype))
     return take_in_parts(order, codes).astype(np.int32, copy=False), ids

@@ -239,7 +239,7 @@ def is_cut(
     path:str|Path, # of a file, read before
 ) -> bool: # False where that can't be known: of Parquet, JSON, a zip archive, or what isn't a file
     "Whether a text file ends without a line break, as one that was cut short may."
-    ending, line = Path(path).suffix.lower(), b'\n'
+    ending, line = as_path(path).suffix.lower(), b'\n'
     if not Path(path).is_file() or says_itself(path) or ending in ('.zip', '.zst'): return False
     with _openers.get(ending, open)(path, 'rb') as f:
         for part in iter(lambda: f.read(2**20), b''): line = part
@@ -307,7 +307,7 @@ def read_table(
     **kwargs, # options of pandas' `read_csv` for a text file
 ) -> pd.DataFrame: # its index says where each row is, by line or row, and file
     "The table in a file."
-    path = Path(path)
+    path = as_path(path)
     _check_file(path, kwargs.get('encoding'))
     kind = _kind_of(path, sep=kwargs.get('sep'))
     if _kinds[kind] != '': return read_csv(path, **_text_options(path, kind, text, kwargs))
@@ -324,7 +324,7 @@ def read_ids(
     **kwargs, # options of pandas' `read_csv` for a text file: `header=None` where the first line is an id
 ) -> pd.Series: # the first column, under its name
     "The ids in the first column of a file."
-    _check_file(Path(path), kwargs.get('encoding'))
+    _check_file(as_path(path), kwargs.get('encoding'))
     if says_itself(path):
         if (table := read_table(path)).shape[1]: return table.iloc[:,0]
         raise RatingsError(f'{path}: nothing in it; expected a column of ids')
@@ -387,7 +387,7 @@ def new_table(
     path:str|Path, # .csv, .tsv or .parquet
 ) -> Generator[Path]: # of the file
     "A table in a file that takes its place once the block has ended well."
-    path, kind = Path(path), _kind_of(path, _written)
+    path, kind = as_path(path), _kind_of(path, _written)
     try:
         with new_file(path) as part:
             if kind == '.parquet': df.to_parquet(part, index=False)

@@ -138,7 +138,7 @@ def _names_in(table, roles, extra, implicit):
 def _columns(frame, names, rows):
     "The columns `names` of the complete `rows`, whose index says where in a file they are, or in the table."
     index = frame.index if says_where(frame.index) else None
-    res = {o: pd.Series(frame[o].array, index, copy=False) for o in names}
+    res = {o: pd.Series(frame[o].array, index, frame[o].dtype, copy=False) for o in names}
     return res if rows is None else {o: s.iloc[rows] for o, s in res.items()}
 
 def _check_no_header(series, names):

@@ -132,9 +132,13 @@ def sortable_times(
         'each rating')
     if isinstance(times.dtype, pd.CategoricalDtype): times = times.astype(times.cat.categories.dtype)
     if pd.api.types.infer_dtype(times) == 'string': times = _numbers_in(times, name)
-    if not pd.api.types.is_numeric_dtype(times): return _seconds(times, name)
     is_whole = times.dtype.kind == 'i' or times.dtype.kind == 'u' and times.max() < 2**63
-    return times.to_numpy(np.int64 if is_whole else np.float64)
+    is_number = pd.api.types.is_numeric_dtype(times)
+    res = times.to_numpy(np.int64 if is_whole else np.float64) if is_number else _seconds(times, name)
+    odd = np.flatnonzero(~np.isfinite(res))
+    if len(odd): raise RatingsError(f'{name}: {times.iloc[odd[0]]!r} in {row_words(times.index, odd)}; expected a time '
+                                    'for each rating: a finite number, a timestamp or a date')
+    return res
 
 # %% ../../nbs/30_data.splits.ipynb #1a913b87
 def split_time(

@@ -9,7 +9,7 @@ __all__ = ['canonical_ids']
 
 # %% ../../nbs/10_ids.canonical.ipynb #48231a58
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from ..core import NA, RatingsError, examples
 def as_array(values:Any) -> np.ndarray: # (n,), of the values' own dtype; object for a list
     "A list, array or column as an array that keeps each value as it is, a category column by its values."
     if hasattr(values, 'to_pandas'): values = values.to_pandas()  # pyarrow, polars
-    if isinstance(getattr(values, 'dtype', None), pd.CategoricalDtype): return np.asarray(values)
+    if isinstance(getattr(values, 'dtype', None), (pd.CategoricalDtype, pd.ArrowDtype)): return np.asarray(values)
     if hasattr(values, 'dtype'): return values
+    if not isinstance(values, Iterable): raise RatingsError(f'{values!r:.60}; expected a list, an array or a column')
     values = list(values)
     res = np.empty(len(values), dtype=object)
     res[:] = values

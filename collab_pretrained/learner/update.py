@@ -9,7 +9,7 @@ __all__ = ['Gone', 'UpdateReport', 'all_or_nothing', 'drop_gone']
 
 # %% ../../nbs/58_learner.update.ipynb #331ba4d8
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -267,7 +267,7 @@ def update(self:CollabLearner,
     rounds:int=0, # rounds over all ratings that the learner holds, after tonight's were taken in
     valid_pct:float=0., # share of the new ratings to validate on, 0 to below 1
     seed:int|None=None, # of what is drawn; None takes one from torch's global seed
-    features:dict|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`: each gets a row
+    features:Mapping|None=None, # 'user', 'item' -> a table of what ids are, see `set_features`: each gets a row
     forget_after:float|str|timedelta|None=None, # drop ids without a rating for so long: days, '365d'; or nights
 ) -> UpdateReport: # what was taken in, and what it did to those who were known
     "Update the learner with new ratings, all or nothing; its loaders hold old and new ratings afterwards."

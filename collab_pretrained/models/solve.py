@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from ..core import RatingsError
+
 # %% ../../nbs/41_models.solve.ipynb #78282175
 CHUNK_NUMBERS = 2**19 # numbers of a chunk's design: 2 MB in float32, which stay in the cache
 FEW = 2/3 # many rows with at most this times k+1 ratings each are solved by systems as large as their ratings
@@ -205,11 +207,18 @@ def _no_worse(point, mean, chunk, designs, doubt, prior, held, noise, y_range):
     return point + length*step
 
 # %% ../../nbs/41_models.solve.ipynb #5da7d0e2
+def _factor(system):
+    "Cholesky factors."
+    try: return torch.linalg.cholesky(system)
+    except torch.linalg.LinAlgError: raise RatingsError(
+        'rows that can\'t be solved in float32: ratings, weights or features are too large, too small or too far apart; '
+        'expected them at about 1: divide them by a constant') from None
+
 def _invert_many(gram, diagonal, right, noise):
     "Mean and variance of rows whose precision is `gram`/noise^2 plus a diagonal, by Cholesky."
     precision = gram/noise**2
     precision.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-    factor = torch.linalg.cholesky(precision)
+    factor = _factor(precision)
     mean = torch.cholesky_solve(right[...,None], factor)[...,0]
     return mean, torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
 
@@ -227,7 +236,7 @@ def _invert_few(design, diagonal, right, noise):
 
 def _cholesky_solve(system, diagonal, right):
     system.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-    return torch.cholesky_solve(right[...,None], torch.linalg.cholesky(system))[...,0]
+    return torch.cholesky_solve(right[...,None], _factor(system))[...,0]
 
 # %% ../../nbs/41_models.solve.ipynb #5fcd1372
 def _solve_chunk(design, doubt, prior, held, noise):

@@ -37,6 +37,7 @@ from collab_pretrained.core import (
     CollabError,
     VocabError,
     WeightsError,
+    as_path,
     examples,
     file_content,
 )
@@ -478,7 +479,7 @@ def save_sharded(
     for o in get_model(learn.model).parameters(): check_together(o)
     state, notes = _state(learn)
     if not with_opt: state, notes = {k: v for k, v in state.items() if not k.startswith('opt.')}, {}
-    folder, run = learn.path/folder, common_name()
+    folder, run = learn.path/as_path(folder), common_name()
     torch_checkpoint('save', state, storage_writer=writer(str(folder/run), save_distributed=True))
     write_known(learn, folder/run/'known')
     if is_first(): _commit_save(learn, folder, run, notes)
@@ -509,7 +510,7 @@ def load_sharded(
 ) -> CollabLearner: # `learn`
     "Load a model that `save_sharded` wrote over this very vocabulary; each process reads its own rows."
     from torch.distributed.checkpoint import HuggingFaceStorageReader
-    config, files = _read_sharded(folder := learn.path/folder)
+    config, files = _read_sharded(folder := learn.path/as_path(folder))
     _check_loadable(folder, vocab := read_columns(files/'vocab.json'), learn, shapes := _saved_shapes(files))
     with_opt = with_opt and bool(config['opt'])
     if with_opt and learn.opt is None: learn.create_opt()

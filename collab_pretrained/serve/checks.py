@@ -10,7 +10,7 @@ __all__ = ['RULES', 'LIMITS', 'Rule', 'table_profile', 'Check', 'check_table']
 # %% ../../nbs/65_serve.checks.ipynb #143cccbc
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -426,7 +426,7 @@ def _check(rule, profile, earlier, limits):
 def check_table(
     profile:dict, # tonight's, as `table_profile` gives it
     earlier:Sequence[dict]=(), # profiles of the nights before, newest last
-    limits:dict|None=None, # name of a limit, of `LIMITS` -> number instead of what earlier nights say, or None
+    limits:Mapping|None=None, # name of a limit, of `LIMITS` -> number instead of what earlier nights say, or None
 ) -> list[Check]: # in a fixed order; what can't be checked isn't there
     "Compare a table with those of the nights before."
     limits = limits or {}

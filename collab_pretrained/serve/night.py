@@ -13,7 +13,7 @@ import re
 import sys
 import time as clock
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +38,7 @@ from collab_pretrained.serve.versions import (
     write_report,
 )
 
-from ..core import SIDES, CheckpointError, CollabWarning, new_file, one_writer
+from ..core import SIDES, CheckpointError, CollabWarning, checked, new_file, one_writer
 from ..data.columns import check_choice
 from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
@@ -431,12 +431,13 @@ def _last_time(past): return next((o['time'] for o in reversed(past) if o.get('t
 
 # %% ../../nbs/68_serve.night.ipynb #a4d0b0e5
 @delegates(NightSettings)  # ty: ignore[invalid-argument-type]  it takes classes as well
+@checked()
 def night(
     model:str|Path, # folder of a saved model
     ratings, # tonight's: a table with the columns of training, or a function that reads one for a learner
     *,
-    features:dict|Callable|None=None, # 'user', 'item' -> what ids are (see `update`); or a function, likewise
-    limits:dict|None=None, # of the checks: name -> a number in the place of what earlier nights say (see `check_table`)
+    features:Mapping|Callable|None=None, # 'user', 'item' -> what ids are (see `update`); or a function, likewise
+    limits:Mapping|None=None, # of the checks: name -> a number in the place of what earlier nights say (see `check_table`)
     files:Sequence=(), # where the ratings came from, for the report
     recommend:str|Path|None=None, # file to write the lists of all users to, if the model is promoted; None for none
     export:str|Path|None=None, # folder to write the vectors to (see `export_vectors`); None for none
@@ -461,7 +462,7 @@ def night(
         checks = check_table(profile, earlier, limits)
         reason = _why_not(tonight, checks)
         if not reason: say('learning')
-        told = features if features is None or isinstance(features, dict) else features(learn)
+        told = features(learn) if callable(features) else features
         done = {'reason': reason} if reason else _learn_tonight(learn, tonight.new, how, told)
         report = _report(tonight, checks, done, served_version(folder), files, started)
         if report.verdict == 'promoted':
@@ -531,6 +532,7 @@ def _is_held(folder, ids):
     except CheckpointError: return True  # a version that can't be read
 
 # %% ../../nbs/68_serve.night.ipynb #05723616
+@checked()
 def forget(
     model:str|Path, # folder of a saved model
     users:Iterable=(), # ids of users to forget

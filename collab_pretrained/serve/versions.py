@@ -25,6 +25,7 @@ from collab_pretrained.core import (
     CheckpointError,
     CollabWarning,
     SaveError,
+    checked,
     config_bytes,
     config_checksum,
     model_config,
@@ -38,7 +39,7 @@ def read_facts(
     model:str|Path, # folder of a saved model
 ) -> dict: # what its `config.json` says
     "The configuration of a model, without a look at its weights."
-    path, raw = Path(model)/'config.json', model_config(model)
+    raw, path = model_config(model), Path(model)/'config.json'
     try: config = json.loads(raw)
     except ValueError: config = None
     if not isinstance(config, dict) or config.get('checksum') != config_checksum(config): raise CheckpointError(
@@ -153,6 +154,7 @@ def add_version(
 # %% ../../nbs/66_serve.versions.ipynb #cb408f1e
 _still = 'what was there before is still there'
 
+@checked()
 def rollback(
     model:str|Path, # folder of a model with versions
     to:int|None=None, # the version to serve; None for the one before the one that is served

@@ -39,7 +39,7 @@ from collab_pretrained.weights.reading import (
 )
 
 from .. import __version__
-from ..core import CheckpointError, SaveError, config_bytes, config_checksum, file_content, model_config
+from ..core import CheckpointError, SaveError, as_path, config_bytes, config_checksum, file_content, model_config
 from ..ids.matching import two_vocabs
 from .roles import flat_weights
 from .unpickle import file_kind
@@ -162,7 +162,7 @@ def save_folder(
     tables:dict|None=None, # name -> {key: tensor}, as in `save_pair`: a file NAME.safetensors for each
 ):
     "Write weights, vocabulary, configuration and tables into a folder, whole or not at all, and without a pickle."
-    folder = Path(folder)
+    folder = as_path(folder)
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
     columns = None if None in columns else columns
     try:
@@ -197,7 +197,7 @@ def read_folder(
     folder:str|Path, # that `save_folder` wrote
 ) -> tuple: # weights as of `read_weights`; the vocabulary as of `read_vocab`; the configuration, with 'tables' if any
     "The weights, the vocabulary, the configuration and the tables of one save."
-    path = Path(folder)/'config.json'
+    path = as_path(folder)/'config.json'
     config, parts = _read_parts(path)
     wgts_path, vocab_path = (path.with_name(o) for o in _PARTS)
     wgts = split_saved(wgts_path, from_safetensors(wgts_path, parts.pop(_PARTS[0])))[0]

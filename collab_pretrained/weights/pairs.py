@@ -28,6 +28,7 @@ from collab_pretrained.core import (
     CheckpointNotFoundError,
     SaveError,
     WeightsError,
+    as_path,
     rename_synced,
     side_index,
 )
@@ -268,8 +269,8 @@ def read_pair(
     with_opt:bool=False, # whether the optimizer's state is wanted as well, as 'opt' of the facts
 ) -> tuple: # weights as of `read_weights`; vocabulary as of `read_vocab`; facts: 'vocab', 'columns', 'tables', `meta`
     "The weights and the vocabulary of one save, and what was noted of it: nothing if it comes from elsewhere."
-    wgts_path = Path(wgts_path)
-    vocab_path = Path(vocab_path or _pair(_stem(wgts_path))[1])
+    wgts_path = as_path(wgts_path)
+    vocab_path = as_path(vocab_path or _pair(_stem(wgts_path))[1])
     wgts, opt, vocab, facts = _read_halves(wgts_path, vocab_path)
     sides = two_vocabs(vocab, vocab_path)[0]
     check_lengths(wgts, sides, wgts_path, vocab_path)
@@ -305,7 +306,7 @@ def find_pair(
     path:str|Path, # the stem given to `save`, its '.pth', or a folder with one pair in it or up to three levels below
 ) -> tuple: # Path of the weights, Path of the vocabulary
     "Where the weights and the vocabulary of one save are."
-    path = Path(path)
+    path = as_path(path)
     named = [p for p in (path, Path(f'{path}.pth')) if p.suffix == '.pth' and p.is_file()]
     if not named and not path.is_dir(): raise CheckpointNotFoundError(
         f'{path}: no such file or folder, and no {path.name}.pth beside; {_pair_expected}')

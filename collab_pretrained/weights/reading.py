@@ -30,7 +30,7 @@ from collab_pretrained.weights.unpickle import (
     unpickle,
 )
 
-from ..core import CheckpointError, WeightsError, file_content
+from ..core import CheckpointError, WeightsError, as_path, file_content
 from ..ids.vocab import Vocab
 from .roles import bare_name, find_roles, flat_weights
 
@@ -98,7 +98,7 @@ def _why_not(e):
 # %% ../../nbs/25_weights.reading.ipynb #862f1d89
 def load_torch(path:str|Path) -> Any: # plain values, tensors and notes, on the CPU
     "What a torch file or a safetensors file holds."
-    path, kind = Path(path), file_kind(path)
+    path, kind = as_path(path), file_kind(path)
     expected = 'expected weights: a torch file, as `learn.save` writes it, or a safetensors file'
     if kind == 'a safetensors file': return from_safetensors(path, file_content(path))
     if kind == 'a pickle': kind += ' (the vocabulary?)'
@@ -297,7 +297,7 @@ def read_vocab(
     path:str|Path, # of a pickle or of JSON that holds two vocabularies, users first
 ) -> dict|list: # {column name: `Vocab`} where the file names its columns, else a list of two `Vocab`, users and items
     "The vocabulary in a file; nothing that the file brings along is run."
-    path, kind = Path(path), file_kind(path)
+    path, kind = as_path(path), file_kind(path)
     if kind == 'JSON': return json_columns(path, file_content(path))
     if kind in ('a pickle', 'something else'): return _pickled_columns(path, file_content(path), kind)
     raise CheckpointError(f'{path}: {kind}{" (weights?)" if "torch" in kind else ""}; {_vocab_expected}')
