@@ -56,8 +56,8 @@ def examples(
 
 # %% ../nbs/00_core.ipynb #caad9f12
 _kinds = {int: 'a whole number', float: 'a number', bool: 'True or False', str: 'a text', Path: 'a path',
-          pd.DataFrame: 'a DataFrame', slice: 'a slice', Mapping: 'a dict', Sequence: 'a list', Iterable: 'several values',
-          Callable: 'a function', type(None): 'None'}
+          pd.DataFrame: 'a DataFrame', slice: 'a slice', Mapping: 'a dict', Sequence: 'a list',
+          Iterable: 'several values', Callable: 'a function', type(None): 'None'}
 _F = TypeVar('_F', bound=Callable)
 
 def _is_kind(value, kind, low, high):
@@ -107,7 +107,8 @@ def as_path(
     path:Any, # text or a `Path`; anything else, '' and what has a NUL character raise `CollabError`
 ) -> Path: # with the home folder for `~`
     "`path` as a `Path`."
-    if isinstance(path, (str, os.PathLike)) and str(path) and '\0' not in str(path): return Path(os.path.expanduser(path))
+    is_path = isinstance(path, (str, os.PathLike)) and str(path) and '\0' not in str(path)
+    if is_path: return Path(os.path.expanduser(path))
     raise CollabError(f'{type(path).__name__} {path!r:.60}; expected a path, as text or as a `Path`')
 
 # %% ../nbs/00_core.ipynb #db463f3d

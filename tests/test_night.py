@@ -16,7 +16,7 @@ import torch
 from helpers import quiet, run
 from test_checkpoint_files import Folder, child, model, status, tables
 
-from collab_pretrained.core import CheckpointError, CollabWarning, SaveError, one_writer, planted_ratings
+from collab_pretrained.core import CheckpointError, CollabWarning, SaveError, config_bytes, one_writer, planted_ratings
 from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
@@ -413,3 +413,28 @@ def test_a_clock_of_the_past(served):
     early = night(served, late, time='time', now=1_300_000_000 - 3*86_400)
     assert early.reason.startswith('clock: the newest rating lies 3.0')
     assert night(served, late, time='time', now=1_300_003_600).verdict == 'promoted'
+
+
+def test_nights_stand_in_their_order_whatever_the_clock_says(served, monkeypatch):
+    days = iter(['2099-03-04', '2099-03-03', '2099-03-02'])  # a clock that is set back
+    monkeypatch.setattr(module, 'utc', lambda: f'{next(days)}T02:00:00.000+00:00')
+    for o in NIGHTS[:3]: night(served, o)
+    assert history(served).version.tolist() == [1, 2, 3, 4] and history(served).served.tolist() == [False]*3 + [True]
+
+
+@pytest.mark.parametrize('odd', [
+    {'lineage': None}, {'lineage': [1]}, {'lineage': [{'version': 1}]}, {'folder': None}, {'folder': '../x'},
+    {'newest': 'x'}, {'files': 5}, {'lineage': [{'when': '1', 'verdict': 'x', 'version': 1, 'profile': {'mean': ''}}]}],
+    ids=str)
+def test_what_is_said_of_versions_is_checked(served, odd):
+    night(served, NIGHTS[0])
+    (served/'config.json').write_bytes(config_bytes({**read_facts(served), **odd}))
+    for command in (['history'], ['rollback'], ['forget', '--users', 'user-00001']):
+        status, out, err = run(command[0], served, *command[1:])
+        assert (status, out, err.count('\n')) == (2, '', 1) and 'config.json: ' in err and 'Traceback' not in err
+
+
+def test_one_rating_ahead_of_the_clock_makes_no_night_late(served):
+    ahead = NIGHTS[0].assign(time=np.where(np.arange(250) == 7, NIGHTS[2].time.max(), NIGHTS[0].time))
+    assert not night(served, ahead, time='time', now=float(NIGHTS[0].time.max())).reason
+    assert not night(served, NIGHTS[1], now=float(NIGHTS[1].time.max())).reason

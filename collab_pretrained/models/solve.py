@@ -211,7 +211,7 @@ def _factor(system):
     "Cholesky factors."
     try: return torch.linalg.cholesky(system)
     except torch.linalg.LinAlgError: raise RatingsError(
-        'rows that can\'t be solved in float32: ratings, weights or features are too large, too small or too far apart; '
+        "rows that can't be solved in float32: ratings, weights or features are too large, too small or too far apart; "
         'expected them at about 1: divide them by a constant') from None
 
 def _invert_many(gram, diagonal, right, noise):

@@ -150,7 +150,9 @@ def _times(table, taken, earlier, now):
     times = table.times.astype(np.float64)
     res = {'newest': float(times.max())}
     day = _day(res['newest'])
-    if day: res['ahead'] = res['newest']/day - now/86_400
+    if day:
+        res['ahead'] = res['newest']/day - now/86_400
+        res['newest'] = min(res['newest'], now/86_400*day)  # a clock that is ahead says nothing of the next night
     since = next((p['newest'] for p in reversed(earlier) if 'newest' in p), None)
     if since is None: return res
     later = times > since

@@ -44,10 +44,12 @@ from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
 from ..data.splits import split_ratings
 from ..ids.canonical import canonical_ids
+from ..ids.matching import two_vocabs
 from ..learner.als import positives_of
 from ..learner.core import CollabLearner
 from ..learner.update import drop_gone
 from ..models.embeddings import EmbeddingDotBias
+from ..weights.reading import read_vocab
 from .checks import Check, check_table, table_profile
 from .delta import delta_between
 from .evaluate import BiasModel, predictions_for, rank_scores, rated_pairs, taken_in
@@ -437,7 +439,7 @@ def night(
     ratings, # tonight's: a table with the columns of training, or a function that reads one for a learner
     *,
     features:Mapping|Callable|None=None, # 'user', 'item' -> what ids are (see `update`); or a function, likewise
-    limits:Mapping|None=None, # of the checks: name -> a number in the place of what earlier nights say (see `check_table`)
+    limits:Mapping|None=None, # of checks: name -> a number in the place of what earlier nights say (see `check_table`)
     files:Sequence=(), # where the ratings came from, for the report
     recommend:str|Path|None=None, # file to write the lists of all users to, if the model is promoted; None for none
     export:str|Path|None=None, # folder to write the vectors to (see `export_vectors`); None for none
@@ -525,10 +527,10 @@ def _rewrite_outputs(learn, past, gone):
     return {'rewritten': found('recommend') + found('export'), 'deltas': deltas}
 
 def _is_held(folder, ids):
-    "Whether any version, or the model itself, has a row for one of `ids`."
-    places = [folder, *(version_path(folder, o) for o in versions_of(folder))]
-    try: return any((learn.side(side).vocab.rows(o) >= 0).any() for learn in map(CollabLearner.from_pretrained, places)
-                    for side, o in ids.items())
+    "Whether any version has a row for one of `ids`, by its vocabulary."
+    paths = [version_path(folder, o)/'vocab.json' for o in versions_of(folder)]
+    try: return any((vocab.rows(some) >= 0).any() for path in paths
+                    for vocab, some in zip(two_vocabs(read_vocab(path), path)[0], ids.values(), strict=True))
     except CheckpointError: return True  # a version that can't be read
 
 # %% ../../nbs/68_serve.night.ipynb #05723616
@@ -548,7 +550,7 @@ def forget(
         known = [o[learn.side(side).vocab.rows(o) >= 0] for side, o in ids.items()]
         names, n = {str(o) for some in ids.values() for o in some}, [len(o) for o in known]
         def save(folder, lineage): learn.save_pretrained(folder, lineage=[_cleared(o, names) for o in lineage])
-        before, version = versions_of(folder) if _is_held(folder, ids) else [], served_version(folder)
+        before, version = versions_of(folder) if any(n) or _is_held(folder, ids) else [], served_version(folder)
         if any(n): learn.drop_ids(*known)
         if any(n) or before: version = add_version(folder, save, {'verdict': 'forgot'}, keep=1)
         for o in read_reports(folder): write_report(folder, _cleared(o, names))

@@ -12,11 +12,14 @@ __all__ = ['n_profiles', 'read_facts', 'lineage_of', 'served_version', 'version_
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
+from heapq import merge
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +37,26 @@ from collab_pretrained.core import (
     replace_file,
 )
 
+# %% ../../nbs/66_serve.versions.ipynb #50fe73e4
+_TEXTS = 'unit', 'suspect' # of a profile; the rest of it are numbers
+
+def _is_night(entry):
+    "Whether a dict is what a model, or a report, has of a night."
+    profile, outputs = entry.get('profile', {}), entry.get('outputs', {})
+    kinds = isinstance(profile, dict) and isinstance(outputs, dict) and all(
+        isinstance(v, str) if k in _TEXTS else isinstance(v, (int, float, type(None))) for k, v in profile.items())
+    return (kinds and isinstance(entry.get('when'), str) and isinstance(entry.get('verdict', ''), str)
+            and type(entry.get('version')) in (int, type(None)) and all(isinstance(o, str) for o in outputs.values()))
+
+def _has_versions(config):
+    "Whether what a configuration says of versions can be so; most say nothing."
+    past, folder = config.get('lineage', []), config.get('folder')
+    are_nights = isinstance(past, list) and all(isinstance(o, dict) and _is_night(o) for o in past)
+    if not are_nights or not isinstance(config.get('files', {}), dict): return False
+    if 'folder' not in config: return True
+    is_named = isinstance(folder, str) and re.fullmatch('versions/[0-9]{5,9}', folder)
+    return bool(is_named and past and past[-1].get('version') and type(config.get('newest', 0)) is int)
+
 # %% ../../nbs/66_serve.versions.ipynb #a1409614
 def read_facts(
     model:str|Path, # folder of a saved model
@@ -41,9 +64,11 @@ def read_facts(
     "The configuration of a model, without a look at its weights."
     raw, path = model_config(model), Path(model)/'config.json'
     try: config = json.loads(raw)
-    except ValueError: config = None
+    except (ValueError, RecursionError): config = None
     if not isinstance(config, dict) or config.get('checksum') != config_checksum(config): raise CheckpointError(
         f'{path}: damaged, or changed since it was saved; expected it as `learn.save_pretrained` wrote it')
+    if not _has_versions(config): raise CheckpointError(
+        f"{path}: 'lineage', 'folder', 'newest' or 'files' in it is malformed; expected them as a night wrote them")
     return config
 
 def lineage_of(
@@ -196,8 +221,8 @@ def read_reports(
     res = []
     for path in sorted(Path(model).glob('reports/*.json')):
         try: facts = json.loads(path.read_bytes())
-        except ValueError: facts = None
-        if isinstance(facts, dict) and isinstance(facts.get('when'), str) and 'verdict' in facts: res.append(facts)
+        except (ValueError, RecursionError, OSError): facts = None
+        if isinstance(facts, dict) and 'verdict' in facts and _is_night(facts): res.append(facts)
         else: warnings.warn(f'{path}: left out, since it is no report of a night', CollabWarning, stacklevel=3)
     return res
 
@@ -207,8 +232,10 @@ def history(
 ) -> pd.DataFrame: # a line for each night: when, verdict, version, n_new, metric, before, after, low, high, ...; served
     "What each night did to a model, oldest first."
     config = read_facts(model)
-    nights = {o['when']: o for o in [*lineage_of(config), *read_reports(model)]}
-    res = pd.DataFrame([nights[o] for o in sorted(nights)]).reindex(columns=_columns)
+    told = {o['when']: o for o in read_reports(model)}
+    past = [told.pop(o['when'], o) for o in lineage_of(config)]  # in their order, also where a clock was set back
+    others = [told[o] for o in sorted(told)]
+    res = pd.DataFrame(merge(past, others, key=itemgetter('when'))).reindex(columns=_columns)
     res['version'] = res['version'].astype('Int64')
     res.loc[res.verdict == 'refused', 'version'] = pd.NA  # it is that of an earlier night
     return res.assign(served=res['when'] == (lineage_of(config)[-1]['when'] if 'folder' in config else None))
