@@ -195,6 +195,7 @@ def model_config(
 
 # %% ../nbs/00_core.ipynb #996ffd32
 @contextmanager
+@checked()
 def one_writer(folder:str|Path, timeout:float=600.) -> Generator[Path]: # the folder, created if it doesn't exist
     "Keep other programs from writing to `folder`; raises `SaveError` if one is busy for more than `timeout` s."
     folder = as_path(folder)

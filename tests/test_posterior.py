@@ -272,6 +272,11 @@ def test_dislikes_are_not_likes(tmp_path, loss):
         rows = o.fold_in(both).rows  # 88888 comes first, and learns from likes
         torch.testing.assert_close(rows[1], want)
         torch.testing.assert_close(rows[0], o.fold_in(both[both.user == 88888]).rows[0])
+    for take in ('fold_in', 'update')*(loss == 'ials'):  # whose rows are solved: one row, however they come in
+        o = from_folder(tmp_path/'folder')
+        quiet(o, take, disliked, **({'commit': True} if take == 'fold_in' else {}))
+        row = als.side_table(o.model, 'user')[o.side('user').vocab.rows(np.array([99999]))[0]]
+        torch.testing.assert_close(row, want)
     loved = [i for i in items if not len(disliked_by(learn, EARLY, [i]))][:1]
     with pytest.warns(CollabWarning, match='about the average'):
         row = learn.fold_in(pd.DataFrame({'user': [99999], 'item': loved, 'rating': .5})).rows[0]

@@ -8,8 +8,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'table_stamp',
            'moved_rows', 'move_features', 'feature_values', 'described_ids', 'settle_posterior', 'move_solved',
            'frozen_rows_of', 'frozen_masks', 'days_in', 'ages_of', 'n_rows_of', 'run_rounds', 'is_solved_by_rows',
-           'positives_of', 'known_positives', 'set_factors', 'factors_of', 'check_scale', 'read_for', 'of_known',
-           'new_evidence']
+           'positives_of', 'known_positives', 'set_factors', 'factors_of', 'dislikes_of', 'fill_dislikes',
+           'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -50,6 +50,7 @@ from collab_pretrained.models.ials import (
     ials_night_from_vectors,
     ials_rounds,
     init_factors,
+    mean_of_dislikers,
     with_fallback,
 )
 from collab_pretrained.models.posterior import (
@@ -473,7 +474,9 @@ def fit_als(self:CollabLearner,
         f"a ranking by {type(self.ranking).__name__} is trained by descent; expected `loss='ials'` for `fit_als` and "
         'half-lives, or `fit_one_cycle`')
     fit = _fit_ratings if self.ranking is None else _fit_ranking
-    with self.whole_tables(): fit(self, x, y, weight, n_rounds, cbs, *_half_life_and_days(self, half_life))
+    with self.whole_tables():
+        fit(self, x, y, weight, n_rounds, cbs, *_half_life_and_days(self, half_life))
+        fill_dislikes(self)
     return self
 
 # %% ../../nbs/52_learner.als.ipynb #39334147
@@ -594,6 +597,38 @@ def evidence(self:CollabLearner) -> Seen|None: # over the learner's vocabulary; 
     if known is None: return Seen.of_pairs(pairs, *map(len, self.vocab.values()))
     return known.with_pairs(pairs)
 
+
+# %% ../../nbs/52_learner.als.ipynb #2b507fcb
+def dislikes_of(
+    learn:CollabLearner, # a ranking
+) -> tuple: # (n, 2) int64, rows of users and items; bool (n_users,), which users like something
+    "What users have rated and don't like, as far as it is known, and who likes something."
+    liked, evidence = Seen.of_pairs(known_positives(learn).cpu().numpy(), *n_rows_of(learn)), learn.evidence()
+    pairs = np.zeros((0, 2), dtype=np.int64) if evidence is None else evidence.pairs()
+    return pairs[~liked.has(pairs)], liked.counts > 0
+
+# %% ../../nbs/52_learner.als.ipynb #fc46f3f1
+def fill_dislikes(
+    learn:CollabLearner, # any learner; changed in place if its ranking is solved
+) -> None:
+    "Give users who like nothing the mean row of those who dislike the same, as `fold_in` does."
+    if learn.ranking is None or not learn.ranking.in_closed_form or learn.ranking.min_rating is None: return
+    said, factors, evidence = feature_values(learn), factors_of(learn), learn.evidence()
+    lost = np.zeros(1) if evidence is None else evidence.counts*(factors.user_counts == 0).cpu().numpy()
+    if 'user' in said or not lost.any(): return
+    (pairs, likes), model = dislikes_of(learn), dot_product(learn)
+    mine = pairs[~likes[pairs[:,0]] & ~np.isin(pairs[:,0], frozen_rows_of(learn, 'user'))]
+    if not len(mine): return
+    known = pairs[likes[pairs[:,0]] & np.isin(pairs[:,1], mine[:,1])]
+    start = with_fallback(factors, said).users
+    mine, known = (torch.from_numpy(o).to(start.device) for o in (mine, known))
+    rows = mean_of_dislikers(start, mine, start, known, len(factors.items))
+    at, table = mine[:,0].unique(), side_table(model, 'user').clone()
+    table[at,:-1] = rows[at]
+    set_side_table(model, 'user', table)
+    learn.solved = table_stamp(model), factors
+
+# %% ../../nbs/52_learner.als.ipynb #764a884b
 def _is_whole(learn):
     "Whether a learner has its tables in one process, over our own loaders."
     is_whole = all(type(p.data) is Tensor for p in get_model(learn.model).parameters())
@@ -812,6 +847,7 @@ def adapt(self:CollabLearner,
                                     CollabWarning, stacklevel=3)
     times = own_dataset(self).times if table is None else None if table.times is None else torch.tensor(table.times)
     self.take_in(x[new], y[new], *(None if o is None else o[new.to(o.device)] for o in (weight, times)))
+    fill_dislikes(self)
     self.opt = None
     if epochs: self.fit_one_cycle(epochs, lr)
     return self

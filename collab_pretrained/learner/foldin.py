@@ -21,9 +21,11 @@ from collab_pretrained.learner.als import (
     ages_of,
     days_in,
     described_ids,
+    dislikes_of,
     dot_product,
     factors_of,
     feature_values,
+    fill_dislikes,
     frozen_rows_of,
     known_positives,
     moved_rows,
@@ -205,20 +207,15 @@ def fold_in(self:CollabLearner,
     return res
 
 # %% ../../nbs/57_learner.foldin.ipynb #ad6c13fa
-def _dislikes(learn, items):
-    "What users who like something dislike among `items`: rows of users and items, as far as they are known."
-    evidence, liked = learn.evidence(), Seen.of_pairs(known_positives(learn).cpu().numpy(), *n_rows_of(learn))
-    pairs = np.zeros((0, 2), dtype=np.int64) if evidence is None else evidence.pairs()
-    pairs = pairs[np.isin(pairs[:,1], items.cpu().numpy())]
-    return torch.from_numpy(pairs[(liked.counts[pairs[:,0]] > 0) & ~liked.has(pairs)]).to(items.device)
-
 def _from_dislikes(learn, side, asked, liked, rows):
     "`rows`, those of new users without a positive from what they dislike; says which ids keep the average row."
     lost = (torch.bincount(asked.x[liked,0], minlength=len(rows)) == 0) & (asked.rows_on() < 0)
     if asked.features is not None or liked.all() or not lost.any(): return rows
     if side == 'user':
         mine = asked.x[lost[asked.x[:,0]]]
-        known = _dislikes(learn, mine[:,1])
+        pairs, likes = dislikes_of(learn)
+        use = likes[pairs[:,0]] & np.isin(pairs[:,1], mine[:,1].cpu().numpy())
+        known = torch.from_numpy(pairs[use]).to(mine.device)
         rows = mean_of_dislikers(rows, mine, side_table(dot_product(learn), 'user'), known, n_rows_of(learn)[1])
         lost[mine[torch.isin(mine[:,1], known[:,1]),0]] = False
     if lost.any(): warnings.warn(
@@ -304,3 +301,4 @@ def _commit(learn, side, folded, asked, features):
         learn.set_posterior(with_rows(learn.posterior, side, rows, *new))
     learn.seen = Seen.of_pairs(pairs, *sizes) if known is None else known.with_pairs(pairs, *sizes)
     learn.trained_here, learn.match_report = False, None
+    fill_dislikes(learn)

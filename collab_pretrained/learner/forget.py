@@ -25,7 +25,7 @@ from ..ids.vocab import Vocab
 from ..weights.match import match_wgts
 from ..weights.moments import carry_moments, param_names
 from ..weights.roles import find_roles, flat_weights
-from .als import is_solved_by_rows, move_features, move_solved, settle_posterior
+from .als import fill_dislikes, is_solved_by_rows, move_features, move_solved, settle_posterior
 from .core import CollabLearner
 from .finetune import AnchorCallback, known_ids
 
@@ -194,5 +194,6 @@ def drop_ids(self:CollabLearner,
         self.match_report = match_classes(old, classes)
     _forget_in_callbacks(self, gone)
     self.forget_state()
+    fill_dislikes(self)
     n_left = sum(len(dl.dataset) for dl in self.dls.loaders[:2])
     return Dropped(*map(len, gone), sum(map(len, datasets)) - n_left)

@@ -26,6 +26,7 @@ from torch import nn
 from collab_pretrained.learner.als import (
     ages_of,
     described_ids,
+    fill_dislikes,
     is_solved_by_rows,
     n_rows_of,
     new_evidence,
@@ -283,6 +284,7 @@ def update(self:CollabLearner,
         x, y = new[0].tensors
         if is_solved_by_rows(self) and len(x): self.take_in(x, y[:,0], new[0].weights, new[0].times)
         set_datasets(self, [joined_datasets(*o) for o in zip(old, new, strict=True)])
+        fill_dislikes(self)
         self.match_report = report
         _train_on(self, old[0], new[0], n_replaced, rounds, epochs, lr, replay, seed)
         old_after, gone = _error(self, check), None if forget_after is None else drop_gone(self, forget_after)

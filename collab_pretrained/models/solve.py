@@ -206,14 +206,15 @@ def _no_worse(point, mean, chunk, designs, doubt, prior, held, noise, y_range):
     for _ in range(4): length = torch.where((objective(length) > before)[:,None], length/2, length)
     return point + length*step
 
-# %% ../../nbs/41_models.solve.ipynb #5da7d0e2
+# %% ../../nbs/41_models.solve.ipynb #5de60c61
 def _factor(system):
     "Cholesky factors."
     try: return torch.linalg.cholesky(system)
     except torch.linalg.LinAlgError: raise RatingsError(
-        "rows that can't be solved in float32: ratings, weights or features are too large, too small or too far apart; "
-        'expected them at about 1: divide them by a constant') from None
+        "rows that can't be solved in float32; expected ratings, weights and features at about 1 (divide them by a "
+        'constant), and a model whose weights are finite (train again, with a smaller learning rate)') from None
 
+# %% ../../nbs/41_models.solve.ipynb #5da7d0e2
 def _invert_many(gram, diagonal, right, noise):
     "Mean and variance of rows whose precision is `gram`/noise^2 plus a diagonal, by Cholesky."
     precision = gram/noise**2

@@ -212,10 +212,10 @@ def _hidden_places(pairs, rows, item_rows, starts, width):
 
 # %% ../../nbs/47_models.topk.ipynb #80860440
 def _check_finite(vals, rows):
-    odd = vals.isnan().any(1)
+    odd = ~(vals < torch.inf).all(1)
     if odd.any(): raise WeightsError(
-        f'the model answers NaN for row {rows[odd][0].item()}; expected numbers: its weights are no longer finite: '
-        'train again from the last good save, with a smaller learning rate')
+        f'the model answers NaN or infinity for row {rows[odd][0].item()}; expected numbers: its weights are no longer '
+        'finite: train again from the last good save, with a smaller learning rate')
 
 def _best_of_chunk(scores, rows, k, hidden, out):
     "`best` for one chunk: `hidden` are the flat positions in `out` that must not win."

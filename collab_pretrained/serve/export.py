@@ -44,6 +44,9 @@ def _write_vectors(path, ids, rows, vectors):
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(ids), n):
             vecs = vectors(rows[start:start+n]).float().cpu().numpy().reshape(-1)
+            if not np.isfinite(vecs).all(): raise WeightsError(
+                f'{Path(path).name}: vectors with NaN or infinity; expected numbers: train again from the last good '
+                'save, with a smaller learning rate')
             lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs), width)
             writer.write_table(pa.table([_id_array(ids[start:start+n]), lists], schema=schema))
 

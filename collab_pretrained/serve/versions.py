@@ -12,14 +12,12 @@ __all__ = ['n_profiles', 'read_facts', 'lineage_of', 'served_version', 'version_
 import contextlib
 import hashlib
 import json
-import re
 import shutil
 import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from heapq import merge
-from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +26,6 @@ from collab_pretrained.core import (
     CheckpointError,
     CollabWarning,
     SaveError,
-    checked,
     config_bytes,
     config_checksum,
     model_config,
@@ -54,8 +51,8 @@ def _has_versions(config):
     are_nights = isinstance(past, list) and all(isinstance(o, dict) and _is_night(o) for o in past)
     if not are_nights or not isinstance(config.get('files', {}), dict): return False
     if 'folder' not in config: return True
-    is_named = isinstance(folder, str) and re.fullmatch('versions/[0-9]{5,9}', folder)
-    return bool(is_named and past and past[-1].get('version') and type(config.get('newest', 0)) is int)
+    is_served = bool(past) and folder == f"versions/{past[-1].get('version') or 0:05d}"
+    return is_served and type(config.get('newest', 0)) is int
 
 # %% ../../nbs/66_serve.versions.ipynb #a1409614
 def read_facts(
@@ -65,10 +62,9 @@ def read_facts(
     raw, path = model_config(model), Path(model)/'config.json'
     try: config = json.loads(raw)
     except (ValueError, RecursionError): config = None
-    if not isinstance(config, dict) or config.get('checksum') != config_checksum(config): raise CheckpointError(
-        f'{path}: damaged, or changed since it was saved; expected it as `learn.save_pretrained` wrote it')
-    if not _has_versions(config): raise CheckpointError(
-        f"{path}: 'lineage', 'folder', 'newest' or 'files' in it is malformed; expected them as a night wrote them")
+    is_whole = isinstance(config, dict) and config.get('checksum') == config_checksum(config)
+    if not is_whole or not _has_versions(config): raise CheckpointError(
+        f'{path}: damaged, or changed since it was saved; expected it as `learn.save_pretrained` or a night wrote it')
     return config
 
 def lineage_of(
@@ -179,7 +175,6 @@ def add_version(
 # %% ../../nbs/66_serve.versions.ipynb #cb408f1e
 _still = 'what was there before is still there'
 
-@checked()
 def rollback(
     model:str|Path, # folder of a model with versions
     to:int|None=None, # the version to serve; None for the one before the one that is served
@@ -235,7 +230,7 @@ def history(
     told = {o['when']: o for o in read_reports(model)}
     past = [told.pop(o['when'], o) for o in lineage_of(config)]  # in their order, also where a clock was set back
     others = [told[o] for o in sorted(told)]
-    res = pd.DataFrame(merge(past, others, key=itemgetter('when'))).reindex(columns=_columns)
+    res = pd.DataFrame(merge(past, others, key=lambda o: o['when'])).reindex(columns=_columns)
     res['version'] = res['version'].astype('Int64')
     res.loc[res.verdict == 'refused', 'version'] = pd.NA  # it is that of an earlier night
     return res.assign(served=res['when'] == (lineage_of(config)[-1]['when'] if 'folder' in config else None))

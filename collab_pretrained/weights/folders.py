@@ -65,6 +65,7 @@ _DTYPES = {'U64': torch.uint64, 'I64': torch.int64, 'F64': torch.float64, 'F32':
 def _tensor_parts(tensors):
     "The content of a file of safetensors: its header, then the memory of each tensor."
     own = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+    flat = {k: t.as_strided((t.numel(),), (1,)) for k, t in own.items()}  # a single number may have a stride of 0
     header, at, order = {}, 0, [*_DTYPES.values()]
     names = sorted(own, key=lambda k: (order.index(own[k].dtype), k))
     for k in names:
@@ -72,7 +73,7 @@ def _tensor_parts(tensors):
         header[k], at = {'dtype': dtype, 'shape': [*own[k].shape], 'data_offsets': [at, end]}, end
     raw = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
     raw += b' '*(-len(raw) % 8)
-    return [len(raw).to_bytes(8, 'little') + raw, *(own[k].flatten().view(torch.uint8).numpy() for k in names)]
+    return [len(raw).to_bytes(8, 'little') + raw, *(flat[k].view(torch.uint8).numpy() for k in names)]
 
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
 def read_config(path:str|Path, raw:bytes) -> dict:
