@@ -5,17 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from helpers import content, run
 
-from collab_pretrained.cli import DESCRIPTIONS, versions
-from collab_pretrained.cli.demo import commands
+from collab_pretrained.cli import DESCRIPTIONS, MODULES
 from collab_pretrained.core import planted_ratings
 
 MODULE = [sys.executable, '-m', 'collab_pretrained']
+
+
+def command_of(name):
+    return getattr(import_module(f'collab_pretrained.cli.{MODULES.get(name, "commands")}'), f'cli_{name}')
 
 
 def refused(*argv):
@@ -50,7 +54,7 @@ def test_help_and_version_without_torch():
             "assert 'torch' not in sys.modules")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.startswith('usage: collab-pretrained COMMAND') and 'collab-pretrained 0' in out
-    assert {k: f.__doc__ for k, f in {**commands, **versions.commands}.items()} == DESCRIPTIONS
+    assert {k: command_of(k).__doc__ for k in DESCRIPTIONS} == DESCRIPTIONS
     assert subprocess.run([*MODULE, '--version'], capture_output=True, text=True, check=True).stdout in out
 
 

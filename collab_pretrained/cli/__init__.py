@@ -84,7 +84,7 @@ def _run(argv):
         from .running import import_fastai, run
         module = MODULES.get(name, 'commands')
         if is_own and module != 'versions': import_fastai()
-        command = import_module(f'{__name__}.{module}').commands[name]
+        command = getattr(import_module(f'{__name__}.{module}'), f'cli_{name}')
         if is_own:
             gc.freeze()
             gc.enable()

@@ -19,7 +19,7 @@ from ..serve.delta import apply_delta
 from ..serve.night import NightSettings, forget, night
 from ..serve.report import night_html
 from ..serve.versions import history
-from .commands import commands, ids_given, titles_in
+from .commands import ids_given, titles_in
 from .options import BY_ENDING, Reading, features_of, tables_of
 from .running import FellShort, in_options
 
@@ -69,8 +69,6 @@ def cli_night(
     print(config_bytes(report.to_dict()).decode() if json else in_options(str(report), ['limits']))
     if report.verdict == 'refused': raise FellShort(f'refused: {report.reason}')
 
-commands['night'] = cli_night
-
 # %% ../../nbs/84_cli.night.ipynb #4911382a
 def cli_apply(
     model:str, # folder of a copy of the model
@@ -78,8 +76,6 @@ def cli_apply(
 ):
     "Bring a copy of a model up to date, by what a night changed."
     print(f'{apply_delta(model, delta)}: brought up to date')
-
-commands['apply'] = cli_apply
 
 # %% ../../nbs/84_cli.night.ipynb #b4992a63
 def cli_forget(
@@ -93,5 +89,3 @@ def cli_forget(
     learn = CollabLearner.from_pretrained(model)
     ids = [ids_given(learn, *o) for o in (('user', 'users', users), ('item', 'items', items))]
     print(forget(model, *([] if o is None else o for o in ids), wait=wait))
-
-commands['forget'] = cli_forget

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
 from ..core import SIDES, CollabWarning, VocabError, examples, side_index
@@ -142,22 +143,12 @@ def __repr__(self:VocabMatch):
 # %% ../../nbs/13_ids.matching.ipynb #933b3e33
 @patch
 def _repr_html_(self:VocabMatch):
-    head = ''.join(f'<th>{o}</th>' for o in (f'{self.coverage:.1%} matched', 'ids', 'interactions', 'examples'))
-    cells = [[k, n, shares, html.escape(some)] for k, n, shares, some in _table(self)]
-    rows = ''.join(f'<tr>{"".join(f"<td>{o}</td>" for o in row)}</tr>' for row in cells)
+    columns = f'{self.coverage:.1%} matched', 'ids', 'interactions', 'examples'
     hints = ''.join(f'<p>{html.escape(o)}</p>' for o in self.hints())
-    return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{hints}'
+    table = pd.DataFrame(_table(self), columns=columns)
+    with pd.option_context('display.max_colwidth', None): return table.to_html(index=False, border=0) + hints
 
 # %% ../../nbs/13_ids.matching.ipynb #cefbf890
-_colours = {'matched': 'C0', 'new': 'C1', 'dropped': 'C7'}
-
-def _bars(match):
-    "The bars of a picture: label -> (share that matched, what the rest is)."
-    n, new, dropped = (len(o) for o in (match.matched, match.new, match.dropped))
-    res = {'new ids': (n/max(n+new, 1), 'new'), 'old ids': (n/max(n+dropped, 1), 'dropped')}
-    shares = match.shares['matched']
-    return {**res, **{f'{when} interactions': (shares[when], res[f'{when} ids'][1]) for when in shares}}
-
 @patch
 def plot(self:VocabMatch,
     ax=None, # matplotlib axes to draw on; None makes them
@@ -166,12 +157,15 @@ def plot(self:VocabMatch,
     "Bars of the old and the new ids, and of their interactions if they are known: matched, new, dropped."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6, 1.8), layout='constrained')[1]
-    for name, (share, other) in sorted(_bars(self).items(), reverse=True):
-        ax.barh([name], [100*share], color=_colours['matched'])
-        ax.barh([name], [100*(1-share)], left=[100*share], color=_colours[other])
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in _colours.values()]
-    labels = [f'{k} ({len(getattr(self, k))} ids)' for k in _colours]
-    ax.legend(handles, labels, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
+    n = {k: len(getattr(self, k)) for k in self.shares}
+    bars = {'new ids': {k: n[k] for k in ('matched', 'new')}, 'old ids': {k: n[k] for k in ('matched', 'dropped')}}
+    for when in self.shares['matched']:
+        bars[f'{when} interactions'] = {k: o[when] for k, o in self.shares.items() if when in o}
+    table = pd.DataFrame(bars, list(n)).fillna(0)
+    table = 100*table/table.sum().clip(1e-9)
+    table.T.sort_index(ascending=False).plot.barh(stacked=True, ax=ax, color=['C0', 'C1', 'C7'], width=.8)
+    labels = [f'{k} ({o} ids)' for k, o in n.items()]
+    ax.legend(labels, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     ax.set(xlabel='share (%)', title=title, xlim=(0, 100))
     return ax
 
