@@ -242,6 +242,28 @@ def test_odd_tables_are_read_with_the_options_that_errors_name(night):
     assert run('update', 'model', 'bare.csv', '--no-header', '--columns', 'user,item,rating')[0] == 0
 
 
+def test_files_that_are_not_what_their_names_say(night):
+    df = pd.read_csv('monday.csv')
+    df.to_parquet('a.csv')
+    df.to_csv('b.csv.gz', index=False)
+    Path('b.csv.gz').rename('b.csv')
+    assert 'begins like a .parquet file' in refused('train', 'a.csv', 'new')
+    assert 'begins like a .gz file' in refused('train', 'b.csv', 'new')
+
+
+def test_users_in_the_index_of_a_parquet_file_come_first(night):
+    df = pd.read_csv('monday.csv')
+    df.set_index(['user', 'item']).to_parquet('indexed.parquet')
+    status, _, err = run('train', 'indexed.parquet', 'new', '--rounds', 1, '--n-factors', 2)
+    assert status == 0 and 'taken for' not in err and "items: column 'item'" in run('inspect', 'new')[1]
+
+
+def test_a_column_twice_in_the_first_line_is_said(night):
+    Path('twice.csv').write_text('user,item,rating,rating\n1,2,3,5\n2,3,4,1\n')
+    status, _, err = run('train', 'twice.csv', 'new', '--rounds', 1, '--n-factors', 2)
+    assert status == 0 and "'rating' is twice in the first line" in err
+
+
 def test_missing_ids_and_ids_called_na(night):
     df = pd.DataFrame({'user': ['NA', 'b', 'c']*20, 'item': ['None', 'x', 'y']*20, 'rating': [1, 2, 3]*20})
     df.to_csv('na.csv', index=False)

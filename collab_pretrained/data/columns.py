@@ -91,7 +91,11 @@ def column_names(cols:list, user_name:Hashable=None, item_name:Hashable=None, ra
         f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name '
         'all: `user_name=`, `item_name=`, `rating_name=`')
     for role, name in guessed.items(): check_guess(name, role)
-    return [*(o.item() if isinstance(o, np.generic) else o for o in names.values()), None][:3]
+    res = [o.item() if isinstance(o, np.generic) else o for o in names.values()]
+    odd = [o for o in res if not isinstance(o, (str, int)) or isinstance(o, bool)]
+    if odd: raise RatingsError(f'columns called {examples(odd)}; expected texts or whole numbers, which can be saved: '
+                               'rename them, e.g. `df.set_axis(names, axis=1)`')
+    return [*res, None][:3]
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes:np.ndarray, n:int) -> np.ndarray: # int64 (n,)

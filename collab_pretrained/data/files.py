@@ -56,6 +56,8 @@ def _check_csv(df, said, **kwargs):
         option = 'pass its separator with `sep=`' if sep is None else f'`sep={sep!r}`'
         raise RatingsError(
             f'{said}one column, {first!r}; expected users, items and ratings in columns of their own: {option}')
+    twice = [o for o in df.columns if has_names and f'{o}.1' in df.columns]
+    if twice: warn_user(f'{said}{twice[0]!r} is twice in the first line, it seems; the first of both is read')
     if has_names and all(re.fullmatch(r'[\d.]+', str(o)) for o in df.columns): raise RatingsError(
         f'{said}the columns are called {examples(list(df.columns))}; expected names: where the first line is a rating '
         'already, `header=None`')
@@ -194,6 +196,13 @@ def hive_texts(paths:Sequence) -> dict: # name -> bool, in the order of the fold
         res[name] = res.get(name, False) or not re.fullmatch(r'0|-?[1-9]\d*|__HIVE_DEFAULT_PARTITION__', value)
     return res
 
+# %% ../../nbs/33_data.files.ipynb #36a3aaf6
+def _ids_first(schema):
+    "A schema in which users and items that were the index of a DataFrame, written behind all columns, come first."
+    index = [o for o in (schema.pandas_metadata or {}).get('index_columns', ()) if isinstance(o, str)]
+    names = [o for o in index if looks_like_header(o)]
+    return pa.schema([schema.field(o) for o in names] + [o for o in schema if o.name not in names], schema.metadata)
+
 # %% ../../nbs/33_data.files.ipynb #def6b7f5
 def open_parquet(
     parquet:str|Path|list, # path of a Parquet file or of a folder of them, or a list of files
@@ -209,7 +218,7 @@ def open_parquet(
             how['partitioning'] = dataset.partitioning(pa.schema(fields), flavor='hive')
             res = dataset.dataset(**how)
         schemas = [res.schema, *(o.physical_schema for o in res.get_fragments())]
-        schema = pa.unify_schemas(schemas, promote_options='permissive')
+        schema = _ids_first(pa.unify_schemas(schemas, promote_options='permissive'))
         return dataset.dataset(**how, schema=schema)
     except pa.ArrowTypeError as e: raise RatingsError(
         f'{parquet}: files of different types: {e}; expected each column to be of one type in all files') from None
@@ -289,6 +298,8 @@ def _read_parquet(path):
         raise RatingsError(f'{path}: damaged or cut short ({type(e).__name__}); expected Parquet') from None
 
 # %% ../../nbs/33_data.files.ipynb #d63196f0
+_begins = {'PAR1': '.parquet', '\x1f': '.gz', 'PK': '.zip', '\ufffd7zXZ': '.xz'}  # how files begin -> ending
+
 def _check_file(path, encoding=None):
     "Raise for what isn't a file or a folder, and for a text file that `encoding` doesn't read."
     if not path.exists(): raise RatingsError(f'{path}: no such file; expected a table: {", ".join(_kinds)}')
@@ -296,6 +307,8 @@ def _check_file(path, encoding=None):
         f'{path}: a pipe or a device; expected a file, which can be read more than once')
     is_text = path.is_file() and not says_itself(path) and path.suffix.lower() not in ('.zip', '.zst')
     first = _first_line(path, encoding) if is_text else ''
+    ending = next((v for k, v in _begins.items() if '\0' in first and first.startswith(k)), None)
+    if ending: raise RatingsError(f'{path}: it begins like a {ending} file; expected a name with that ending')
     if '\0' in first: raise RatingsError(
         f"{path}: NUL characters in the first line; expected text in its encoding, e.g. `encoding='utf-16-le'`")
     _check_libsvm(first, f'{path}: ')

@@ -119,6 +119,15 @@ def match_rows(key:str, old:Tensor, match:VocabMatch) -> Tensor: # of the same d
     new[torch.nonzero(rows < 0)[:,0]] = 0
     return new
 
+# %% ../../nbs/21_weights.match.ipynb #7143535d
+def _rows_of(filled, table, n):
+    "What a fill gave, as `n` rows for a table."
+    shape = n, *table.shape[1:]
+    try: return torch.as_tensor(filled).to(table).reshape(-1, *shape[1:]).expand(shape)
+    except (TypeError, ValueError, RuntimeError): raise VocabError(
+        f'unseen: the function gave {type(filled).__name__} of shape {tuple(getattr(filled, "shape", ()))}; expected '
+        f'numbers of shape {shape}, a row for each new id, or one for all') from None
+
 # %% ../../nbs/21_weights.match.ipynb #e7bdca6b
 def _id_rows(table, vocab):
     "The rows of `table` that belong to an id, two-dimensional: a view where they stand in a row."
@@ -139,7 +148,7 @@ def _fill(new, old, match, fill, counts, min_count, generator):
     of_ids = vocab.id_rows[unseen[vocab.id_rows]]
     unseen[of_ids] = False
     if unseen.any(): new[np.flatnonzero(unseen)] = u.mean().to(new).reshape(new.shape[1:])  # rows of no id
-    if len(of_ids): new[of_ids] = torch.as_tensor(fill(u)).to(new).reshape(-1, *new.shape[1:])
+    if len(of_ids): new[of_ids] = _rows_of(fill(u), new, len(of_ids))
 
 # %% ../../nbs/21_weights.match.ipynb #d59f5802
 def _fill_of(unseen, side):
