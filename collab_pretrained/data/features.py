@@ -22,6 +22,7 @@ from ..core import CheckpointError, RatingsError, VocabError, examples
 from ..ids.vocab import Vocab
 from .columns import encode_ids
 from .ratings import as_frame, open_table, schema_names
+from .splits import row_words
 
 # %% ../../nbs/37_data.features.ipynb #367e2bdc
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ def _fit_column(values):
     has_missing = kind in ('number', 'date') and bool(np.isnan(raw).any()) and not bool(np.isnan(raw).all())
     if has_missing: raw = np.concatenate([raw, np.isnan(raw)], 1)
     known = np.where(np.isnan(raw).all(0), 0, raw)
-    mean, std = np.nanmean(known, 0), np.nanstd(known, 0)
+    if not len(known): raise RatingsError(f'features: column {values.name!r} has no row; expected one for each id')
+    with np.errstate(over='ignore'): mean, std = np.nanmean(known, 0), np.nanstd(known, 0)
+    if not np.isfinite(std).all(): raise RatingsError(
+        f'features: column {values.name!r} has numbers up to {np.abs(raw).max():g}; expected smaller ones: divide them')
     if kind in ('category', 'vector'): std = np.full_like(std, np.sqrt((std**2).mean())) # one scale for all
     scale = np.where(std > 1e-9*np.abs(mean), std, 1.)
     return Column(str(values.name), kind, levels, mean.tolist(), scale.tolist(), has_missing)
@@ -181,10 +185,15 @@ def split_ids(table:Any, column:Hashable, cast:Callable|None=None) -> tuple[np.n
     table = open_table(table)
     frame = as_frame(table, schema_names(table))
     if column in frame: ids, frame = frame[column], frame.drop(columns=column)
-    elif isinstance(frame.index, pd.RangeIndex) and not isinstance(table, pd.DataFrame): raise RatingsError(
-        f'features: no column {column!r} among {examples(list(frame), 12)}; expected one with the ids')
+    elif isinstance(frame.index, pd.RangeIndex) and frame.index.name != column: raise RatingsError(
+        f'features: no column {column!r} among {examples(list(frame), 12)}; expected one with the ids, or ids in the '
+        'index: `df.set_index(...)`')
     else: ids = frame.index.to_series()
-    codes, distinct = encode_ids(ids.reset_index(drop=True), column, cast)
+    ids = ids.reset_index(drop=True)
+    if ids.isna().any(): raise RatingsError(
+        f'features: an id of {column!r} is missing in {row_words(ids.index, np.flatnonzero(ids.isna()))}; expected one '
+        'in every row: leave these rows out')
+    codes, distinct = encode_ids(ids, column, cast)
     counts = np.bincount(codes, minlength=len(distinct))
     if (counts > 1).any(): raise RatingsError(
         f'features: {int((counts > 1).sum())} ids of {column!r} come more than once '
