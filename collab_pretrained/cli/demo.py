@@ -128,7 +128,6 @@ def cli_demo(
     nights:int=5, # in which the last tenth of the ratings arrives, 1 or more
 ):
     "Train a model, update it on some nights, refuse a bad one, and show the results."
-    if nights < 1: raise RatingsError(f'--nights {nights}; expected 1 or more')
     table, titles = (ratings_by_time(ratings, user, item, rating, time), {}) if ratings else _movielens()
     if len(table) < 100*nights: raise RatingsError(
         f'{ratings}: {len(table)} ratings; expected at least {100*nights}, for {nights} nights')

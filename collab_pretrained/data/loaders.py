@@ -136,13 +136,6 @@ def check_rows(n:Any, name:str, least:int=1, what:str='rows a batch') -> None:
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(
         f'{name}={n!r}; expected {least} or more {what}')
 
-def batch_rows(bs:int, val_bs:int|None) -> tuple[int, int]:
-    "How many rows batches have, in training and in validation, where the default is 4096 at least."
-    check_rows(bs, 'bs')
-    if val_bs is None: return bs, max(bs, 4096)
-    check_rows(val_bs, 'val_bs')
-    return bs, val_bs
-
 def check_trains(n_train:int, n_valid:int) -> None:
     "Raise if no ratings train."
     if not n_train: raise RatingsError(
@@ -308,8 +301,7 @@ def rows_or_na(vocab:Vocab, ids:np.ndarray, counts:np.ndarray, name:Hashable, is
 
 # %% ../../nbs/34_data.loaders.ipynb #7fec4b53
 def check_vocab_or_count(vocab:Any, min_count:int) -> None:
-    "Raise unless `min_count` is a number of ratings, and above 0 only where no vocabulary says who has a row."
-    check_rows(min_count, 'min_count', 0, 'ratings')
+    "Raise unless `min_count` is 0 where a vocabulary says who has a row."
     if min_count and vocab is not None: raise RatingsError(
         f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
 
@@ -439,7 +431,7 @@ class CollabDataLoaders(DataLoaders):
     report: SplitReport|None = None  # what the split asks of a model; None if it wasn't made here
     past: list|None = None  # for users and for items, ids and how many ratings of each are no longer at hand
     @classmethod
-    @checked()
+    @checked(bs=(1,), val_bs=(1,), min_count=(0,))
     def from_df(cls,
         ratings, # table with a row for each rating, as `read_ratings` takes it; its index is ignored
         valid_pct:float=0.2, # share to validate on, 0 to below 1
@@ -465,7 +457,6 @@ class CollabDataLoaders(DataLoaders):
     ): # `CollabDataLoaders`, whose `report` is a `SplitReport`
         "Read a ratings table into loaders for training and validation."
         for o in kwargs.keys() - _options: raise TypeError(f'from_df got an unexpected keyword argument {o!r}')
-        bs, val_bs = batch_rows(bs, val_bs)
         check_vocab_or_count(vocab, min_count)
         seed = seed_or_fresh(seed)
         device = torch.device(default_device() if device is None else device)
@@ -476,7 +467,7 @@ class CollabDataLoaders(DataLoaders):
         classes = _classes(table, train, vocab, min_count)
         rows = _rows(table, classes, is_own=vocab is None)
         datasets = [_dataset(table, idx, rows, classes, id_cast, time_name, weight_name) for idx in (train, valid)]
-        loaders = _loaders(datasets, bs, val_bs, seed=seed, device=device, **kwargs)
+        loaders = _loaders(datasets, bs, val_bs or max(bs, 4096), seed=seed, device=device, **kwargs)
         res = cls(*loaders, path=as_path(path), device=device)
         res.report = _report(table, train, valid, rows, classes)
         return res

@@ -31,7 +31,6 @@ from collab_pretrained.data.loaders import (
     CollabDataset,
     CollabDL,
     SplitReport,
-    batch_rows,
     batch_sizes,
     batch_slices,
     check_rows,
@@ -274,7 +273,7 @@ def _naming_files(ratings):
 
 # %% ../../nbs/35_data.stream.ipynb #8e6c752e
 @patch(cls_method=True)
-@checked()
+@checked(bs=(1,), val_bs=(1,), min_count=(0,))
 def from_stream(cls:CollabDataLoaders,
     ratings, # path of a Parquet file, of a folder of them, or a list of files; or a polars `LazyFrame`
     valid_pct:float=0.2, # share to validate on, 0 to below 1, but for chance
@@ -298,7 +297,6 @@ def from_stream(cls:CollabDataLoaders,
     after_batch=None, # transforms of a batch, as in fastai; None for none
 ) -> CollabDataLoaders: # of `StreamDL`; its `report` is a `SplitReport`
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
-    bs, val_bs = batch_rows(bs, val_bs)
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
     seed = seed_or_fresh(seed)
@@ -315,7 +313,7 @@ def from_stream(cls:CollabDataLoaders,
     train, valid = (StreamDataset(o, classes, names[2], id_cast) for o in files)
     check_trains(len(train), len(valid))
     loader = partial(StreamDL, seed=seed, window=window, device=device, after_batch=after_batch)
-    dls = loader(train, bs=bs, shuffle=True), loader(valid, bs=val_bs)
+    dls = loader(train, bs=bs, shuffle=True), loader(valid, bs=val_bs or max(bs, 4096))
     res = cls(*dls, path=as_path(path), device=device)  # ty: ignore[not-callable] a class, by `cls_method`
     res.report = _report(train, valid)
     return res

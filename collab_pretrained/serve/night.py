@@ -218,17 +218,13 @@ def _has_rows(learn, ratings):
 # %% ../../nbs/68_serve.night.ipynb #eb8cac2e
 def _popular(learn, rest):
     "A learner that ranks by recent popularity, or by that of `rest`, the same for everyone; None for a network."
-    model, res, items = learn.model, copy(learn), learn.side('item')
+    model, res, items, recent = learn.model, copy(learn), learn.side('item'), learn.ages and learn.ages.recent
     if not isinstance(model, EmbeddingDotBias): return None
-    popular = torch.zeros_like(model.i_bias.weight)
-    if learn.ages is not None and learn.ages.recent is not None: popular[:,0] = torch.from_numpy(learn.ages.recent)
-    else:
-        counts = rest[items.column].value_counts()
-        rows = items.vocab.rows(counts.index)
-        popular[rows[rows >= 0],0] = torch.tensor(counts.to_numpy()[rows >= 0]).to(popular)
+    rows = items.vocab.rows(rest[items.column])
+    popular = np.bincount(rows[rows >= 0], minlength=len(items.vocab)) if recent is None else recent
     res.model = copy(model)
     res.model._modules = dict(model._modules)
-    res.model.i_bias = nn.Embedding.from_pretrained(popular)
+    res.model.i_bias = nn.Embedding.from_pretrained(torch.from_numpy(popular)[:,None].to(model.i_bias.weight))
     res.model.u_weight = nn.Embedding.from_pretrained(torch.zeros_like(model.u_weight.weight))
     return res
 
