@@ -6,7 +6,7 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/scale.sharded.html.m
 
 # %% auto #0
 __all__ = ['shard_rows', 'check_together', 'ShardedEmbedding', 'own_rows', 'whole_rows', 'ShardedMeanRowCallback', 'Pieces',
-           'mapped_weights', 'read_known', 'read_signed', 'read_columns', 'start_in_pieces', 'shard_embeddings',
+           'mapped_weights', 'read_known', 'read_signed', 'read_names', 'start_in_pieces', 'shard_embeddings',
            'torch_checkpoint', 'common_name', 'write_known', 'save_sharded', 'load_sharded']
 
 # %% ../../nbs/71_scale.sharded.ipynb #c0a5bab8
@@ -253,11 +253,16 @@ def read_signed(
         f'{path}: changed since it was saved; expected it as `{maker}` wrote it')
     return config
 
-def read_columns(
-    path:Path, # a JSON file
-) -> dict|list: # as of `json_columns`
-    "The vocabularies in a file."
-    return json_columns(path, file_content(path))
+def read_names(
+    folder:Path, # with a 'vocab.json'
+    config:dict, # of the save that it belongs to
+) -> tuple: # as of `json_columns`; and a list of two `Vocab`
+    "The vocabularies of a save; raises `CheckpointError` if they are of another one."
+    path = folder/'vocab.json'
+    vocab = json_columns(path, file_content(path))
+    sides = two_vocabs(vocab, path)[0]
+    if fingerprint_of(sides) == config.get('vocab'): return vocab, sides
+    raise CheckpointError(f'{path}: not the vocabulary that the model was saved with')
 
 # %% ../../nbs/71_scale.sharded.ipynb #ba9cd7b4
 def _read_sharded(folder):
@@ -278,11 +283,8 @@ def _read_folder(folder):
         path, name = folder/'config.json', 'model.safetensors'
         config = read_config(path, file_content(path))
         files = folder/config.get('folder', '.')
-    vocab, pieces = read_columns(files/'vocab.json'), mapped_weights(files, name)
-    sides = two_vocabs(vocab, folder)[0]
-    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(
-        f'{files/"vocab.json"}: not the vocabulary that the model was saved with')
-    wgts = {k: v for k, v in pieces.items() if not k.startswith('opt.')}
+    vocab, sides = read_names(files, config)
+    wgts = {k: v for k, v in mapped_weights(files, name).items() if not k.startswith('opt.')}
     check_lengths(wgts, sides, files, files/'vocab.json')
     check_facts(path, config, wgts)
     tables = read_known(files/'known', sides) if path.name == 'sharded.json' else _tables_beside(files, config, sides)
@@ -511,7 +513,8 @@ def load_sharded(
     "Load a model that `save_sharded` wrote over this very vocabulary; each process reads its own rows."
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     config, files = _read_sharded(folder := learn.path/as_path(folder))
-    _check_loadable(folder, vocab := read_columns(files/'vocab.json'), learn, shapes := _saved_shapes(files))
+    vocab, sides = read_names(files, config)
+    _check_loadable(folder, vocab, learn, shapes := _saved_shapes(files))
     with_opt = with_opt and bool(config['opt'])
     if with_opt and learn.opt is None: learn.create_opt()
     starts = {name: f'opt.{name}.' for name in config['opt']}
@@ -521,6 +524,6 @@ def load_sharded(
     torch_checkpoint('load', wanted, storage_reader=HuggingFaceStorageReader(str(files)))
     if with_opt and learn.opt is not None:
         for name, p in get_model(learn.model).named_parameters(): learn.opt.state[p].update(config['opt'].get(name, {}))
-    known = read_known(files/'known', two_vocabs(vocab, str(folder))[0])
+    known = read_known(files/'known', sides)
     with learn.whole_tables(): learn.restore_tables(known, match_classes(learn.vocab, learn.vocab))
     return learn

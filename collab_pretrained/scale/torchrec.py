@@ -24,20 +24,20 @@ from collab_pretrained.scale.sharded import (
     hf_storage,
     mapped_weights,
     read_known,
+    read_names,
     read_signed,
     start_in_pieces,
     torch_checkpoint,
     write_known,
 )
 
-from ..core import CheckpointError, CheckpointNotFoundError, SaveError, WeightsError, examples
+from ..core import CheckpointNotFoundError, SaveError, WeightsError, examples
 from ..ids.matching import two_vocabs
 from ..learner.core import CollabLearner
 from ..models.embeddings import describe
 from ..weights.folders import config_bytes
 from ..weights.pairs import fingerprint_of
 from ..weights.pretrained import Pretrained
-from ..weights.reading import json_columns
 from ..weights.roles import find_roles, roles
 from .distributed import is_first, is_sharded, share_of
 
@@ -112,13 +112,10 @@ def to_torchrec(
 # %% ../../nbs/72_scale.torchrec.ipynb #c1aebf92
 def _numbering(folder):
     "The vocabulary and the configuration that `to_torchrec` wrote, and what the model knew."
-    path, vocab_path = Path(folder)/'torchrec.json', Path(folder)/'vocab.json'
-    config = read_signed(path, 'to_torchrec', ": say with `vocab=` which ids TorchRec's rows have")
-    vocab = json_columns(vocab_path, vocab_path.read_bytes())
-    sides = two_vocabs(vocab, folder)[0]
-    if fingerprint_of(sides) != config.get('vocab'): raise CheckpointError(
-        f'{vocab_path}: not the vocabulary that the model was saved with')
-    return vocab, {**config, 'tables': read_known(path.parent/'known', sides)}
+    folder = Path(folder)
+    config = read_signed(folder/'torchrec.json', 'to_torchrec', ": say with `vocab=` which ids TorchRec's rows have")
+    vocab, sides = read_names(folder, config)
+    return vocab, {**config, 'tables': read_known(folder/'known', sides)}
 
 def _our_tables(pieces, tables, n_rows, name):
     "The `Pieces` of the vectors and, if there are any, the biases of one side; `tables` are the learner's."

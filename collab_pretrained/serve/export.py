@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -27,18 +29,13 @@ from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
 
 # %% ../../nbs/64_serve.export.ipynb #98be36cd
 def _id_array(ids):
-    import pyarrow as pa
     return pa.array(ids, pa.int64() if ids.dtype == np.int64 else pa.string())
 
 def _write_ids(path, ids):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     pq.write_table(pa.table({'id': _id_array(ids)}), path)
 
 def _write_vectors(path, ids, rows, vectors):
     "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     n, width = 2**16, vectors(rows[:0]).shape[1]
     schema = pa.schema({'id': _id_array(ids[:0]).type, 'vector': pa.list_(pa.float32(), width)})
     with pq.ParquetWriter(path, schema) as writer:
