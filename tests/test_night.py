@@ -159,6 +159,19 @@ def save_as(k):
     return save
 
 
+@pytest.mark.parametrize('between', ['a save', 'a rollback'])
+def test_who_is_forgotten_is_in_no_list_of_any_night(served, tmp_path, between):
+    night(served, NIGHTS[0], recommend=tmp_path/'first.csv')
+    night(served, NIGHTS[1], recommend=tmp_path/'second.csv')
+    if between == 'a save': CollabLearner.from_pretrained(served).save_pretrained(served)
+    else:
+        rollback(served, 1)
+        night(served, NIGHTS[2], keep=1)
+    who = pd.read_csv(tmp_path/'first.csv').user[0]
+    forget(served, users=[who])
+    for name in ('first', 'second'): assert who not in pd.read_csv(tmp_path/f'{name}.csv').user.tolist()
+
+
 def test_a_reader_gets_one_version(tmp_path):
     def nights():
         for k in range(2, 100):

@@ -14,7 +14,7 @@ import sys
 import time as clock
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -395,8 +395,8 @@ def _why_not(tonight, checks):
     return '; '.join(said)
 
 # %% ../../nbs/68_serve.night.ipynb #e02918f6
-def _keep_report(folder, report):
-    try: write_report(folder, report.to_dict())
+def _keep_report(folder, report, outputs):
+    try: write_report(folder, {**report.to_dict(), 'outputs': outputs})
     except OSError as e: warnings.warn(f'{folder}/reports: the report is not kept ({e})', CollabWarning, stacklevel=3)
 
 # %% ../../nbs/68_serve.night.ipynb #2894aa16
@@ -463,13 +463,13 @@ def night(
         told = features(learn) if callable(features) else features
         done = {'reason': reason} if reason else _learn_tonight(learn, tonight.new, how, told)
         report = _report(tonight, checks, done, served_version(folder), files, started)
+        outputs = {'recommend': recommend, 'export': export, 'delta': delta}
+        outputs = {k: str(Path(o).resolve()) for k, o in outputs.items() if o}
         if report.verdict == 'promoted':
             say('saving')
-            outputs = {'recommend': recommend, 'export': export, 'delta': delta}
-            outputs = {k: str(Path(o).resolve()) for k, o in outputs.items() if o}
             _promote(folder, learn, report, profile, how, outputs)
         report.seconds = clock.perf_counter() - started
-        _keep_report(folder, report)
+        _keep_report(folder, report, outputs if report.verdict == 'promoted' else {})
     return report
 
 # %% ../../nbs/68_serve.night.ipynb #406d1cb0
@@ -529,6 +529,14 @@ def _is_held(folder, ids):
                     for vocab, some in zip(two_vocabs(read_vocab(path), path)[0], ids.values(), strict=True))
     except CheckpointError: return True  # a version that can't be read
 
+# %% ../../nbs/68_serve.night.ipynb #eb3d01e1
+def _nights_of(folder):
+    "What the model, its versions and the reports have of nights, also of those before another save or a rollback."
+    res = read_reports(folder)
+    for o in (folder, *(version_path(folder, o) for o in versions_of(folder))):
+        with suppress(CheckpointError): res += lineage_of(read_facts(o))
+    return res
+
 # %% ../../nbs/68_serve.night.ipynb #05723616
 @checked()
 def forget(
@@ -541,7 +549,7 @@ def forget(
     asked = {'user': list(users), 'item': list(items)}
     read_facts(model)
     with one_writer(model, wait) as folder:
-        learn, past = CollabLearner.from_pretrained(folder), lineage_of(read_facts(folder))
+        learn, past = CollabLearner.from_pretrained(folder), _nights_of(folder)
         ids = {side: canonical_ids(o, f'{side}s') if o else np.zeros(0, dtype=int) for side, o in asked.items()}
         known = [o[learn.side(side).vocab.rows(o) >= 0] for side, o in ids.items()]
         names, n = {str(o) for some in ids.values() for o in some}, [len(o) for o in known]
