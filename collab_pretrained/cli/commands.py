@@ -123,12 +123,6 @@ def _save(learn, folder, wait):
     "Save, while no other command writes there."
     with one_writer(folder, wait): print(f'saved: {learn.save_pretrained(folder)}')
 
-def _every_id(report):
-    "A line for each id of a match: side, id, and whether it is matched, new or dropped."
-    return pd.concat([
-        pd.DataFrame({'side': f'{side}s', 'id': getattr(report.side(side), kind).astype(str), 'kind': kind})
-        for side in SIDES for kind in ('matched', 'new', 'dropped')])
-
 # %% ../../nbs/83_cli.commands.ipynb #5b1600e8
 def _text_columns(source, user, item, reading):
     "The columns whose ids are text: all if asked for, else as in the model `source`."
@@ -310,7 +304,9 @@ def cli_match(
     df = drop_incomplete(df, names, with_facts(reading, kept))
     report = _known(saved.vocab, df, names, saved.meta.get('counts'), cast if isinstance(cast, str) else None)
     print(report)
-    if out: _write(_every_id(report), out)
+    if out: _write(pd.concat([
+        pd.DataFrame({'side': f'{side}s', 'id': getattr(report.side(side), kind).astype(str), 'kind': kind})
+        for side in SIDES for kind in ('matched', 'new', 'dropped')]), out)
     _check_overlap(report, min_overlap)
 
 # %% ../../nbs/83_cli.commands.ipynb #81612a85

@@ -56,9 +56,6 @@ class Column:
 _REMEDY = {'number': 'numbers or booleans', 'date': 'dates', 'category': 'a category (`.astype("category")`)',
            'vector': 'a list or an array of numbers in each row, all of one length'}
 
-def _not_a(values, kind): return RatingsError(
-    f'features: column {values.name!r} is of type {values.dtype}; expected {_REMEDY[kind]}, as in the first table')
-
 def _kind(values):
     "What a column holds; raises if it can't be encoded."
     dtype = values.dtype
@@ -81,7 +78,8 @@ def _level(value): return value if isinstance(value, (str, int, float, bool)) el
 def _raw(values, kind, levels, width):
     "A column as numbers (n, width) float64, NaN if it is missing."
     if kind == 'vector': return _finite(_vectors(values, width), values)
-    if _kind(values) != kind and not (kind == 'category' and _is_text(values.dropna())): raise _not_a(values, kind)
+    if _kind(values) != kind and not (kind == 'category' and _is_text(values.dropna())): raise RatingsError(
+        f'features: column {values.name!r} is of type {values.dtype}; expected {_REMEDY[kind]}, as in the first table')
     if kind == 'category':
         of_level = pd.Index(levels).get_indexer([_level(o) for o in values.astype(object)])
         return (of_level[:,None] == np.arange(len(levels))).astype(np.float64)

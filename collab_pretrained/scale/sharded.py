@@ -319,14 +319,12 @@ def _match_in_pieces(old, new):
     return VocabMatch(old, new, np.concatenate(parts))
 
 # %% ../../nbs/71_scale.sharded.ipynb #b8e99874
-def _sum_of(pieces, rows):
-    "The sum of some rows, int64 (n,), of a weight, a million at a time."
-    zero = torch.zeros(pieces.shape[1:], dtype=torch.float64)
-    return sum((pieces.take(o).sum(0, dtype=torch.float64) for o in rows.split(2**20)), zero)
-
 def _means(tables):
     "The mean row of each of `tables`, pairs of `Pieces` and the rows, int64 (n,), that count: one sum over processes."
-    sums = [_sum_of(pieces, torch.from_numpy(rows[_own_share(len(rows))].copy())) for pieces, rows in tables]
+    sums = [torch.zeros(pieces.shape[1:], dtype=torch.float64) for pieces, _ in tables]
+    for total, (pieces, rows) in zip(sums, tables, strict=True):
+        own = torch.from_numpy(rows[_own_share(len(rows))].copy())
+        for some in own.split(2**20): total += pieces.take(some).sum(0, dtype=torch.float64)
     total = torch.cat(sums)
     dist.all_reduce(total)
     totals = total.split([len(o) for o in sums])

@@ -78,13 +78,6 @@ def _by_side(learn):
     for o in params.values(): check_together(o)
     return found, params
 
-# %% ../../nbs/72_scale.torchrec.ipynb #0ecac596
-def _write_facts(learn, folder, names):
-    "Write the ids of the rows, and what is known of the model."
-    (folder/'vocab.json').write_text(json.dumps({col: list(v) for col, v in learn.vocab.items()}))
-    facts = {**describe(get_model(learn.model)), 'vocab': fingerprint_of(learn.vocab.values()), 'names': names}
-    (folder/'torchrec.json').write_bytes(config_bytes(facts))
-
 # %% ../../nbs/72_scale.torchrec.ipynb #4e5b1095
 def to_torchrec(
     learn:CollabLearner, # its tables whole or sharded; in a group all processes must call it
@@ -104,7 +97,9 @@ def to_torchrec(
     torch_checkpoint('save', state, storage_writer=writer(str(tmp), save_distributed=True))
     write_known(learn, tmp/'known')
     if is_first():
-        _write_facts(learn, tmp, names)
+        (tmp/'vocab.json').write_text(json.dumps({col: list(v) for col, v in learn.vocab.items()}))
+        facts = {**describe(get_model(learn.model)), 'vocab': fingerprint_of(learn.vocab.values()), 'names': names}
+        (tmp/'torchrec.json').write_bytes(config_bytes(facts))
         tmp.rename(folder)
     if dist.is_initialized(): dist.barrier()
     return folder

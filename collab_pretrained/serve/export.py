@@ -31,9 +31,6 @@ from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
 def _id_array(ids):
     return pa.array(ids, pa.int64() if ids.dtype == np.int64 else pa.string())
 
-def _write_ids(path, ids):
-    pq.write_table(pa.table({'id': _id_array(ids)}), path)
-
 def _write_vectors(path, ids, rows, vectors):
     "Write `ids` and `vectors(rows)` to the Parquet file `path`, 65,536 lines at a time."
     n, width = 2**16, vectors(rows[:0]).shape[1]
@@ -85,13 +82,11 @@ def _new_export(folder, writers):
         raise SaveError(f'{folder}: not written ({e}); what was there before is still there') from e
 
 # %% ../../nbs/64_serve.export.ipynb #74b69e0a
-_VECTORS = {'user': user_vectors, 'item': item_vectors}
-
 def _of_side(learn, side):
     "The ids of a side, and a function from rows to their vectors."
     model, vocab = get_model(learn.model), learn.side(side).vocab
-    device = model.i_weight.weight.device
-    return vocab, lambda rows: _VECTORS[side](model, torch.tensor(rows).to(device))
+    device, vectors = model.i_weight.weight.device, user_vectors if side == 'user' else item_vectors
+    return vocab, lambda rows: vectors(model, torch.tensor(rows).to(device))
 
 def _changed_since(vocab, vectors, old_vocab, old_vectors):
     "Which ids have another vector than before, or none before; and the ids that are gone."
@@ -108,7 +103,8 @@ def _writers(learn, old):
         ids, rows = vocab.ids, vocab.id_rows
         if old is not None:
             changed, gone = _changed_since(vocab, vectors, *_of_side(old, side))
-            ids, rows, res[f'{side}s_deleted.parquet'] = ids[changed], rows[changed], partial(_write_ids, ids=gone)
+            ids, rows, res[f'{side}s_deleted.parquet'] = ids[changed], rows[changed], partial(
+                pq.write_table, pa.table({'id': _id_array(gone)}))
         res[f'{side}s.parquet'] = partial(_write_vectors, ids=ids, rows=rows, vectors=vectors)
     return res
 
