@@ -68,10 +68,11 @@ class Tab:
 
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "The site as `make docs` makes it: every notebook run."
+def site(tmp_path_factory, pytestconfig):
+    "The site with the outputs that the notebooks hold; with `--nightly` as `make docs` makes it, every notebook run."
     dest = tmp_path_factory.mktemp('docs')/'site'
-    subprocess.run([sys.executable, ROOT/'tools/build_docs.py', '--engine', 'smalldocs', '--dest', dest], check=True)
+    command = [sys.executable, ROOT/'tools/build_docs.py', '--engine', 'smalldocs', '--dest', dest]
+    subprocess.run(command + ['--saved']*(not pytestconfig.getoption('nightly')), check=True)
     return dest
 
 
