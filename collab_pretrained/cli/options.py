@@ -61,7 +61,9 @@ def facts_of(
     "What the model keeps of it: what was given, but for `text_ids`, which its vocabulary says."
     return {k: v for k, v in vars(reading).items() if v is not None and k != 'text_ids'}
 
-def kept_of(facts:dict|None) -> dict|None: # as `facts_of` gave it
+def kept_of(
+    facts:dict|None, # of a model, as its `config.json` has them; None where there are none
+) -> dict|None: # as `facts_of` gave it
     "How the table of a model was read, by what is known of the model."
     return (facts or {}).get('reading')
 
