@@ -141,7 +141,8 @@ def rows(self:Vocab,
     "The rows that `ids` own."
     if ids is self.ids: return self.id_rows.copy()
     index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
-    return np.append(self.id_rows, -1)[self._index.find(index)]
+    at = self._index.find(index)
+    return np.where(at < 0, at, self.id_rows[at]) if len(self.ids) else at
 
 # %% ../../nbs/12_ids.vocab.ipynb #608134b1
 @patch

@@ -199,7 +199,8 @@ class CosineScores:
 def _find(values, among):
     "Where each of `values` stands in `among` (distinct rows, ascending), -1 if it doesn't."
     at = np.searchsorted(among, values)
-    return np.where(np.append(among, -1)[at] == values, at, -1)
+    at[at == len(among)] = -1
+    return np.where(among[at] == values, at, -1) if len(among) else at
 
 def _hidden_places(pairs, rows, item_rows, starts, width):
     "For each chunk of `rows`, the flat positions of the scores of `pairs`; pairs of other rows or items don't count."

@@ -34,25 +34,25 @@ from ..weights.roles import find_roles, flat_weights
 from .evaluate import SameScores, known_pairs
 
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
-def _encoded(learn, side, values):
-    "`values`, ids of `side`, as codes into distinct ids, those ids, and their rows, -1 if they have none."
-    of = learn.side(side)
+def _distinct(values, name, cast):
+    "Each of `values`, ids, once, in their one form."
+    if cast is None and isinstance(values, list) and {*map(type, values)} in ({int}, {str}, {np.int64}):  # a few, without a table
+        return canonical_ids([*dict.fromkeys(values)], f'column {name!r}')
     values = pd.Series(as_array(values.ids if isinstance(values, Vocab) else values))
-    if values.isna().any(): canonical_ids(values, f'{side}s')  # which raises
-    id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's loaders have none
-    codes, ids = encode_ids(values, f'{side}s', cast_of(id_cast, of.column))
-    return codes, ids, of.vocab.rows(ids)
+    if values.isna().any(): canonical_ids(values, name)  # which raises
+    codes, ids = encode_ids(values, name, cast)
+    return ids[pd.unique(codes)]
 
 def asked_ids(learn:CollabLearner, side:str, ids:Any) -> tuple[np.ndarray, np.ndarray]:
     "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 if they have none."
-    vocab = learn.side(side).vocab
-    if ids is None: return vocab.ids, vocab.id_rows
+    of = learn.side(side)
+    if ids is None: return of.vocab.ids, of.vocab.id_rows
     if hasattr(ids, 'columns'): raise RatingsError(f'{side}s: a table with the columns {examples(list(ids.columns))}; '
                                                    'expected ids, such as one of its columns')
     is_one = isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__')
-    codes, ids, rows = _encoded(learn, side, [ids] if is_one else ids)
-    first = pd.unique(codes)
-    return ids[first], rows[first]
+    id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's loaders have none
+    ids = _distinct([ids] if is_one else ids, f'{side}s', cast_of(id_cast, of.column))
+    return ids, of.vocab.rows(ids)
 
 def check_known(learn:CollabLearner, side:str, ids:np.ndarray, rows:np.ndarray, remedy:str) -> None:
     "Raise if any of `ids` has no row; `remedy` is what the message says to do."
@@ -130,7 +130,7 @@ def _check_history(learn, asked, pairs, is_told):
         'what users have seen is not known: the learner holds no ratings; expected some, or they would be recommended '
         'what they have rated: give a table of them as `seen=`, or say `exclude_seen=False`')
     if is_told: return
-    rows, told = asked.rows[asked.known], np.unique(pairs, axis=0)[:,0]
+    rows, told = asked.rows[asked.known], (np.unique(pairs, axis=0) if len(pairs) else pairs)[:,0]
     past, n_known = _rated_before(learn, rows), np.searchsorted(told, rows, 'right') - np.searchsorted(told, rows)
     if is_recorded:  # a pair that repeats is there once
         n_known = np.where((n_known > 0) | (learn.seen.offsets[rows] < learn.seen.offsets[rows + 1]), past, 0)
