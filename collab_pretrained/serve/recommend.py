@@ -36,7 +36,7 @@ from .evaluate import SameScores, known_pairs
 # %% ../../nbs/62_serve.recommend.ipynb #e97bf9f5
 def _distinct(values, name, cast):
     "Each of `values`, ids, once, in their one form."
-    if cast is None and isinstance(values, list) and {*map(type, values)} in ({int}, {str}, {np.int64}):  # a few, without a table
+    if cast is None and isinstance(values, list) and {*map(type, values)} in ({int}, {str}, {np.int64}):  # a few
         return canonical_ids([*dict.fromkeys(values)], f'column {name!r}')
     values = pd.Series(as_array(values.ids if isinstance(values, Vocab) else values))
     if values.isna().any(): canonical_ids(values, name)  # which raises
