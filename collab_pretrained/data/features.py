@@ -183,7 +183,7 @@ def split_ids(table:Any, column:Hashable, cast:Callable|None=None) -> tuple[np.n
     table = open_table(table)
     frame = as_frame(table, schema_names(table))
     if column in frame: ids, frame = frame[column], frame.drop(columns=column)
-    elif isinstance(frame.index, pd.RangeIndex) and frame.index.name != column: raise RatingsError(
+    elif frame.index.name is None and frame.index.equals(pd.RangeIndex(len(frame))): raise RatingsError(
         f'features: no column {column!r} among {examples(list(frame), 12)}; expected one with the ids, or ids in the '
         'index: `df.set_index(...)`')
     else: ids = frame.index.to_series()
