@@ -25,10 +25,13 @@ from ..ids.matching import id_casts
 from .splits import row_words, says_where
 
 # %% ../../nbs/31_data.columns.ipynb #0b117567
-def warn_user(message:str) -> None:
+def warn_user(
+    message:str, # what was seen, and what was done about it
+) -> None:
     "Warn of something in a table that the user gave."
     warnings.warn(message, CollabWarning, stacklevel=5)
 
+# %% ../../nbs/31_data.columns.ipynb #de60a04c
 _role_words = {
     'user': 'user customer reviewer account',
     'item': 'item movie book product artist isbn asin anime song track',
@@ -40,8 +43,12 @@ def _roles_of(name):
     begin = [o.lower() for o in re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', str(name))]
     return {role for role, words in _role_words.items() if any(o.startswith(tuple(words.split())) for o in begin)}
 
-def check_column(cols:list, name:Hashable, role:str) -> None:
-    "Raise unless `cols` has the column `name` once."
+def check_column(
+    cols:list, # names of the columns that are there
+    name:Hashable, # of one that is asked for
+    role:str, # 'user', 'item', 'rating', 'time' or 'weight', for messages
+) -> None:
+    "Raise unless a column is there once."
     if name not in cols:
         near = difflib.get_close_matches(str(name).strip(), map(str, cols), 1, 0.5)
         raise RatingsError(
@@ -53,15 +60,22 @@ def check_column(cols:list, name:Hashable, role:str) -> None:
 # %% ../../nbs/31_data.columns.ipynb #7604c31a
 _ids = '|'.join([*f"{_role_words['user']} {_role_words['item']}".split(), ''])
 
-def looks_like_header(name:str, column:Hashable=None) -> bool:
-    "Whether the first line of a list of ids is the name of their column, `column` if that is known."
+def looks_like_header(
+    name:str, # the first line of a list of ids
+    column:Hashable=None, # what their column is called; None if that isn't known
+) -> bool:
+    "Whether a line is the name of a column."
     if name == column: return True
     letters = re.sub('[^a-z]', '', name.lower())
     if not letters or re.search(r'\d', name): return False
     return bool(re.fullmatch(f'({_ids})(id|key|code|name|number)?s?', letters))
 
-def check_guess(name:Hashable, role:str, options:str='`user_name=`, `item_name=`, `rating_name=`') -> None:
-    "Raise or warn where a column that was taken for `role` by its position looks like another."
+def check_guess(
+    name:Hashable, # of a column
+    role:str, # 'user', 'item' or 'rating': what it was taken for, by its position
+    options:str='`user_name=`, `item_name=`, `rating_name=`', # how all columns are named, for messages
+) -> None:
+    "Raise or warn where a column looks like another than it was taken for."
     said, remedy = f'column {name!r} would be taken for the {role}s, and', f'or name all columns: {options}'
     if re.fullmatch(r'Unnamed: 0|__index_level_\d+__|', str(name)): raise RatingsError(
         f'{said} it has no name, like an index that was saved along; expected a name: leave it out (`index_col=0` of '
@@ -73,9 +87,14 @@ def check_guess(name:Hashable, role:str, options:str='`user_name=`, `item_name=`
         f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
 # %% ../../nbs/31_data.columns.ipynb #78686568
-def column_names(cols:list, user_name:Hashable=None, item_name:Hashable=None, rating_name:Hashable=None,
-                 implicit:bool=False) -> list:
-    "The names of the user, item and rating columns among `cols`; None for the last where each row counts as a 1."
+def column_names(
+    cols:list, # names of the columns that are there
+    user_name:Hashable=None, # of the user column; None for the first
+    item_name:Hashable=None, # of the item column; None for the second
+    rating_name:Hashable=None, # of the rating column; None for the third
+    implicit:bool=False, # does every row count as a rating of 1?
+) -> list: # of the user, item and rating column; None for the last where each row counts as a 1
+    "Which columns are those of users, items and ratings."
     if not implicit and rating_name is None and len(cols) == 2:
         warn_user(
             f'the columns are {examples(cols)} and none is for ratings: every row counts as a rating of 1; say so with '
@@ -140,16 +159,22 @@ def _distinct(values):
     except NotImplementedError: return np.arange(len(values)), values.to_numpy(object)  # `canonical_ids` refuses these
 
 # %% ../../nbs/31_data.columns.ipynb #93df52ce
-def cast_of(id_cast:Any, name:Hashable) -> Callable|None:
-    "The function that casts the ids of column `name`, out of what a caller may give as `id_cast`; None for none."
+def cast_of(
+    id_cast:Any, # a function, a name of `id_casts`, or column -> either; None for nothing
+    name:Hashable, # of a column
+) -> Callable|None: # None for no cast
+    "The function that casts the ids of a column."
     cast = id_cast.get(name) if isinstance(id_cast, dict) else id_cast
     if isinstance(cast, str) and cast in id_casts: return id_casts[cast]
     if cast is not None and not callable(cast): raise RatingsError(
         f'id_cast={cast!r}; expected a function, or one of {", ".join(map(repr, id_casts))}')
     return cast
 
-def casts_of(id_cast:Any, names:list) -> list:
-    "`cast_of` for the columns of users and of items; raises where `id_cast` is for others."
+def casts_of(
+    id_cast:Any, # as of `cast_of`; one for other columns raises
+    names:list, # of the columns of users and of items
+) -> list: # of two functions, None for no cast
+    "`cast_of` for both sides."
     if isinstance(id_cast, dict) and set(id_cast) - set(names): raise RatingsError(
         f'id_cast names {examples(list(id_cast))}; expected the user and item columns, {names[0]!r} and {names[1]!r}')
     return [cast_of(id_cast, o) for o in names]
@@ -176,12 +201,20 @@ def encode_ids(values:pd.Series, name:Hashable, cast:Callable|None=None) -> tupl
     return take_in_parts(order, codes).astype(np.int32, copy=False), ids
 
 # %% ../../nbs/31_data.columns.ipynb #3eb20f31
-def check_choice(value:Any, choices:Iterable, name:str) -> None:
-    "Raise unless `value`, that of the parameter `name`, is one of `choices`."
+def check_choice(
+    value:Any, # what was given
+    choices:Iterable, # what can be given
+    name:str, # of the parameter, for messages
+) -> None:
+    "Raise unless a value is one of some choices."
     if value not in choices: raise RatingsError(f'{name}={value!r}; expected {" or ".join(map(repr, choices))}')
 
-def complete_rows(frame:pd.DataFrame, names:Iterable, on_missing:str) -> np.ndarray|None:
-    "Positions of the rows in which no column of `names` is missing; None for all rows."
+def complete_rows(
+    frame:pd.DataFrame, # a table
+    names:Iterable, # of its columns that must have a value in every row
+    on_missing:str, # 'raise', or 'drop' the rows without one
+) -> np.ndarray|None: # int64, positions; None for all rows
+    "The rows in which no value is missing."
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
     missing = {o: m for o in names if (m := frame[o].isna().to_numpy()).any()}
     if not missing: return None

@@ -71,8 +71,10 @@ class Ratings:
         return replace(self, **res) if res else self
 
 # %% ../../nbs/32_data.ratings.ipynb #cb588d39
-def open_table(table:Any) -> Any:
-    "A table of pandas, polars or pyarrow, or what gives an Arrow stream, such as a relation of DuckDB, not yet read."
+def open_table(
+    table:Any, # of pandas, polars or pyarrow, or what gives an Arrow stream, such as a relation of DuckDB
+) -> Any: # the same, or a pyarrow table
+    "A table that `schema_names` and `as_frame` can read, or an error."
     if isinstance(table, (Ratings, pd.DataFrame)) or hasattr(table, 'collect_schema'): return table
     if hasattr(getattr(table, 'schema', None), 'names'): return table  # pyarrow's; a LazyFrame warns of a look at its
     try:
@@ -82,12 +84,15 @@ def open_table(table:Any) -> Any:
         f'{type(table).__name__}; expected a table with a row for each rating: pandas, polars, pyarrow, or another '
         'that gives an Arrow stream')
 
-def schema_names(table:Any) -> list:
+def schema_names(
+    table:Any, # as `open_table` gives it
+) -> list:
     "The names of a table's columns."
     if isinstance(table, Ratings): return [o for o in table.names if o is not None]
     if isinstance(table, pd.DataFrame): return list(table.columns)
     return table.collect_schema().names() if hasattr(table, 'collect_schema') else list(table.schema.names)
 
+# %% ../../nbs/32_data.ratings.ipynb #59ab67c0
 def _without_runs(table):
     "A pyarrow table without run-end encoded columns, which pandas doesn't know, or unsigned codes (pyarrow before 24)."
     for k, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
@@ -108,8 +113,11 @@ def _from_dataset(files, names):
     except (ValueError, AttributeError): return df  # of a filter, or of tables in memory
     return df.set_axis(joined_places(parts)) if len(df) else df
 
-def as_frame(table:Any, names:list) -> pd.DataFrame:
-    "The columns `names` of a table as a DataFrame; integers beside missing values stay integers."
+def as_frame(
+    table:Any, # as `open_table` gives it
+    names:list, # of the columns that are needed
+) -> pd.DataFrame: # itself if it is one; integers beside missing values stay integers
+    "A table as a DataFrame."
     if isinstance(table, pd.DataFrame): return table
     if hasattr(table, 'to_table'): return _from_dataset(table, names)
     if hasattr(table, 'read_all'): table = table.read_all()  # and its reader of batches
@@ -119,8 +127,12 @@ def as_frame(table:Any, names:list) -> pd.DataFrame:
     return _without_runs(table).to_pandas(types_mapper=_pandas_type, ignore_metadata=True)
 
 # %% ../../nbs/32_data.ratings.ipynb #11c03ffc
-def check_index(table:Any, cols:list, names:list) -> None:
-    "Raise if one of `names` is in the index of a DataFrame, as `groupby` leaves it."
+def check_index(
+    table:Any, # as `open_table` gives it
+    cols:list, # names of its columns
+    names:list, # of columns that are asked for; None for those that are not named
+) -> None:
+    "Raise if a column that is asked for is in the index of a DataFrame, as `groupby` leaves it."
     if not isinstance(table, pd.DataFrame): return
     if lost := [o for o in names if o is not None and o not in cols and o in table.index.names]: raise RatingsError(
         f'{examples(lost)} in the index of the DataFrame, which is not read; expected columns: give `df.reset_index()`')

@@ -26,8 +26,10 @@ def fresh_seed() -> int: # 0 to 2**62
     gen.set_state(torch.get_rng_state())
     return int(torch.randint(2**62, (1,), generator=gen))
 
-def seed_or_fresh(seed:int|None) -> int:
-    "A seed, checked; None for `fresh_seed`."
+def seed_or_fresh(
+    seed:int|None, # any integer; None for `fresh_seed`
+) -> int:
+    "A seed, checked."
     if seed is None: return fresh_seed()
     is_whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not is_whole: raise RatingsError(f'seed={seed!r}; expected an integer, or None')
@@ -39,7 +41,9 @@ def _shuffled(n, seed):
     dtype = torch.int32 if n < 2**31 else torch.int64  # the same order, in half the time
     return torch.randperm(n, generator=gen, dtype=dtype).numpy()
 
-def check_valid_pct(valid_pct:Any) -> None:
+def check_valid_pct(
+    valid_pct:Any, # what was given
+) -> None:
     "Raise unless `valid_pct` is a share below 1."
     if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(
         f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
@@ -57,7 +61,9 @@ def split_random(
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 # %% ../../nbs/30_data.splits.ipynb #e3f11c58
-def says_where(index:pd.Index) -> bool:
+def says_where(
+    index:pd.Index, # of any table
+) -> bool:
     "Whether an index says where in a file each row is, as tables that were read from files have it."
     return index.names[0] == 'place' or str(index.name).startswith(('line of ', 'row of '))
 

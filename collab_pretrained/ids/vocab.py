@@ -45,7 +45,10 @@ def _split_na(names, label):
 class _Rows(dict):
     "Name -> row; an id that isn't there has the row of '#na#', if there is one, and is not added."
     na_row:int|None = None
-    def __init__(self, rows, na_row):
+    def __init__(self,
+        rows:Iterable, # of pairs: name, row
+        na_row:int|None, # the row of '#na#'; None if it has none
+    ):
         super().__init__(rows)
         self.na_row = na_row
         if na_row is not None: self[NA] = na_row

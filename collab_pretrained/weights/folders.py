@@ -76,8 +76,11 @@ def _tensor_parts(tensors):
     return [len(raw).to_bytes(8, 'little') + raw, *(flat[k].view(torch.uint8).numpy() for k in names)]
 
 # %% ../../nbs/27_weights.folders.ipynb #a9329bed
-def read_config(path:str|Path, raw:bytes) -> dict:
-    "The configuration in the content of a `config.json`, checked by itself; `path` is for messages, here as below."
+def read_config(
+    path:str|Path, # of a `config.json`, for messages
+    raw:bytes, # its content
+) -> dict: # as `save_folder` wrote it
+    "A configuration, checked by itself."
     config = read_json(path, raw)
     if not isinstance(config, dict) or type(config.get('schema')) is not int: raise CheckpointError(
         f"{path}: no 'schema' in it; expected the configuration of a checkpoint, as `learn.save_pretrained` writes it")
@@ -120,8 +123,13 @@ def _check_counts(counts, vocabs):
             f'counts of {side}: {n.min() if n.dtype.kind in "iuf" else n.dtype}; expected numbers from 0')
 
 # %% ../../nbs/27_weights.folders.ipynb #8a99ccd8
-def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|None=None) -> dict: # name -> buffers
-    "The content of every file but `config.json`, as `save_folder` takes it, checked as a reader would."
+def folder_parts(
+    folder:str|Path, # for messages
+    model_state:dict, # name -> tensor
+    classes:Any, # vocabularies, as in `save_folder`
+    tables:dict|None=None, # name -> {key: tensor}; None for none
+) -> dict: # name of a file -> list of buffers
+    "The content of every file but `config.json`, checked as a reader would."
     folder, wgts = Path(folder), flat_weights(model_state)
     vocabs, columns = two_vocabs(classes, 'the vocabulary')
     path = folder/_PARTS[0]
@@ -133,7 +141,9 @@ def folder_parts(folder:str|Path, model_state:dict, classes:Any, tables:dict|Non
     tables = checked_tables(folder, tables or {}, vocabs)
     return {**res, **{f'{name}.safetensors': _tensor_parts(o) for name, o in tables.items()}}
 
-def hashes_of(parts:dict) -> dict: # name -> SHA-256, 64 hexadecimal digits
+def hashes_of(
+    parts:dict, # as `folder_parts` gives them
+) -> dict: # name -> SHA-256, 64 hexadecimal digits
     "What the files of `folder_parts` are recognized by."
     return {name: _sha(buffers) for name, buffers in parts.items()}
 
@@ -144,8 +154,12 @@ def _tables_of_last_save(folder, names):
     try: return [folder/o for o in checkpoint_files(read_config(path, path.read_bytes())) if o not in names]
     except (OSError, CheckpointError): return []
 
-def commit_folder(folder:str|Path, config:bytes, parts:dict) -> None:
-    "Write the files of one save, whole or not at all: `config.json` and those that `folder_parts` gives."
+def commit_folder(
+    folder:str|Path, # created if it doesn't exist
+    config:bytes, # content of its `config.json`
+    parts:dict, # of the other files, as `folder_parts` gives them
+) -> None:
+    "Write the files of one save, whole or not at all."
     folder, hashes = Path(folder), json.loads(config)['files']
     try:
         folder.mkdir(parents=True, exist_ok=True)

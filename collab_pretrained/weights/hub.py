@@ -17,7 +17,9 @@ from ..core import CheckpointError, CheckpointNotFoundError
 from .folders import checkpoint_files, read_config
 
 # %% ../../nbs/29_weights.hub.ipynb #4bd44a14
-def is_hub_id(name:Any) -> bool:
+def is_hub_id(
+    name:Any, # of a model; what is no text is none
+) -> bool:
     "Whether `name` reads as that of a repository on the hub: 'user/repo' or 'user/repo@revision'."
     return isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', name, re.ASCII))
 

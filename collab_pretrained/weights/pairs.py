@@ -61,8 +61,11 @@ def _stem(wgts_path): return re.sub(r'\.(pth|safetensors)$', '', str(wgts_path))
 
 def _real(path): return Path(os.path.realpath(path))  # what a link leads to, so that a save over it keeps the link
 
-def pending_path(path:Path, fingerprint:str) -> Path:
-    "The name of a file whose save is decided and that isn't in its place yet; the fingerprint is of its content."
+def pending_path(
+    path:Path, # where the file will be
+    fingerprint:str, # of its content, 32 hexadecimal digits or more
+) -> Path: # beside it
+    "The name of a file whose save is decided and that isn't in its place yet."
     real = _real(path)
     return real.with_name(f'{real.name}.{fingerprint[:32]}.pending')
 
@@ -101,9 +104,13 @@ def _remove(folder, pattern):
         if re.fullmatch(pattern, o.name): o.unlink(missing_ok=True)
 
 # %% ../../nbs/26_weights.pairs.ipynb #ba320c5f
-def commit_files(path:Path, write:Callable, others:dict, obsolete:Callable=tuple) -> None:
-    """Write the file `path`, whose rename is the moment of the save, and `others`, path -> (fingerprint of the content,
-    function that writes it), whole or not at all; `obsolete` gives files of the last save to be removed."""
+def commit_files(
+    path:Path, # of the file whose rename is the moment of the save
+    write:Callable, # takes the open file and writes its content
+    others:dict, # Path of another file -> (fingerprint of its content, function that writes it)
+    obsolete:Callable=tuple, # gives the paths of files of the last save that are to be removed
+) -> None:
+    "Write some files, whole or not at all."
     path, run = _real(path), uuid.uuid4().hex
     writes = {**{_real(o): write_o for o, (_, write_o) in others.items()}, path: write}
     pending = {_real(o): pending_path(o, fingerprint) for o, (fingerprint, _) in others.items()}
@@ -133,7 +140,12 @@ def _check_rows(path, key, t, side, vocabs, vocab_path):
         f'{path}: {key} has {(*t.shape, 0)[0]} rows, and the vocabulary of {side}s in {vocab_path} has {n}; expected '
         "the same length: a name for each row, '#na#' included where the table has such a row")
 
-def check_lengths(wgts:Mapping, vocabs:list, wgts_path:str|Path, vocab_path:str|Path) -> None:
+def check_lengths(
+    wgts:Mapping, # name -> tensor
+    vocabs:list, # of two `Vocab`, users and items
+    wgts_path:str|Path, # where the weights are, for messages
+    vocab_path:str|Path, # where the vocabularies are, likewise
+) -> None:
     "Raise if a table that is known by its name has another number of rows than its vocabulary."
     try: by_role = find_roles(wgts)
     except WeightsError: return  # names that could mean either; whoever knows more says so with `keys=` later

@@ -115,8 +115,12 @@ def _odd_kind(t):
     if t.numel()*t.element_size() > t.untyped_storage().nbytes(): return 'a view that repeats its rows'
     return str(t.dtype) if t.is_floating_point() and t.element_size() < 2 else ''
 
-def check_weight(path:str|Path, key:str, t:torch.Tensor) -> None:
-    "Raise unless the weight `t` is a dense tensor of finite numbers; `path` is for messages, here as below."
+def check_weight(
+    path:str|Path, # of its file, for messages
+    key:str, # its name, likewise
+    t:torch.Tensor, # any shape, dtype and device
+) -> None:
+    "Raise unless a weight is a dense tensor of finite numbers."
     if odd := _odd_kind(t): raise CheckpointError(
         f'{path}: {key} is {odd}; expected plain numbers: save it as `.dequantize()`, `.float()` or `.contiguous()` '
         'makes them')
@@ -202,7 +206,11 @@ def _shown(x):
     return 'a huge number' if isinstance(x, int) and abs(x) >= 2**64 else f'{x!r:.60}'
 
 # %% ../../nbs/25_weights.reading.ipynb #e718f4f4
-def check_facts(path:str|Path, facts:Mapping, wgts:Mapping) -> None:
+def check_facts(
+    path:str|Path, # of their file, for messages
+    facts:Mapping, # name -> value, such as the 'kind' of the model and its 'n_factors'
+    wgts:Mapping, # name -> tensor, or what has a shape
+) -> None:
     "Raise if what is said of a model can't be, or is of another size than its weights, or what has their shapes."
     for key, (test, expected) in _facts.items():
         if facts.get(key) is not None and not test(facts[key]): raise CheckpointError(
@@ -216,8 +224,11 @@ def check_facts(path:str|Path, facts:Mapping, wgts:Mapping) -> None:
             f'{path}: {key}={_shown(said)}, and the weights are of {_shown(sizes[key])}; expected them to agree')
 
 # %% ../../nbs/25_weights.reading.ipynb #d571adf4
-def to_builtin(x:Any, where:str) -> Any:
-    "`x`, found at `where`, in Python's own types and tensors, as `torch.load(weights_only=True)` reads them."
+def to_builtin(
+    x:Any, # numbers, texts, arrays, tensors, and lists and dictionaries of them; anything else raises TypeError
+    where:str, # where it was found, for messages
+) -> Any: # the same in Python's own types and tensors, as `torch.load(weights_only=True)` reads them
+    "Numpy's, pandas' and fastcore's values as Python's own."
     x = plain_value(x)
     if isinstance(x, Mapping):
         return {to_builtin(k, where): to_builtin(v, f'{where}.{k}') for k, v in x.items()}
@@ -264,7 +275,10 @@ def _two_columns(path, raw):
     return [_names(path, v, side) for v, side in zip(raw, ('users', 'items'), strict=True)]
 
 # %% ../../nbs/25_weights.reading.ipynb #4c266017
-def read_json(path:str|Path, raw:bytes) -> Any:
+def read_json(
+    path:str|Path, # of the file, for messages
+    raw:bytes, # its content
+) -> Any: # dictionaries, lists, texts and numbers
     "What is in the content of a JSON file."
     try: return json.loads(raw)
     except Exception as e: raise CheckpointError(f'{path}: {_damage(e)}; expected JSON') from None
