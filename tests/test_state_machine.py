@@ -169,6 +169,7 @@ class LearnerMachine(RuleBasedStateMachine):
     def new_learner(self, df, pretrained, **kwargs):
         dls = CollabDataLoaders.from_df(df, valid_pct=.2, seed=int(self.rng.integers(999)), bs=8, path=self.folder)
         self.learn = collab_learner(dls, pretrained=pretrained, **self.how, **kwargs)
+        self.learn.drawn = None  # random rows stand for trained ones
         self.frozen, self.started = set(), pretrained is not False
         self.look(df)
 

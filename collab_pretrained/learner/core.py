@@ -177,6 +177,7 @@ class CollabLearner(LeanLearner):
     whole_tables:Callable = nullcontext  # makes a context in which each process has the rows of all
     trained_here:bool = False  # whether the rows have learned from all of the training part
     expendable:bool = False  # whether an update that fails may leave it half changed; saves memory
+    drawn:tuple|None = None  # the stamp of rows that are random, from which nothing was learned yet
     splitter:Callable  # what makes the parameter groups
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one

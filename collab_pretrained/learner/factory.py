@@ -55,6 +55,7 @@ from ..weights.hub import hub_folder, is_hub_id
 from ..weights.moments import param_names
 from ..weights.pairs import find_pair, read_pair
 from ..weights.pretrained import Pretrained
+from .als import table_stamp
 from .core import CollabLearner, WarmStart, check_loaders, interaction_counts, loss_facts, side_tables
 
 # %% ../../nbs/53_learner.factory.ipynb #b654748c
@@ -96,7 +97,7 @@ def _in_memory(learn):
     model, opt, is_ours = get_model(learn.model), learn.opt, isinstance(learn, CollabLearner)
     meta = {**describe(model), **loss_facts(learn), 'counts': interaction_counts(learn.dls)}
     if opt is not None: meta.update(opt=opt.state_dict(), opt_names=param_names(opt, model))
-    if is_ours and (tables := learn.saved_tables()): meta['tables'] = tables
+    if is_ours and (tables := learn.saved_tables(look=True)): meta['tables'] = tables
     return Pretrained(model.state_dict(), learn.dls.classes, meta, 'the pretrained learner')
 
 def read_pretrained(
@@ -279,6 +280,7 @@ def collab_learner(
     learn = CollabLearner(dls, model, loss_func, **kwargs)
     _set_sparse(learn, sparse, has_opt_func)
     if source: learn.start_from(source, how)
+    else: learn.drawn = table_stamp(model)
     if features: learn.set_features(features)
     if adapt: learn.adapt()
     return learn.carry_opt(source, how.keys) if source and how.with_opt else learn

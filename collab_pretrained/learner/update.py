@@ -25,6 +25,7 @@ from torch import nn
 
 from collab_pretrained.learner.als import (
     ages_of,
+    check_trained,
     described_ids,
     fill_dislikes,
     is_solved_by_rows,
@@ -302,6 +303,7 @@ def _check_update(learn, replay, epochs, rounds, lr):
         is_rate = o is None or isinstance(o, (int, float)) and 0 < o < np.inf
         if not is_rate: raise RatingsError(f'lr={lr!r}; expected a learning rate above 0, or a slice of them')
     name = type(get_model(learn.model)).__name__
+    if is_solved_by_rows(learn): check_trained(learn)
     if rounds and not is_solved_by_rows(learn): raise WeightsError(
         f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')
     if epochs is None: return 0 if is_solved_by_rows(learn) else 1

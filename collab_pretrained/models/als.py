@@ -203,12 +203,33 @@ def fit_rounds(
         done = [_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)]
         yield Posterior(*done, noise, *stretched)
 
+# %% ../../nbs/49_models.als.ipynb #e10c1b18
+def _slope(y_range):
+    "How fast answers move with a row."
+    return 1. if y_range is None else .2*(y_range[1] - y_range[0])
+
+def _information(others, precision):
+    "What a rating of one of `others` tells of each number of a row."
+    return torch.cat([(others[:,:-1]**2).mean(0), others.new_ones(1)])*precision
+
+# %% ../../nbs/49_models.als.ipynb #180c8953
+def _spread_behind(rows, counts, information):
+    """The prior spread of rows that training has shrunk: by turns, how unsure each is, and what spread explains both. A
+    rating tells `information`; of many rows, some are enough."""
+    some = slice(None, None, len(rows)//10_000 + 1)
+    least = 1e-3*float(rows.std(correction=0)) + 1e-6
+    told, of_rows = counts[some,None]*information, rows.var(0, correction=0).clamp(min=least**2)
+    spread = of_rows
+    for _ in range(10): spread = of_rows + (1/(1/spread + told)).mean(0)
+    return spread.sqrt()
+
 # %% ../../nbs/49_models.als.ipynb #f579e67d
-def _given_side(table, unit, counts):
+def _given_side(table, unit, counts, others, precision):
     "A side whose rows are given: base and spread are those of its rows with ratings."
-    rows = table[counts > 0]
+    rows, counts = table[counts > 0], counts[counts > 0]
     side = start_side(table, unit, rows.mean(0) if len(rows) else torch.zeros_like(unit))
-    return replace(side, spread=rows.std(0).maximum(.1*unit)) if len(rows) > 1 else side
+    if len(rows) < 2: return side
+    return replace(side, spread=_spread_behind(rows, counts, _information(others, precision)).maximum(.1*unit))
 
 # %% ../../nbs/49_models.als.ipynb #ca6893e5
 @torch.no_grad()
@@ -225,7 +246,9 @@ def estimate_posterior(
     (mean, scale), (least_noise, least) = mean_and_scale(y, weight), _least(y, weight, width-1, y_range)
     unit = units(width-1, linear_scale(mean, scale, y_range)[1], y.device)
     both = sort_both(x, y, len(users), len(items), width, weight)
-    given, noise = [_given_side(t, unit, o.counts) for t, o in zip((users, items), both, strict=True)], .8*scale
+    noise, tables = .8*scale, (users, items)
+    precision = (_slope(y_range)/noise)**2
+    given = [_given_side(tables[k], unit, both[k].counts, tables[1-k], precision) for k in (0, 1)]
     sides = [_with_ratings(given[i], given[1-i], both[i]) for i in (0, 1)]
     for _ in range(3):
         for i in (0, 1):
@@ -238,11 +261,17 @@ def estimate_posterior(
     return Posterior(*sides, noise)
 
 # %% ../../nbs/49_models.als.ipynb #7132fbf6
+def _parts(information, precision):
+    "The unit of each number of a row, if its vector moves answers by as much as its bias does."
+    k = len(information) - 1
+    of_vector = information[:-1].mean().clamp(min=.01*precision)
+    return torch.cat([(k*of_vector).rsqrt().expand(k), information[-1:].rsqrt()])
+
 def _guessed_side(table, counts, known, others, precision):
     "A side whose rows are as sure as their numbers of ratings of `others` make them."
-    rows, nothing = table[known], torch.zeros_like(table)
-    spread = rows.std(0, correction=0).clamp(min=1e-3*float(rows.std(correction=0)) + 1e-6)
-    information = torch.cat([(others[:,:-1]**2).mean(0), others.new_ones(1)])*precision
+    rows, nothing, information = table[known], torch.zeros_like(table), _information(others, precision)
+    if (counts > 0).any(): spread = _spread_behind(rows, counts[known], information)
+    else: spread = .4*_parts(information, precision)
     variance = 1/(1/spread**2 + counts[:,None]*information)
     return SidePosterior(table, variance, counts, nothing, nothing.clone(), rows.mean(0), spread, .1*spread)
 
@@ -259,22 +288,21 @@ def posterior_from_counts(
     "A rough posterior: as sure of each row as its number of ratings makes one."
     tables, counts = (users, items), (user_counts, item_counts)
     known = [n > 0 if (n > 0).any() else torch.ones_like(n, dtype=torch.bool) for n in counts]
-    noise, slope = _noise_and_slope(tables, known, x, y, y_range)
-    sides = [_guessed_side(tables[k], counts[k], known[k], tables[1-k][known[1-k]], (slope/noise)**2) for k in (0, 1)]
+    noise = _noise_told(tables, known, x, y, y_range)
+    precision = (_slope(y_range)/noise)**2
+    sides = [_guessed_side(tables[k], counts[k], known[k], tables[1-k][known[1-k]], precision) for k in (0, 1)]
     return Posterior(*sides, noise)
 
 # %% ../../nbs/49_models.als.ipynb #93f7b650
-def _noise_and_slope(tables, known, x, y, y_range):
-    "The error on ratings between known rows, else a guess from the rows' spread; and how fast answers move with a row."
+def _noise_told(tables, known, x, y, y_range):
+    "The error on ratings between known rows, else a guess from the rows' spread."
     u, v = tables[0][x[:,0]], tables[1][x[:,1]]
     z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
     both = known[0][x[:,0]] & known[1][x[:,1]]
     biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
-    guess, slope = 2*(float((biases[0] + biases[1]).sqrt()) or 1.), 1.
-    if y_range is not None:
-        low, high = y_range
-        z, guess, slope = low + (high-low)*torch.sigmoid(z), .2*(high-low), .2*(high-low)
-    return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess, slope
+    guess = 2*(float((biases[0] + biases[1]).sqrt()) or 1.)
+    if y_range is not None: z, guess = y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z), _slope(y_range)
+    return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess
 
 # %% ../../nbs/49_models.als.ipynb #bd40ad74
 def _tonight(own, implicit, ratings, kept=1.):
