@@ -2,6 +2,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import quiet
@@ -80,8 +81,9 @@ def test_a_catalogue_without_a_known_user_or_item(tmp_path, side):
     early = set(by_descent(tmp_path).side(side).vocab.ids.tolist())
     source = by_descent(tmp_path).save_pretrained('folder', posterior=False)
     new, valid = (df[~df[side].isin(early) & df[other].isin(EARLY[other])] for df in (NEW, VALID))
-    left = rmse(collab_learner(loaders(new), pretrained=source, **HOW), valid)
-    assert rmse(collab_learner(loaders(new), pretrained=source, adapt=True, **HOW), valid) < .85*left
+    for table in (new, pd.concat([EARLY, new])):
+        left = rmse(collab_learner(loaders(table), pretrained=source, **HOW), valid)
+        assert rmse(collab_learner(loaders(table), pretrained=source, adapt=True, **HOW), valid) < .85*left
 
 
 @pytest.mark.parametrize('loss', [None, 'ials'])

@@ -295,13 +295,14 @@ def posterior_from_counts(
 
 # %% ../../nbs/49_models.als.ipynb #93f7b650
 def _noise_told(tables, known, x, y, y_range):
-    "The error on ratings between known rows, else a guess from the rows' spread."
+    "The error on ratings between known rows, else a guess from the spread of biases and ratings."
     u, v = tables[0][x[:,0]], tables[1][x[:,1]]
     z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
     both = known[0][x[:,0]] & known[1][x[:,1]]
     biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
     guess = 2*(float((biases[0] + biases[1]).sqrt()) or 1.)
     if y_range is not None: z, guess = y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z), _slope(y_range)
+    if len(y): guess = max(guess, .8*mean_and_scale(y)[1])
     return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess
 
 # %% ../../nbs/49_models.als.ipynb #bd40ad74
