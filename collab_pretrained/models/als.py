@@ -244,11 +244,9 @@ def estimate_posterior(
     "What a model knows that was trained by other means: variances, priors and noise, by a look at its ratings."
     width = users.shape[1]
     (mean, scale), (least_noise, least) = mean_and_scale(y, weight), _least(y, weight, width-1, y_range)
-    unit = units(width-1, linear_scale(mean, scale, y_range)[1], y.device)
-    both = sort_both(x, y, len(users), len(items), width, weight)
-    noise, tables = .8*scale, (users, items)
-    precision = (_slope(y_range)/noise)**2
-    given = [_given_side(tables[k], unit, both[k].counts, tables[1-k], precision) for k in (0, 1)]
+    unit, tables = units(width-1, linear_scale(mean, scale, y_range)[1], y.device), (users, items)
+    both, noise = sort_both(x, y, len(users), len(items), width, weight), .8*scale
+    given = [_given_side(tables[k], unit, both[k].counts, tables[1-k], (_slope(y_range)/noise)**2) for k in (0, 1)]
     sides = [_with_ratings(given[i], given[1-i], both[i]) for i in (0, 1)]
     for _ in range(3):
         for i in (0, 1):
