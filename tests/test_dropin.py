@@ -9,7 +9,9 @@ import pytest
 import torch
 from fastai import collab
 from fastai.callback.all import ShortEpochCallback
+from fastai.interpret import Interpretation
 from fastai.losses import BCEWithLogitsLossFlat, L1LossFlat
+from fastai.tabular.learner import tabular_learner
 from fastai.torch_core import set_seed
 
 from collab_pretrained.core import planted_ratings
@@ -89,3 +91,12 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     assert learn.save('~/pair') == tmp_path/'pair.pth'
     learn.load('~/pair')
     assert not any((tmp_path/'work').iterdir())
+
+
+def test_a_learner_of_fastai_over_our_loaders():
+    dls = CollabDataLoaders.from_df(df, seed=1)
+    theirs = collab.collab_learner(dls, n_factors=4)
+    with theirs.no_bar(): Interpretation.from_learner(theirs).show_results([0])  # a single row has no dimension there
+    learn = tabular_learner(dls, layers=[4], n_out=1, loss_func=L1LossFlat())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with learn.no_bar(): assert learn.get_preds()[0].shape == (len(dls.valid_ds), 1)

@@ -57,6 +57,7 @@ def test_ids_may_be_asked_for_as_they_were_given(make):
     "A UUID, a day or 7.0 in the table is the same id in `fold_in`, `recommend` and `drop_ids`."
     df = ratings()[['user', 'item', 'rating']].assign(user=lambda o: [make(int(u[1:])) for u in o.user])
     learn = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4)
+    quiet(learn, 'fit_als', 1)
     one, n = df.user.iloc[0], len(learn.side('user').vocab)
     assert len(learn.fold_in(df, ids=[one]).ids) == 1
     assert len(learn.recommend([one], k=2)) == 2
@@ -68,7 +69,7 @@ def test_ratings_on_another_scale_are_said():
     df = ratings()[['user', 'item', 'rating']]
     bounded = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4, y_range=(0, 5.5))
     linear = collab_learner(CollabDataLoaders.from_df(df, seed=1), 4)
-    quiet(linear, 'fit_als', 1)
+    for o in (bounded, linear): quiet(o, 'fit_als', 1)
     percent = df[:20].assign(user='new', rating=lambda o: o.rating*20)
     for learn in (bounded, linear):
         for call in (learn.fold_in, lambda o, learn=learn: learn.recommend(ratings=o), learn.update):
@@ -93,6 +94,7 @@ def test_arguments_that_mean_nothing(kwargs):
     dict(rounds='x'), dict(rounds=-1), dict(replay='x'), dict(replay=2), dict(seed='x'), dict(valid_pct='x')])
 def test_updates_that_mean_nothing_leave_the_model_as_it_was(kwargs):
     learn = collab_learner(CollabDataLoaders.from_df(ratings(), seed=1), 4)
+    quiet(learn, 'fit_als', 1)
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     with pytest.raises(CollabError, match='expected'):
         learn.update(ratings()[:5].assign(user='new'), **{'epochs': 1, **kwargs})

@@ -44,6 +44,7 @@ class CollabDataset:
     weights: Tensor|None = None  # (n,), float32, above 0: 2 is the same as the row twice; None where all are 1
     weight_name: str|int|None = None  # name of the column of weights; None if there is none
     n_inp = 1  # of a batch's tensors, those that go into the model
+    cont_names: ClassVar[list] = []  # `tabular_learner` asks for it
     decode: ClassVar[Callable]
 
     @property
@@ -274,7 +275,7 @@ def show_results(self:CollabDL,
     "Show some ratings of a batch beside what was predicted."
     df = self.show_batch(b, max_n=max_n, show=False, titles=titles)
     if isinstance(out, tuple): out, = out
-    df[f'{self.dataset.rating_name or "rating"}_pred'] = out[:max_n].detach().cpu().reshape(len(df)).numpy()
+    df[f'{self.dataset.rating_name or "rating"}_pred'] = out.detach().cpu().flatten()[:max_n].numpy()
     return display_df(df) if show else df
 
 # %% ../../nbs/34_data.loaders.ipynb #b1eebc5e
