@@ -6,10 +6,10 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 
 # %% auto #0
 __all__ = ['dot_product', 'side_table', 'set_side_table', 'side_tables_of', 'own_dataset', 'train_ratings', 'table_stamp',
-           'moved_rows', 'move_features', 'feature_values', 'described_ids', 'settle_posterior', 'move_solved',
-           'frozen_rows_of', 'frozen_masks', 'days_in', 'ages_of', 'n_rows_of', 'run_rounds', 'is_solved_by_rows',
-           'positives_of', 'known_positives', 'set_factors', 'factors_of', 'dislikes_of', 'fill_dislikes',
-           'check_scale', 'read_for', 'of_known', 'new_evidence']
+           'check_trained', 'moved_rows', 'move_features', 'feature_values', 'described_ids', 'settle_posterior',
+           'move_solved', 'frozen_rows_of', 'frozen_masks', 'days_in', 'ages_of', 'n_rows_of', 'run_rounds',
+           'is_solved_by_rows', 'positives_of', 'known_positives', 'set_factors', 'factors_of', 'dislikes_of',
+           'fill_dislikes', 'check_scale', 'read_for', 'of_known', 'new_evidence']
 
 # %% ../../nbs/52_learner.als.ipynb #7a018f02
 import warnings
@@ -148,6 +148,16 @@ def _has_rows(posterior, tables):
     means = [posterior.side(o)[0].mean for o in SIDES]
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(means, tables, strict=True))
 
+# %% ../../nbs/52_learner.als.ipynb #0ff26677
+def _is_untrained(learn): return not learn.trained_here and learn.drawn == table_stamp(get_model(learn.model))
+
+def check_trained(
+    learn:CollabLearner, # any learner
+):
+    "Raise if its rows are random: no evidence can be added to what was never learned."
+    if _is_untrained(learn): raise WeightsError('this learner was never trained, and its rows are random; expected '
+                                                '`fit_als()` or `fit_one_cycle` first, or one with `pretrained=`')
+
 # %% ../../nbs/52_learner.als.ipynb #6f83e9bf
 @patch
 def set_posterior(self:CollabLearner,
@@ -163,6 +173,7 @@ def posterior(self:CollabLearner) -> Posterior|ImplicitFactors: # the second for
     "What is known of the rows beyond their values: variances, counts, prior and noise; of a ranking, counts."
     if self.ranking is not None: return factors_of(self)
     model = dot_product(self)
+    check_trained(self)
     stamp, known = self.solved or (None, None)
     if known is not None and stamp == table_stamp(model): return known
     tables = side_tables_of(self)
@@ -255,7 +266,8 @@ def _estimated(learn, tables):
     "The posterior of rows that were never solved: by the ratings that trained them here, else by how many they had."
     (x, y, weight), y_range = train_ratings(learn), y_range_of(get_model(learn.model))
     counts = [_old_counts(learn, o, t) for o, t in zip(SIDES, tables, strict=True)]
-    guess = posterior_from_counts(*tables, *counts, x, y, y_range)
+    new = slice(None) if learn.trained_here else new_evidence(learn, x) # errors of others are too small
+    guess = posterior_from_counts(*tables, *counts, x[new], y[new], y_range)
     if not learn.trained_here or not len(x): return guess
     found = estimate_posterior(*tables, x, y, weight, y_range)
     return found if learn.match_report is None else _joined(found, guess)
@@ -264,7 +276,7 @@ def settle_posterior(
     learn:CollabLearner, # any learner
 ) -> None:
     "Estimate what is not known yet of rows that can be solved, before their vocabulary changes."
-    if learn.ranking is None and isinstance(get_model(learn.model), EmbeddingDotBias): _ = learn.posterior
+    if is_solved_by_rows(learn) and learn.ranking is None and not _is_untrained(learn): _ = learn.posterior
 
 def _joined(found, guess):
     "The posterior `found`, with rows that have no ratings in it from `guess`."
@@ -827,6 +839,24 @@ def _adapt_by_descent(learn, epochs, lr):
     learn.fit_one_cycle(epochs, lr)
     return learn
 
+# %% ../../nbs/52_learner.als.ipynb #434ee0f7
+def _leave_known(learn, x):
+    "Take pairs of a user and an item that the pretrained model both knows for learned; says why, for a warning."
+    known = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for k, o in enumerate(SIDES if learn.match_report else ()):
+        known &= torch.from_numpy(learn.match_report.side(o).rows).to(x.device)[x[:,k]] >= 0
+    learn.seen = Seen.of_pairs(x[known].cpu().numpy(), *n_rows_of(learn))
+    return ("are of a user and an item that the pretrained model knows, may be among those it has learned from, as it "
+            "doesn't say which these are (if they are new: `learn.adapt(ratings)` with a table, without `adapt=True`)")
+
+def _news(learn, x, is_told):
+    "Which ratings to take in; warns of the others. `is_told`: the caller says that all are new."
+    why = 'were taken in before' if is_told or learn.evidence() is not None else _leave_known(learn, x)
+    new = new_evidence(learn, x)
+    if not new.all(): warnings.warn(f'{int((~new).sum())} of {len(new)} ratings {why}, and are left out',
+                                    CollabWarning, stacklevel=4)
+    return new
+
 # %% ../../nbs/52_learner.als.ipynb #09c131f5
 @patch
 @checked(epochs=(0,))
@@ -842,9 +872,8 @@ def adapt(self:CollabLearner,
                                       'them, or make the learner over one')
     dot_product(self)
     if not is_solved_by_rows(self): return _adapt_by_descent(self, epochs, lr)
-    new = new_evidence(self, x)
-    if not new.all(): warnings.warn(f'{int((~new).sum())} of {len(new)} ratings were taken in before, and are left out',
-                                    CollabWarning, stacklevel=3)
+    check_trained(self)
+    new = _news(self, x, is_told=table is not None)
     times = own_dataset(self).times if table is None else None if table.times is None else torch.tensor(table.times)
     self.take_in(x[new], y[new], *(None if o is None else o[new.to(o.device)] for o in (weight, times)))
     fill_dislikes(self)
