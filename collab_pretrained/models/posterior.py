@@ -78,7 +78,7 @@ class SidePosterior:
         rows:Tensor, # (n,) int64
     ) -> 'SidePosterior': # of n rows
         "Some rows, with the same prior."
-        return replace(self, **{o: getattr(self, o)[rows] for o in ROW_FIELDS})
+        return replace(self, **{o: getattr(self, o).index_select(0, rows) for o in ROW_FIELDS})
 
     def put(self,
         rows:Tensor, # (n,) int64
@@ -276,20 +276,21 @@ def with_first(
 # %% ../../nbs/44_models.posterior.ipynb #59cb0589
 @torch.no_grad()
 def predicted_pairs(
-    users:SidePosterior, # n rows, from `with_first`
-    items:SidePosterior, # n rows, likewise
-    posterior:Posterior, # whose noise it is
+    sure:Posterior, # of some rows, from `with_first`
+    x:Tensor, # (n, 2) int64: the place of a user and of an item among these, for each pair
     y_range:tuple|None=None, # of the model
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
-    "Mean and standard deviation of the rating of each user and the item in the same place."
-    doubt = (doubt_factors(users)*doubt_of_items(items)).sum(1)
-    z = (users.mean[:,:-1]*items.mean[:,:-1]).sum(1) + users.mean[:,-1] + items.mean[:,-1]
+    "Mean and standard deviation of the rating of each pair."
+    (users, items), (u, i) = (sure.users, sure.items), x.T
+    def product(a, b): return (a.index_select(0, u)*b.index_select(0, i)).sum(1)
+    doubt = product(doubt_factors(users), doubt_of_items(items))
+    z = product(users.mean[:,:-1], items.mean[:,:-1]) + users.mean[u,-1] + items.mean[i,-1]
     if y_range is not None:
         low, high = y_range
         p = torch.sigmoid(z)
         z, doubt = low + (high-low)*p, doubt*((high-low)*p*(1-p))**2
-    variance = doubt + posterior.noise**2*noise_factor(users)*noise_factor(items)
-    return z, variance.sqrt()*posterior.stretch
+    variance = doubt + sure.noise**2*noise_factor(users)[u]*noise_factor(items)[i]
+    return z, variance.sqrt()*sure.stretch
 
 def predicted(
     posterior:Posterior, # of ratings
@@ -297,8 +298,9 @@ def predicted(
     y_range:tuple|None=None, # of the model
 ) -> tuple[Tensor, Tensor]: # (n,) float32, both in units of ratings
     "Mean and standard deviation of the rating of each pair."
-    users, items = (with_first(*posterior.side(o), x[:,k]) for k, o in enumerate(SIDES))
-    return predicted_pairs(users, items, posterior, y_range)
+    rows, at = zip(*(o.unique(return_inverse=True) for o in x.T), strict=True)
+    users, items = (with_first(*posterior.side(o), r) for o, r in zip(SIDES, rows, strict=True))
+    return predicted_pairs(replace(posterior, users=users, items=items), torch.stack(at, 1), y_range)
 
 # %% ../../nbs/44_models.posterior.ipynb #b1707820
 def _unsaved(own): return ('mean', 'features') if own.has_features else ('mean', 'features', *_OF_FEATURES)

@@ -315,8 +315,7 @@ def _predicted_lines(learn, sure, top):
     who, rank = np.nonzero(top >= 0)
     x = torch.from_numpy(np.stack([who, top[who,rank]], 1)).to(sure.users.mean.device)
     model = get_model(learn.model)
-    pairs = sure.users.take(x[:,0]), sure.items.take(x[:,1])
-    score, std = (o.cpu().numpy() for o in predicted_pairs(*pairs, sure, y_range_of(model)))
+    score, std = (o.cpu().numpy() for o in predicted_pairs(sure, x, y_range_of(model)))
     limits = getattr(model, 'limits', None)
     return score if limits is None else score.clip(*limits), std
 
