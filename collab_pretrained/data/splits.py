@@ -35,7 +35,7 @@ def seed_or_fresh(
     if not is_whole: raise RatingsError(f'seed={seed!r}; expected an integer, or None')
     return int(seed)
 
-def _shuffled(n, seed):
+def shuffled(n, seed):
     "0 to `n`-1 in the order that `seed` fixes."
     gen = torch.Generator().manual_seed(seed_or_fresh(seed))
     dtype = torch.int32 if n < 2**31 else torch.int64  # the same order, in half the time
@@ -57,7 +57,7 @@ def split_random(
     "Split `n` ratings at random."
     check_valid_pct(valid_pct)
     valid = np.zeros(n, dtype=bool)
-    valid[_shuffled(n, seed)[:int(valid_pct*n)]] = True
+    valid[shuffled(n, seed)[:int(valid_pct*n)]] = True
     return np.flatnonzero(~valid), np.flatnonzero(valid)
 
 # %% ../../nbs/30_data.splits.ipynb #e3f11c58
@@ -206,7 +206,7 @@ def split_by_id(
     rows, distinct = factorize_ids(canonical_ids(ids), sort=True)
     n_valid = max(min(round(valid_pct*len(distinct)), len(distinct) - 1), 0)
     held_out = np.zeros(len(distinct), dtype=bool)
-    held_out[_shuffled(len(distinct), seed)[:n_valid]] = True
+    held_out[shuffled(len(distinct), seed)[:n_valid]] = True
     return np.flatnonzero(~held_out[rows]), np.flatnonzero(held_out[rows])
 
 # %% ../../nbs/30_data.splits.ipynb #0317cd53

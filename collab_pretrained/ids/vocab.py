@@ -143,6 +143,8 @@ def rows(self:Vocab,
 ) -> np.ndarray: # int64, the row of each id; -1 if it has none
     "The rows that `ids` own."
     if ids is self.ids: return self.id_rows.copy()
+    if isinstance(ids, Vocab) and np.array_equal(ids.ids[:len(self.ids)], self.ids): # as `grown` makes them
+        return np.append(self.id_rows, np.full(len(ids.ids) - len(self.ids), -1))
     index = ids._index if isinstance(ids, Vocab) else IdIndex(canonical_ids(ids))
     at = self._index.find(index)
     return np.where(at < 0, at, self.id_rows[at]) if len(self.ids) else at

@@ -759,12 +759,11 @@ def read_for(
 # %% ../../nbs/52_learner.als.ipynb #969230a9
 def of_known(
     learn:CollabLearner, # any learner
-    table:Ratings, # as `read_for` gives it, of ids that the learner knows
+    table:Ratings, # of ids that the learner knows
+    rows:list, # for each side, the row of each of its distinct ids; both as `read_for` gives them
 ) -> tuple: # rows (n, 2) int64, ratings (n,) float32 and weights or None, on the model's device
     "The rows and values of a table's ratings; raises `UnknownIdError` for ids without a row."
-    all_ids = table.user_ids, table.item_ids
-    rows = [v.rows(o) for v, o in zip(learn.vocab.values(), all_ids, strict=True)]
-    for side, ids, of_ids in zip(SIDES, all_ids, rows, strict=True):
+    for side, ids, of_ids in zip(SIDES, (table.user_ids, table.item_ids), rows, strict=True):
         if (of_ids < 0).any(): raise UnknownIdError(
             f'{(of_ids < 0).sum()} {side}s have no row ({examples(ids[of_ids < 0])}); expected ids that the learner '
             'knows: take them in with `learn.update(ratings)`')
@@ -866,8 +865,8 @@ def adapt(self:CollabLearner,
     lr:float=1e-3, # their learning rate
 ) -> CollabLearner: # itself, with a new optimizer
     "Take ratings into the rows of users and items; those that they have learned from before are left out."
-    table = None if ratings is None else read_for(self, ratings)[0]
-    x, y, weight = train_ratings(self) if table is None else of_known(self, table)
+    table, rows = (None, []) if ratings is None else read_for(self, ratings)
+    x, y, weight = train_ratings(self) if table is None else of_known(self, table, rows)
     if not len(x): raise RatingsError('no ratings in the training part; expected some to adapt to: give a table of '
                                       'them, or make the learner over one')
     dot_product(self)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..core import SIDES, RatingsError, VocabError
 from ..data.loaders import CollabDataset, with_datasets
+from ..data.splits import shuffled
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab
 from ..weights.match import match_wgts
@@ -136,7 +137,7 @@ def some_rows(
 ) -> CollabDataset: # of the same vocabulary
     "`n` ratings at random; all if there are no more."
     if n >= len(ds): return ds
-    some = torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed))[:n].to(ds.tensors[0].device)
+    some = torch.from_numpy(shuffled(len(ds), seed)[:n]).to(ds.tensors[0].device)
     return ds.take(some)  # ty: ignore[missing-attribute] it is patched in
 
 # %% ../../nbs/55_learner.forget.ipynb #6794a25d

@@ -39,7 +39,7 @@ from collab_pretrained.learner.als import (
 from ..core import SIDES, CollabWarning, RatingsError, WeightsError, checked
 from ..data.age import Ages, as_days
 from ..data.loaders import check_rows, row_counts, with_datasets
-from ..data.seen import Seen, seen_in, seen_pairs
+from ..data.seen import pair_keys, seen_in, seen_pairs
 from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes
 from .core import CollabLearner
@@ -152,21 +152,22 @@ def _put_back_opt(opt, groups, states):
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
 def _read(learn, ratings, features):
-    """A table, with the last rating of each pair, and the learner's vocabulary with new ids behind it, of the table and
-    of features."""
-    table, rows = read_for(learn, ratings)
-    sides = zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True)
-    grown = {col: vocab.grown(ids[of_ids < 0]) for (col, vocab), ids, of_ids in sides}
+    """A table, with the last rating of each pair; the rows of its ids by side; and the learner's vocabulary with new ids
+    behind it, of the table and of features."""
+    (table, rows), grown = read_for(learn, ratings), {}
+    for (col, vocab), ids, of_ids in zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True):
+        grown[col] = vocab.grown(ids[of_ids < 0])
+        of_ids[of_ids < 0] = np.arange(len(vocab), len(grown[col]))
     for side, o in features.items():
         vocab, ids = grown[column := learn.side(side).column], described_ids(learn, side, o)[0]
         grown[column] = vocab.grown(ids[vocab.rows(ids) < 0])
-    return table.merge_repeats('last'), grown
+    return table.merge_repeats('last'), rows, grown
 
 # %% ../../nbs/58_learner.update.ipynb #5f5cdb0e
 def _is_known(learn, x):
     "Which pairs the model has learned from, or the learner holds."
-    pairs, evidence = x.cpu().numpy(), learn.evidence()
-    held = Seen.of_pairs(seen_pairs(learn.dls, pairs[:,0]), *map(len, learn.vocab.values())).has(pairs)
+    pairs, evidence, n_items = x.cpu().numpy(), learn.evidence(), len(learn.side('item').vocab)
+    held = np.isin(pair_keys(pairs, n_items), pair_keys(seen_pairs(learn.dls, pairs[:,0]), n_items))
     return torch.from_numpy(held if evidence is None else held | evidence.has(pairs))
 
 def _holds_all(learn):
@@ -219,10 +220,10 @@ def _train_on(learn, old, new, n_replaced, rounds, epochs, lr, replay, seed):
     learn.dls = whole
 
 # %% ../../nbs/58_learner.update.ipynb #1cc8968d
-def _parts(learn, table, valid_pct, seed):
+def _parts(learn, table, rows, valid_pct, seed):
     """What the learner holds with ratings that were replaced, how many were, and the new ratings: each as its training
     and its validation part."""
-    old, (x, y, weight) = own_datasets(learn), of_known(learn, table)
+    old, (x, y, weight) = own_datasets(learn), of_known(learn, table, rows)
     times = None if table.times is None else torch.tensor(table.times)
     tonight = _dataset_of(old[0], x, y, weight, times)
     is_known = _is_known(learn, x)
@@ -276,10 +277,10 @@ def update(self:CollabLearner,
     seed = seed_or_fresh(seed)
     epochs = _check_update(self, replay, epochs, rounds, lr)
     with all_or_nothing(self):
-        table, classes = _read(self, ratings, features or {})
+        table, rows, classes = _read(self, ratings, features or {})
         report = add_rows(self, classes, seed)
         if features: self.set_features(features)
-        old, n_replaced, new, n_again = _parts(self, table, valid_pct, seed)
+        old, n_replaced, new, n_again = _parts(self, table, rows, valid_pct, seed)
         check = some_rows(old[1] if len(old[1]) else old[0], 2000, seed)
         new_before, old_before = _error(self, joined_datasets(*new)), _error(self, check)
         x, y = new[0].tensors

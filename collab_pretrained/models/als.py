@@ -23,14 +23,16 @@ from collab_pretrained.models.posterior import (
     SidePosterior,
     linear_scale,
     mean_and_scale,
-    predicted,
+    predicted_pairs,
     ridge_effects,
     start_side,
     units,
     with_expected,
     with_features,
+    with_first,
 )
 
+from ..core import SIDES
 from ..data.age import age_weights
 from .solve import single_row, solve_rows, sort_both, sort_ratings
 
@@ -319,9 +321,10 @@ def _tonight(own, implicit, ratings, kept=1.):
     return replace(own, mean=mean, variance=variance, history=history, counts=counts)
 
 # %% ../../nbs/49_models.als.ipynb #c4ab0b77
-def _deviation(posterior, x, y, y_range):
+def _deviation(posterior, rows, local, y, y_range):
     "How far each rating is from its prediction, in standard deviations."
-    rating, std = predicted(posterior, x, y_range)
+    users, items = (with_first(*posterior.side(o), r) for o, r in zip(SIDES, rows, strict=True))
+    rating, std = predicted_pairs(replace(posterior, users=users, items=items), local, y_range)
     return (y - rating)/std
 
 def _surprise(deviation, weight):
@@ -386,11 +389,12 @@ def update_posterior(
     "Take in one night of ratings: the posterior of last night is the prior of tonight. Old ratings are not needed."
     if not len(x): return posterior
     sides, still = [posterior.users, posterior.items], frozen or [None, None]
-    rows, local = zip(*(x[:,k].unique(return_inverse=True) for k in (0, 1)), strict=True)
-    deviation = _deviation(posterior, x, y, y_range)
+    rows, local = zip(*(o.unique(return_inverse=True) for o in x.T), strict=True)
+    x = torch.stack(local, 1)
+    deviation = _deviation(posterior, rows, x, y, y_range)
     surprise = _surprise(deviation*posterior.stretch, weight)
     before = [_surprised(o.take(r), at, surprise) for o, r, at in zip(sides, rows, local, strict=True)]
-    both = sort_both(torch.stack(local, 1), y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)
+    both = sort_both(x, y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)
     n, n_old = both[0].counts.sum(), posterior.users.counts.sum()
     kept = torch.exp(-FORGET*n/(n + n_old).clamp(min=1e-9))
     priors = [_tonight(before[i], before[1-i].implicit, both[i], kept) for i in (0, 1)]

@@ -378,10 +378,12 @@ def match_side(
     expected:Tensor, # (k+1,): the row of an id without ratings
 ) -> SidePosterior: # over the new one
     "The rows of one side, by id."
-    if len(rows) == len(own.mean) and torch.equal(rows, torch.arange(len(rows), device=rows.device)): return own
-    new = torch.nonzero(rows < 0)[:,0]
+    n_old, n_more = len(own.mean), len(rows) - len(own.mean)
+    only_grew = torch.equal(rows[:n_old], torch.arange(n_old, device=rows.device))
+    if only_grew and not n_more: return own
+    new = slice(n_old, None) if only_grew else torch.nonzero(rows < 0)[:,0]
     def moved(table, fill):
-        res = table[rows.clamp(min=0)]
+        res = torch.cat([table, table.new_empty(n_more, *table.shape[1:])]) if only_grew else table[rows.clamp(min=0)]
         res[new] = fill
         return res
     return replace(own, mean=moved(own.mean, expected), variance=moved(own.variance, own.new_variance()),

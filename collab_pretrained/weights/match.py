@@ -113,6 +113,7 @@ def match_rows(key:str, old:Tensor, match:VocabMatch) -> Tensor: # of the same d
         f'{key}: a table of shape {tuple(old.shape)}, and the old vocabulary names {len(match.old_vocab)} rows; '
         "expected a name for each row, '#na#' included where the table has that row: "
         'is it the vocabulary saved with these weights?')
+    if match.only_grew: return torch.cat([old, old.new_zeros(len(match.rows) - len(old), *old.shape[1:])])
     new = old.new_empty(len(match.rows), *old.shape[1:])
     rows = torch.from_numpy(match.rows).to(old.device)
     if len(old): torch.index_select(old, 0, rows.clamp(min=0), out=new)
