@@ -35,7 +35,7 @@ def seed_or_fresh(
     if not is_whole: raise RatingsError(f'seed={seed!r}; expected an integer, or None')
     return int(seed)
 
-def shuffled(n, seed):
+def shuffled(n:int, seed:int|None) -> np.ndarray: # int32 (n,), or int64 for very many
     "0 to `n`-1 in the order that `seed` fixes."
     gen = torch.Generator().manual_seed(seed_or_fresh(seed))
     dtype = torch.int32 if n < 2**31 else torch.int64  # the same order, in half the time

@@ -390,8 +390,7 @@ def update_posterior(
     if not len(x): return posterior
     sides, still = [posterior.users, posterior.items], frozen or [None, None]
     rows, local = zip(*(o.unique(return_inverse=True) for o in x.T), strict=True)
-    x = torch.stack(local, 1)
-    deviation = _deviation(posterior, rows, x, y, y_range)
+    deviation = _deviation(posterior, rows, x := torch.stack(local, 1), y, y_range)
     surprise = _surprise(deviation*posterior.stretch, weight)
     before = [_surprised(o.take(r), at, surprise) for o, r, at in zip(sides, rows, local, strict=True)]
     both = sort_both(x, y, len(rows[0]), len(rows[1]), before[0].mean.shape[1], weight)

@@ -286,8 +286,7 @@ def predicted_pairs(
     doubt = product(doubt_factors(users), doubt_of_items(items))
     z = product(users.mean[:,:-1], items.mean[:,:-1]) + users.mean[u,-1] + items.mean[i,-1]
     if y_range is not None:
-        low, high = y_range
-        p = torch.sigmoid(z)
+        (low, high), p = y_range, torch.sigmoid(z)
         z, doubt = low + (high-low)*p, doubt*((high-low)*p*(1-p))**2
     variance = doubt + sure.noise**2*noise_factor(users)[u]*noise_factor(items)[i]
     return z, variance.sqrt()*sure.stretch
