@@ -97,9 +97,9 @@ def _chunk_bounds(falling, width):
 def _padded(rows, n, starts, lengths, n_others, others, y, weight):
     "The `Chunk` of `rows`, each padded to `n` ratings."
     place = torch.arange(n, device=y.device)
-    there = place < lengths[rows,None]
-    place = torch.where(there, starts[rows,None] + place, 0)
-    def pad(o, fill): return torch.where(there, o[place], torch.full((), fill, dtype=o.dtype, device=o.device))
+    is_padding = place >= lengths[rows,None]
+    place = (starts[rows,None] + place).masked_fill_(is_padding, 0)
+    def pad(o, fill): return o.take(place).masked_fill_(is_padding, fill)
     return Chunk(rows, pad(others, n_others), pad(y, 0.), None if weight is None else pad(weight, 0.))
 
 # %% ../../nbs/41_models.solve.ipynb #b1c56364
@@ -208,8 +208,8 @@ def _no_worse(point, mean, chunk, designs, doubt, prior, held, noise, y_range):
 
 # %% ../../nbs/41_models.solve.ipynb #5de60c61
 def _factor(system):
-    "Cholesky factors."
-    try: return torch.linalg.cholesky(system)
+    "Upper Cholesky factors; the lower ones take longer."
+    try: return torch.linalg.cholesky(system, upper=True)
     except torch.linalg.LinAlgError: raise RatingsError(
         "rows that can't be solved in float32; expected ratings, weights and features at about 1 (divide them by a "
         'constant), and a model whose weights are finite (train again, with a smaller learning rate)') from None
@@ -220,8 +220,8 @@ def _invert_many(gram, diagonal, right, noise):
     precision = gram/noise**2
     precision.diagonal(dim1=-2, dim2=-1).add_(diagonal)
     factor = _factor(precision)
-    mean = torch.cholesky_solve(right[...,None], factor)[...,0]
-    return mean, torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+    mean = torch.cholesky_solve(right[...,None], factor, upper=True)[...,0]
+    return mean, torch.cholesky_inverse(factor, upper=True).diagonal(dim1=-2, dim2=-1)
 
 def _invert_few(design, diagonal, right, noise):
     """The same for rows with few ratings, design (rows, n, k+1), by a factor of n x n (Woodbury): elimination of all
@@ -237,7 +237,7 @@ def _invert_few(design, diagonal, right, noise):
 
 def _cholesky_solve(system, diagonal, right):
     system.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-    return torch.cholesky_solve(right[...,None], _factor(system))[...,0]
+    return torch.cholesky_solve(right[...,None], _factor(system), upper=True)[...,0]
 
 # %% ../../nbs/41_models.solve.ipynb #5fcd1372
 def _solve_chunk(design, doubt, prior, held, noise):
@@ -286,17 +286,18 @@ def solve_rows(
     """Posterior of each row, the other side being uncertain (mean field over rows: Lim and Teh 2007). Rows without
     ratings keep their prior. All three results come from one factorisation."""
     mean, variance, error = prior.clone(), prior_variance.expand_as(prior).clone(), torch.zeros_like(prior[:,0])
-    all_held, around = 1/variance, torch.cat([prior[:,:-1], torch.zeros_like(prior[:,-1:])], 1)
-    designs, doubts = _designs(others), _with_zeros(others_variance)
+    all_held, designs, doubts = 1/variance, _designs(others), _with_zeros(others_variance)
     @torch.no_grad() # a thread has a mode of its own
     def solve(chunk):
         rows, at = chunk.rows, None if y_range is None else (prior if point is None else point)[chunk.rows]
-        centre, held = prior[rows,-1], all_held[rows]
+        own, held = prior.index_select(0, rows), all_held.index_select(0, rows)
+        centre = own[:,-1].clone()
         design, doubt = _observations(chunk, designs, doubts, centre, y_range, at)
-        m, variance[rows], error[rows] = _solve_chunk(design, doubt, around[rows], held, noise)
+        own[:,-1] = 0
+        m, v, e = _solve_chunk(design, doubt, own, held, noise)
         m[:,-1] += centre
         if y_range is not None: m = _no_worse(at, m, chunk, designs, doubt, prior[rows], held, noise, y_range)
-        mean[rows] = m
+        for all_rows, found in ((mean, m), (variance, v), (error, e)): all_rows.index_copy_(0, rows, found)
     _in_threads(solve, ratings.chunks, mean.device)
     _complete(ratings, mean, variance, error)
     return mean, variance, error
