@@ -216,9 +216,7 @@ def complete_rows(
 ) -> np.ndarray|None: # int64, positions; None for all rows
     "The rows in which no value is missing."
     check_choice(on_missing, ('raise', 'drop'), 'on_missing')
-    def is_complete(dtype): return isinstance(dtype, np.dtype) and dtype.kind in 'biu'
-    columns = [(o, frame[o]) for o in names]
-    missing = {o: m for o, s in columns if not is_complete(s.dtype) and (m := s.isna().to_numpy()).any()}
+    missing = {o: m for o in names if (m := frame[o].isna().to_numpy()).any()}
     if not missing: return None
     where = {o: row_words(frame.index, np.flatnonzero(m)) for o, m in missing.items()}
     said = '; '.join(f'column {o!r}: {m.sum()} missing of {len(frame)}, in {where[o]}' for o, m in missing.items())
