@@ -152,8 +152,8 @@ def _put_back_opt(opt, groups, states):
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
 def _read(learn, ratings, features):
-    """A table, with the last rating of each pair; the rows of its ids by side; and the learner's vocabulary with new ids
-    behind it, of the table and of features."""
+    """A table, with the last rating of each pair; the rows of its ids by side; and the learner's vocabulary with new
+    ids behind it, of the table and of features."""
     (table, rows), grown = read_for(learn, ratings), {}
     for (col, vocab), ids, of_ids in zip(learn.vocab.items(), (table.user_ids, table.item_ids), rows, strict=True):
         grown[col] = vocab.grown(ids[of_ids < 0])
