@@ -125,7 +125,7 @@ def _delta(old, new, names):
         is_same = was is not None and (was.shape, was.dtype) == (t.shape, t.dtype) and _same_bits(t[None], was[None])
         if not is_same: res[f'other/{name}'] = t
     added = {side: list(match.side(side).new_vocab)[len(kept[side]):] for side in SIDES}
-    others = list(new.others)
+    others = sorted(new.others)
     return res, {'schema': 1, 'parent': old.config['checksum'], 'config': new.config, 'added': added, 'others': others}
 
 # %% ../../nbs/67_serve.delta.ipynb #cceddaa2

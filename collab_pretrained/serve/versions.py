@@ -211,7 +211,7 @@ def write_report(
 
 def read_reports(
     model:str|Path, # folder of the model
-) -> list[dict]: # as `write_report` was given them
+) -> list[dict]: # as `write_report` was given them, with a checksum
     "The reports of all nights; a file that is none is left out, with a warning."
     res = []
     for path in sorted(Path(model).glob('reports/*.json')):
