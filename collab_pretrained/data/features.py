@@ -78,7 +78,8 @@ def _level(value): return value if isinstance(value, (str, int, float, bool)) el
 def _raw(values, kind, levels, width):
     "A column as numbers (n, width) float64, NaN if it is missing."
     if kind == 'vector': return _finite(_vectors(values, width), values)
-    if _kind(values) != kind and not (kind == 'category' and _is_text(values.dropna())): raise RatingsError(
+    are_levels = kind == 'category' and _is_text(values.dropna())
+    if not are_levels and _kind(values) != kind: raise RatingsError(
         f'features: column {values.name!r} is of type {values.dtype}; expected {_REMEDY[kind]}, as in the first table')
     if kind == 'category':
         of_level = pd.Index(levels).get_indexer([_level(o) for o in values.astype(object)])
@@ -134,8 +135,10 @@ class Encoding:
     @property
     def names(self) -> list: return [o for c in self.columns for o in c.names]  # what the numbers are called
 
-    def encode(self, frame:pd.DataFrame) -> np.ndarray: # (n, len(names)) float32
-        "The numbers of a table with the columns of the first one, in any order."
+    def encode(self,
+        frame:pd.DataFrame, # with the columns of the first one, in any order
+    ) -> np.ndarray: # (n, len(names)) float32
+        "The numbers of a table."
         own, given = [c.name for c in self.columns], [str(o) for o in frame.columns]
         for some, word in ((set(own) - set(given), 'no'), (set(given) - set(own), 'unknown')):
             if some: raise RatingsError(
@@ -148,8 +151,11 @@ class Encoding:
         return torch.frombuffer(bytearray(json.dumps([asdict(o) for o in self.columns]).encode()), dtype=torch.uint8)
 
     @classmethod
-    def of_tensor(cls, saved:Tensor, n:int) -> 'Encoding':
-        "The encoding of `n` numbers that was saved; raises `CheckpointError` for anything else."
+    def of_tensor(cls,
+        saved:Tensor, # (n_bytes,) uint8, as `to_tensor` gave it
+        n:int, # how many numbers it encodes to
+    ) -> 'Encoding':
+        "The encoding that was saved; raises `CheckpointError` for anything else."
         try:
             res = cls([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])
             if len(res.names) == n: return res
@@ -178,8 +184,12 @@ class Features:
         return {f'{side}.values': self.values.cpu(), f'{side}_encoding': self.encoding.to_tensor()}
 
 # %% ../../nbs/37_data.features.ipynb #31bf0648
-def split_ids(table:Any, column:Hashable, cast:Callable|None=None) -> tuple[np.ndarray, pd.DataFrame]:
-    "A table of features as ids and features; `column` is what the ratings call the ids."
+def split_ids(
+    table:Any, # a row for each id: pandas, polars or pyarrow
+    column:Hashable, # what the ratings call the ids
+    cast:Callable|None=None, # function from an id to an id; None for none
+) -> tuple[np.ndarray, pd.DataFrame]: # the ids, (n,), each once, and the other columns
+    "A table of features as ids and features."
     table = open_table(table)
     frame = as_frame(table, schema_names(table))
     if column in frame: ids, frame = frame[column], frame.drop(columns=column)

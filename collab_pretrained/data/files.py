@@ -373,9 +373,14 @@ def pick_columns(df:pd.DataFrame, path:str|Path, **roles) -> list: # the names o
     return names
 
 # %% ../../nbs/33_data.files.ipynb #bef6b8e6
-def ratings_by_time(path:str|Path, user:str|None=None, item:str|None=None, rating:str|None=None,
-                    time:str|None=None) -> pd.DataFrame:
-    "The ratings in a file, by time: its columns of these names, or the first four."
+def ratings_by_time(
+    path:str|Path, # as `read_table` takes it
+    user:str|None=None, # name of the user column; None for the first
+    item:str|None=None, # name of the item column; None for the second
+    rating:str|None=None, # name of the rating column; None for the third
+    time:str|None=None, # name of the time column; None for the fourth
+) -> pd.DataFrame: # these four columns, in this order
+    "The ratings in a file, the oldest first; those of one time stay in the order of the file."
     df = read_table(path)
     df = df[pick_columns(df, path, user=user, item=item, rating=rating, time=time)]
     try: order = np.argsort(sortable_times(df.iloc[:,3], df.columns[3]), kind='stable')

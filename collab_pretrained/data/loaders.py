@@ -61,13 +61,17 @@ class CollabDataset:
 
 # %% ../../nbs/34_data.loaders.ipynb #942a84b6
 @patch
-def take(self:CollabDataset, idx) -> CollabDataset:
+def take(self:CollabDataset,
+    idx:Any, # positions: a list, a slice, int or bool arrays
+) -> CollabDataset: # of the same vocabularies, in memory
     "The ratings at some positions, with their times and weights."
     return self.new(self[idx], *(o if o is None else o[idx] for o in (self.times, self.weights)))
 
 @patch
-def decode(self:CollabDataset, b:tuple) -> pd.DataFrame:
-    "A batch, (x, y) or (x,), as the table that it came from."
+def decode(self:CollabDataset,
+    b:tuple, # (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1)
+) -> pd.DataFrame: # the columns of users and items, and of ratings if there are any
+    "A batch as the table that it came from."
     x, *y = (o.detach().cpu().numpy() for o in b)
     columns = zip(self.classes.items(), x.T, strict=True)
     res = {name: [vocab[row] for row in rows.tolist()] for (name, vocab), rows in columns}
@@ -84,15 +88,20 @@ def _cast_word(cast): # its name, or True if it has none
     if cast is None or isinstance(cast, str): return cast
     return next((k for k, o in id_casts.items() if o is cast), True)
 
-def table_facts(ds:Any) -> dict: # 'rating_name', 'time_name', 'weight_name', 'id_cast', as JSON can hold them
+def table_facts(
+    ds:Any, # dataset, ours or fastai's
+) -> dict: # 'rating_name', 'time_name', 'weight_name', 'id_cast', as JSON can hold them
     "What to know beside the vocabulary to read more tables like the one that `ds` is from."
     cast = getattr(ds, 'id_cast', None)  # fastai's datasets have none
     word = [_cast_word(cast.get(o)) for o in ds.classes] if isinstance(cast, dict) else _cast_word(cast)
     names = {k: getattr(ds, k, None) for k in ('rating_name', 'time_name', 'weight_name')}
     return {k: v for k, v in {**names, 'id_cast': word}.items() if v is not None}
 
-def with_table_facts(ds:CollabDataset, facts:dict) -> None:
-    "Have more tables read as that of `table_facts` was; `ds` is changed in place."
+def with_table_facts(
+    ds:CollabDataset, # changed in place
+    facts:dict, # what `table_facts` gave
+) -> None:
+    "Have more tables read as that of `table_facts` was."
     for k in ('rating_name', 'time_name', 'weight_name', 'id_cast'): setattr(ds, k, facts.get(k))
     casts = ds.id_cast if isinstance(ds.id_cast, list) else [ds.id_cast]
     if True in casts: warn_user('ids went through a function (`id_cast`) that was not saved; expected ids as they are '
@@ -101,11 +110,15 @@ def with_table_facts(ds:CollabDataset, facts:dict) -> None:
     ds.id_cast = dict(zip(ds.classes, casts, strict=True)) if len(casts) == 2 else casts[0]
 
 # %% ../../nbs/34_data.loaders.ipynb #f9d0f2f4
-def holds_ratings(ds:Any) -> bool:
+def holds_ratings(
+    ds:Any, # dataset of any kind
+) -> bool: # whether `rating_blocks` can read it
     "Whether a dataset is of ratings, ours or fastai's."
     return hasattr(ds, 'blocks') or hasattr(ds, 'cats')
 
-def rating_blocks(ds:Any) -> Iterable: # of (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1)
+def rating_blocks(
+    ds:Any, # dataset, ours or fastai's
+) -> Iterable: # of (x, y), or (x,) without ratings: x, int64 (n, 2), y, float32 (n, 1)
     "The ratings of a dataset, ours or fastai's, a part at a time."
     if not holds_ratings(ds): raise RatingsError(
         f'a dataset of type {type(ds).__name__}, whose ratings can\'t be read; expected that of `CollabDataLoaders`')
@@ -113,7 +126,9 @@ def rating_blocks(ds:Any) -> Iterable: # of (x, y), or (x,) without ratings: x, 
     x, y = ds.cats.to_numpy(np.int64), ds.ys.to_numpy(np.float32)
     return [tuple(torch.from_numpy(o) for o in (x, y) if o.size or not len(x))]
 
-def row_counts(dls:Any) -> list: # for users and for items, int64 (rows): how many training ratings each row has
+def row_counts(
+    dls:Any, # loaders, ours or fastai's
+) -> list: # for users and for items, int64 (rows): how many training ratings each row has
     "How many ratings each row is trained on, those included that `dls.past` counts and that are no longer at hand."
     res = [np.zeros(len(o), dtype=np.int64) for o in dls.classes.values()]
     for x, *_ in rating_blocks(dls.train_ds):
@@ -124,20 +139,32 @@ def row_counts(dls:Any) -> list: # for users and for items, int64 (rows): how ma
     return res
 
 # %% ../../nbs/34_data.loaders.ipynb #61b44200
-def batch_sizes(n:int, bs:int, drop_last:bool) -> list:
-    "How many of `n` rows each batch gets."
+def batch_sizes(
+    n:int, # rows, 0 or more
+    bs:int, # rows in a batch, 1 or more
+    drop_last:bool, # leave out a last batch that isn't full?
+) -> list: # of int, one for each batch
+    "How many of `n` rows each batch gets; a single row that is left joins the batch before."
     full, rest = divmod(n, bs)
     if drop_last or not rest: return [bs]*full
     if rest == 1 and full: return [bs]*(full-1) + [bs+1]
     return [bs]*full + [rest]
 
 # %% ../../nbs/34_data.loaders.ipynb #3a0e2fe7
-def check_rows(n:Any, name:str, least:int=1, what:str='rows a batch') -> None:
-    "Raise unless `n`, the value of the parameter `name`, is a whole number from `least` on, of what `what` says."
+def check_rows(
+    n:Any, # value of a parameter
+    name:str, # of the parameter
+    least:int=1, # the smallest number that is allowed
+    what:str='rows a batch', # what is counted
+) -> None:
+    "Raise unless `n` is a whole number from `least` on."
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise RatingsError(
         f'{name}={n!r}; expected {least} or more {what}')
 
-def check_trains(n_train:int, n_valid:int) -> None:
+def check_trains(
+    n_train:int, # ratings to train on
+    n_valid:int, # ratings to validate on
+) -> None:
     "Raise if no ratings train."
     if not n_train: raise RatingsError(
         f'no ratings to train on, {n_valid} validate; expected at least one: see `splits` and `valid_pct`')
@@ -189,8 +216,11 @@ class CollabDL(TfmdDL):
         return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
 
 # %% ../../nbs/34_data.loaders.ipynb #92982957
-def batch_slices(tensors:tuple, sizes:list) -> Iterator[tuple]:
-    "Batches of `sizes` rows, made a few at a time: a slice that is used at once is still in the cache."
+def batch_slices(
+    tensors:tuple, # all of the same length, the sum of `sizes` or more
+    sizes:list, # of int: rows of each batch
+) -> Iterator[tuple]: # a slice of each tensor, without a copy
+    "Batches made a few at a time: a slice that is used at once is still in the cache."
     done = 0
     for k in range(0, len(sizes), 256):
         some = sizes[k:k+256]
@@ -214,7 +244,10 @@ def create_batches(self:CollabDL, samps): # yields (x, y) or (x,), on the loader
         yield from batch_slices(block, sizes[k:k+per_block])
         done += n
 
-def transform_batch(dl:TfmdDL, batches:Iterable) -> Iterable:
+def transform_batch(
+    dl:TfmdDL, # whose transforms
+    batches:Iterable, # of tuples of tensors
+) -> Iterable: # of as many batches
     "Batches as the loader's transforms (`after_batch`) leave them; without any, nothing is called for each."
     return map(dl.after_batch, batches) if getattr(dl.after_batch, 'fs', True) else batches
 
@@ -236,8 +269,11 @@ def one_batch(self:CollabDL) -> tuple: # x, int64 (bs, 2), and y, float32 (bs, 1
     finally: self.epoch = epoch
 
 # %% ../../nbs/34_data.loaders.ipynb #491fb7f1
-def titles_of(titles:Any, ids:list) -> list: # of each id's title, or the id itself if it has none
-    "What to call `ids` by `titles`, id -> title; None for none."
+def titles_of(
+    titles:Any, # id -> title, a dictionary or a Series; None for none
+    ids:list, # to look up
+) -> list: # of each id's title, or the id itself if it has none
+    "What to call `ids`."
     if titles is None: return ids
     if not hasattr(titles, 'items'): raise VocabError(
         f"titles: {type(titles).__name__}; expected a dictionary or a Series from id to title, e.g. "
@@ -281,8 +317,14 @@ def show_results(self:CollabDL,
 # %% ../../nbs/34_data.loaders.ipynb #b1eebc5e
 _kinds = {'int': 'integers', 'text': 'text'}
 
-def rows_or_na(vocab:Vocab, ids:np.ndarray, counts:np.ndarray, name:Hashable, is_expected:bool=False) -> np.ndarray:
-    "Rows of the distinct `ids` of a column, which have `counts` ratings; that of `'#na#'` for ids without one."
+def rows_or_na(
+    vocab:Vocab, # whose rows
+    ids:np.ndarray, # (n,) of a column, each once
+    counts:np.ndarray, # (n,) int: ratings of each
+    name:Hashable, # of the column
+    is_expected:bool=False, # may ids be unknown, without a warning?
+) -> np.ndarray: # int64 (n,)
+    "The row of each id; that of `'#na#'` for ids without one, with a warning, or an error where most are unknown."
     rows = vocab.rows(ids)
     unknown = ids[rows < 0]
     if is_expected: rows[rows < 0] = vocab.na_row
@@ -301,12 +343,18 @@ def rows_or_na(vocab:Vocab, ids:np.ndarray, counts:np.ndarray, name:Hashable, is
     return np.where(rows < 0, vocab.na_row, rows)
 
 # %% ../../nbs/34_data.loaders.ipynb #7fec4b53
-def check_vocab_or_count(vocab:Any, min_count:int) -> None:
+def check_vocab_or_count(
+    vocab:Any, # that the caller gave; None for none
+    min_count:int, # ratings that an id needs for a row
+) -> None:
     "Raise unless `min_count` is 0 where a vocabulary says who has a row."
     if min_count and vocab is not None: raise RatingsError(
         f'min_count={min_count} and a `vocab`; expected one of them: a vocabulary says who has a row')
 
-def given_classes(vocab:Any, names:list) -> dict:
+def given_classes(
+    vocab:Any, # a saved `dls.classes`, or the ids of users and of items
+    names:list, # of the user column and the item column
+) -> dict: # name -> `Vocab`, users first
     "The caller's `vocab` by column: by the names of its columns, or users first where it has other names or none."
     if isinstance(vocab, Mapping) and set(names) <= set(vocab): vocab = {o: vocab[o] for o in names}
     vocabs, cols = two_vocabs(vocab, '`vocab`')
@@ -481,13 +529,19 @@ class CollabDataLoaders(DataLoaders):
         return res
 
 # %% ../../nbs/34_data.loaders.ipynb #a04d6bf5
-def loaders_like(dls:CollabDataLoaders, loaders:list) -> CollabDataLoaders:
-    "Other loaders of the same ratings, or of some of them, with the report of `dls`, its path and its device."
+def loaders_like(
+    dls:CollabDataLoaders, # whose report, path and device they get
+    loaders:list, # of `CollabDL`
+) -> CollabDataLoaders: # a new one
+    "Other loaders of the same ratings, or of some of them."
     res = CollabDataLoaders(*loaders, path=dls.path, device=dls.device)
     res.report, res.past = dls.report, dls.past
     return res
 
-def with_datasets(dls:CollabDataLoaders, datasets:list) -> CollabDataLoaders: # without a report
+def with_datasets(
+    dls:CollabDataLoaders, # whose options they get
+    datasets:list, # of `CollabDataset`, one for each loader
+) -> CollabDataLoaders: # a new one, without a report
     "The same loaders over other datasets, one for each."
     res = loaders_like(dls, [dl.new(ds) for dl, ds in zip(dls.loaders, datasets, strict=True)])
     res.report = None

@@ -24,8 +24,11 @@ from ..ids.vocab import Vocab
 from .loaders import rating_blocks
 
 # %% ../../nbs/36_data.seen.ipynb #0b55e47d
-def seen_pairs(dls:Any, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n, 2), in no order
-    "Who has rated what in loaders, by row: all users or some, in either part."
+def seen_pairs(
+    dls:Any, # loaders, ours or fastai's
+    rows:np.ndarray|None=None, # user rows; None for all but that of '#na#'
+) -> np.ndarray: # int64 (n, 2): a user row and an item row each, in no order
+    "Who has rated what, in either part of the split."
     users = Vocab.of(next(iter(dls.classes.values())), 'the vocabulary of users')
     wanted = np.zeros(len(users), dtype=bool)
     wanted[users.id_rows if rows is None else rows] = True
@@ -34,7 +37,10 @@ def seen_pairs(dls:Any, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n, 2)
     return np.concatenate([x[wanted[x[:,0]]] for x in parts])
 
 # %% ../../nbs/36_data.seen.ipynb #b81e7da7
-def pair_keys(pairs:np.ndarray, n_items:int) -> np.ndarray: # int64 (n,)
+def pair_keys(
+    pairs:np.ndarray, # int (n, 2): a user row and an item row each
+    n_items:int, # rows of the items' table
+) -> np.ndarray: # int64 (n,)
     "One number for each pair of rows, ascending as pairs are."
     return pairs[:,0].astype(np.int64)*n_items + pairs[:,1]
 
@@ -75,8 +81,10 @@ class Seen:
 
 # %% ../../nbs/36_data.seen.ipynb #5da6bbb9
 @patch
-def pairs(self:Seen, rows:np.ndarray|None=None) -> np.ndarray: # int64 (n_pairs, 2), a user row and an item row each
-    "What the users at some rows, in any order, have seen; None for all."
+def pairs(self:Seen,
+    rows:np.ndarray|None=None, # user rows, in any order; None for all
+) -> np.ndarray: # int64 (n_pairs, 2): a user row and an item row each, in the order of `rows`
+    "What some users have seen."
     rows = np.arange(self.n_users) if rows is None else np.asarray(rows, dtype=np.int64)
     starts, counts = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
     ends = counts.cumsum()
@@ -97,8 +105,10 @@ def _places(seen, users, items):
     return low, there
 
 @patch
-def has(self:Seen, pairs:np.ndarray) -> np.ndarray: # bool (n,)
-    "Whether each pair of a user row and an item row was seen."
+def has(self:Seen,
+    pairs:np.ndarray, # int (n, 2): a user row and an item row each
+) -> np.ndarray: # bool (n,)
+    "Whether each pair was seen."
     if 8*len(pairs) < len(self): return _places(self, *pairs.T)[1]
     keys, known = pair_keys(pairs, self.n_items), pair_keys(self.pairs(_distinct(pairs[:,0])), self.n_items)
     return np.append(known, -1)[np.searchsorted(known, keys)] == keys
@@ -109,8 +119,12 @@ def _widened(seen, n_users, n_items):
     return Seen(np.append(seen.offsets, np.full(n_users - seen.n_users, len(seen))), seen.items, n_items)
 
 @patch
-def with_pairs(self:Seen, pairs:np.ndarray, n_users:int|None=None, n_items:int|None=None) -> Seen:
-    "The record with more pairs in it, for tables of as many rows as before or more."
+def with_pairs(self:Seen,
+    pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
+    n_users:int|None=None, # rows of the users' table, as many as before or more; None for as many
+    n_items:int|None=None, # rows of the items' table, as many as before or more; None for as many
+) -> Seen: # a new one
+    "The record with more pairs in it."
     old = _widened(self, n_users or self.n_users, n_items or self.n_items)
     keys = _distinct(pair_keys(pairs, old.n_items))
     users, items = np.divmod(keys, max(old.n_items, 1))
@@ -130,7 +144,9 @@ def without(self:Seen,
 
 # %% ../../nbs/36_data.seen.ipynb #8d3d3264
 @patch
-def moved(self:Seen, match:MatchReport) -> Seen:
+def moved(self:Seen,
+    match:MatchReport, # of the vocabularies that the record is over, and new ones
+) -> Seen: # a new one
     "The record over the new vocabulary of a match."
     users, items = match.users.rows, match.items.rows
     if match.users.only_grew and match.items.only_grew: return _widened(self, len(users), len(items))
@@ -142,7 +158,9 @@ def moved(self:Seen, match:MatchReport) -> Seen:
     return Seen.of_pairs(x[x[:,1] >= 0], len(users), len(items))
 
 # %% ../../nbs/36_data.seen.ipynb #8f4d3b50
-def seen_in(dls:DataLoaders) -> Seen: # the pairs of known users and items
+def seen_in(
+    dls:DataLoaders, # ours or fastai's
+) -> Seen: # the pairs of known users and items
     "What the users of loaders, ours or fastai's, have seen."
     users, items = [Vocab.of(names) for names in dls.classes.values()]
     pairs = seen_pairs(dls)
@@ -157,7 +175,10 @@ def tables(self:Seen) -> dict: # 'user.counts' -> int32 (n_users,), and 'items' 
 def _malformed(why): return CheckpointError(
     f"the model: its record of what was seen is malformed ({why}); expected what `Seen.tables` gives")
 
-def seen_of_tables(tables:dict[str, Tensor], n_items:int) -> Seen:
+def seen_of_tables(
+    tables:dict[str, Tensor], # what `Seen.tables` gave
+    n_items:int, # rows of the items' table
+) -> Seen:
     "The record that tensors of `Seen.tables` hold, checked."
     if lost := {'user.counts', 'items'} - set(tables): raise _malformed(f'it has no {sorted(lost)}')
     counts, items = (tables[o].cpu().numpy() for o in ('user.counts', 'items'))
