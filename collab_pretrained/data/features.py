@@ -11,11 +11,12 @@ __all__ = ['fit_encoding', 'read_features']
 import json
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import CheckpointError, RatingsError, VocabError, examples
@@ -131,6 +132,8 @@ def _fit_column(values):
 class Encoding:
     "How the columns of a table become numbers."
     columns: list # of `Column`
+    to_tensor: ClassVar[Callable]
+    of_tensor: ClassVar[Callable]
 
     @property
     def names(self) -> list: return [o for c in self.columns for o in c.names]  # what the numbers are called
@@ -147,20 +150,23 @@ class Encoding:
         frame = frame.set_axis(given, axis=1)
         return np.concatenate([c.encode(frame[c.name]) for c in self.columns], 1)
 
-    def to_tensor(self) -> Tensor: # (n,) uint8: the encoding as bytes, to be saved beside tensors
-        return torch.frombuffer(bytearray(json.dumps([asdict(o) for o in self.columns]).encode()), dtype=torch.uint8)
+# %% ../../nbs/37_data.features.ipynb #6fea0482
+@patch
+def to_tensor(self:Encoding) -> Tensor: # (n_bytes,) uint8
+    "The encoding as bytes, to be saved beside tensors."
+    return torch.frombuffer(bytearray(json.dumps([asdict(o) for o in self.columns]).encode()), dtype=torch.uint8)
 
-    @classmethod
-    def of_tensor(cls,
-        saved:Tensor, # (n_bytes,) uint8, as `to_tensor` gave it
-        n:int, # how many numbers it encodes to
-    ) -> 'Encoding':
-        "The encoding that was saved; raises `CheckpointError` for anything else."
-        try:
-            res = cls([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])
-            if len(res.names) == n: return res
-        except (TypeError, ValueError, RecursionError): pass
-        raise CheckpointError(f'features: not an encoding of {n} numbers; expected one as the model was saved with')
+@patch(cls_method=True)
+def of_tensor(cls:Encoding,
+    saved:Tensor, # (n_bytes,) uint8, as `to_tensor` gave it
+    n:int, # how many numbers it encodes to
+) -> Encoding:
+    "The encoding that was saved; raises `CheckpointError` for anything else."
+    try:
+        res = Encoding([Column(**o) for o in json.loads(saved.cpu().numpy().tobytes())])
+        if len(res.names) == n: return res
+    except (TypeError, ValueError, RecursionError): pass
+    raise CheckpointError(f'features: not an encoding of {n} numbers; expected one as the model was saved with')
 
 # %% ../../nbs/37_data.features.ipynb #ee1f7315
 def fit_encoding(

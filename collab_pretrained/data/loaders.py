@@ -363,6 +363,7 @@ def given_classes(
         'columns alike')
     return dict(zip(names, vocabs, strict=True))
 
+# %% ../../nbs/34_data.loaders.ipynb #f5c61889
 def _classes(table, train, vocab, min_count):
     "By column, the given vocabulary, or the ids of the whole table that have `min_count` rows in `train`."
     res, names = {}, table.names[:2]

@@ -205,6 +205,7 @@ def _blocks(lf, names, **kwargs):
     except _polars().exceptions.SchemaError as e: raise RatingsError(
         f'{e}; expected each column to be of one type in all files: write them anew with one') from None
 
+# %% ../../nbs/35_data.stream.ipynb #16733be9
 def _counted_ids(blocks):
     "For users and for items, the distinct ids in vocabulary order, and how many ratings each has."
     parts, res = [[], []], []

@@ -123,6 +123,7 @@ def _get_idx(self:EmbeddingDotBias, arr, is_item=True):
         '...): it comes from the ratings they were made from')
     return torch.from_numpy(rows)
 
+# %% ../../nbs/40_models.embeddings.ipynb #91963ade
 def _rows_of(emb, idx): return emb.weight.detach()[idx.to(emb.weight.device)].cpu()
 @patch
 def weight(self:EmbeddingDotBias,
