@@ -33,13 +33,12 @@ from hypothesis.stateful import (
 
 from collab_pretrained.all import CollabDataLoaders, CollabError, CollabLearner, collab_learner
 from collab_pretrained.core import side_index
+from collab_pretrained.learner.als import is_solved_by_rows
 from collab_pretrained.learner.core import interaction_counts
 from collab_pretrained.weights.moments import param_names, read_moments
 from collab_pretrained.weights.roles import find_roles, flat_weights, roles
 
 SIDES = 'user', 'item'
-# What the machine has found and is not yet put right; each is checked again when its line goes
-OPEN:set = set()
 
 # -- ids of several kinds: each distinct enough to be searched for in the bytes of a file
 
@@ -72,6 +71,14 @@ def rows_of(learn):
         assert len(vocab) == len(whole) and vocab.na_row == 0
         res.update({(side, i): whole[row] for i, row in zip(vocab.ids.tolist(), vocab.id_rows.tolist(), strict=True)})
     return res
+
+
+def derived_of(learn):
+    "The (side, id) whose rows follow those of others: what a solved ranking has no positive of."
+    if learn.ranking is None or not is_solved_by_rows(learn): return set()
+    n_positives = learn.posterior.user_counts, learn.posterior.item_counts
+    vocabs = [(side, learn.side(side).vocab, n) for side, n in zip(SIDES, n_positives, strict=True)]
+    return {(side, i) for side, v, n in vocabs for i, row in zip(v.ids.tolist(), v.id_rows, strict=True) if not n[row]}
 
 
 def moments_of(learn):
@@ -108,14 +115,16 @@ def ratings_of(learn):
     return res
 
 
-def state_of(learn): return {k: f(learn) for k, f in PER_ID.items()} | {'ratings': ratings_of(learn)}
+def state_of(learn):
+    return {k: f(learn) for k, f in PER_ID.items()} | {'ratings': ratings_of(learn), 'derived': derived_of(learn)}
 
 
 def differences(old, new, names=('rows', 'moments', 'counts'), without=frozenset()):
     "The (what, side, id) of which `new` knows other things than `old`; ids in `without` should be in none."
-    res = []
+    res, derived = [], old['derived'] | new.get('derived', set())
     for name in names:
-        expected = {k: v for k, v in old[name].items() if k not in without}
+        follows = derived if name == 'rows' else set()
+        expected = {k: v for k, v in old[name].items() if k not in without and k not in follows}
         odd = [k for k in expected if k not in new[name] or not torch.equal(expected[k], new[name][k])]
         res += [(name, *k) for k in odd] + [(name, *k) for k in new[name] if k in without]
     return res
@@ -134,14 +143,15 @@ class Stop(Callback):
 
 
 class LearnerMachine(RuleBasedStateMachine):
-    @initialize(kind=st.sampled_from(sorted(KINDS)), loss=st.sampled_from([None, None, 'bpr', 'warp', 'softmax']),
+    @initialize(kind=st.sampled_from(sorted(KINDS)),
+                loss=st.sampled_from([None, None, 'ials', 'bpr', 'warp', 'softmax']),
                 use_nn=st.booleans(), sparse=st.booleans(), seed=st.integers(0, 999))
     def start(self, kind, loss, use_nn, sparse, seed):
         self.folder, self.files = Path(tempfile.mkdtemp()), {}
         self.rng, self.make_id, self.n_ids = np.random.default_rng(seed), KINDS[kind], {'user': 0, 'item': 1000}
         self.ids = {side: [] for side in SIDES}  # those that were made and not dropped
         self.gone, self.ever, self.frozen, self.saved = set(), {}, set(), {}
-        use_nn = use_nn and loss != 'softmax'  # which needs a dot product
+        use_nn = use_nn and loss not in ('ials', 'softmax')  # which need a dot product
         self.how = dict(n_factors=3, use_nn=use_nn, y_range=None if loss else (0, 5.5), loss=loss, sparse=sparse)
         self.new_learner(self.table(30, new=8), pretrained=False)
 
@@ -170,7 +180,8 @@ class LearnerMachine(RuleBasedStateMachine):
         dls = CollabDataLoaders.from_df(df, valid_pct=.2, seed=int(self.rng.integers(999)), bs=8, path=self.folder)
         self.learn = collab_learner(dls, pretrained=pretrained, **self.how, **kwargs)
         self.learn.drawn = None  # random rows stand for trained ones
-        self.frozen, self.started = set(), pretrained is not False
+        if self.how['loss'] == 'ials' and not pretrained: quiet(self.learn, 'fit_als', 1)  # or they are descent's
+        self.frozen = set()
         self.look(df)
 
     def look(self, df=None):
@@ -178,7 +189,8 @@ class LearnerMachine(RuleBasedStateMachine):
         if df is not None: self.ratings = Counter(df.itertuples(index=False, name=None))
         self.truth = state_of(self.learn)
         assert self.truth['ratings'] == self.ratings
-        for key, row in self.truth['rows'].items(): self.ever.setdefault(key, set()).add(row[:3].numpy().tobytes())
+        for key, row in self.truth['rows'].items():
+            if row[:3].any(): self.ever.setdefault(key, set()).add(row[:3].numpy().tobytes())
 
     def trained(self):
         "After rows may have changed: frozen ones have not, and ids and ratings are the same."
@@ -214,14 +226,7 @@ class LearnerMachine(RuleBasedStateMachine):
         ids = self.learn.side(side).vocab.ids.tolist()
         return [ids[k] for k in range(len(ids)) if share > self.rng.random()]
 
-    def ids_are_fixed(self):
-        "Whether the learner is one of those that don't take other ids well, by `OPEN`."
-        what = (
-            'rankings that were solved or started from another keep their rows as ids come and go'
-            if self.how['loss']
-            else ('dot products for ratings that were started from another take in new ids')
-        )
-        return what in OPEN and self.started and not self.how['use_nn']
+    def is_solved(self): return is_solved_by_rows(self.learn)
 
     # training
 
@@ -237,10 +242,17 @@ class LearnerMachine(RuleBasedStateMachine):
         except (KeyboardInterrupt, RuntimeError, ValueError): pass
         self.trained()
 
+    @rule(rounds=st.integers(1, 2))
+    def fit_als(self, rounds):
+        can = not self.how['use_nn'] and self.how['loss'] in (None, 'ials') and len(self.learn.dls.train_ds)
+        if not can: return self.refused(self.learn.fit_als, rounds)
+        quiet(self.learn, 'fit_als', rounds)
+        self.trained()
+
     @precondition(lambda self: len(self.learn.dls.train_ds))
     @rule()
     def adapt(self):
-        if self.how['use_nn'] or self.how['loss']: return self.refused(self.learn.adapt)  # trained by descent
+        if not self.is_solved(): return self.refused(self.learn.adapt)  # trained by descent
         quiet(self.learn, 'adapt')
         self.trained()
 
@@ -259,7 +271,7 @@ class LearnerMachine(RuleBasedStateMachine):
 
     # ids that come and go
 
-    def epochs_of_update(self): return int(self.how['use_nn'] or self.how['loss'] is not None)  # else rows are solved
+    def epochs_of_update(self): return int(not self.is_solved())
 
     def known_pairs(self):
         "The (user, item) that the learner holds a rating of, and all that the model has learned from."
@@ -281,7 +293,6 @@ class LearnerMachine(RuleBasedStateMachine):
 
     @rule(new=st.integers(0, 3), seed=st.integers(0, 99))
     def update(self, new, seed):
-        if self.ids_are_fixed(): new = 0
         df, known = self.table(8, new), self.known_pairs()
         quiet(self.learn, 'update', df, epochs=self.epochs_of_update(), seed=seed)
         self.takes_in(df, known)
@@ -289,7 +300,6 @@ class LearnerMachine(RuleBasedStateMachine):
     @rule(new=st.integers(1, 3))
     def interrupted_update(self, new):
         ids, n_ids, known = {k: list(v) for k, v in self.ids.items()}, dict(self.n_ids), self.known_pairs()
-        if self.ids_are_fixed(): return
         df = self.table(8, new)
         self.learn.add_cb(stop := Stop(0, KeyboardInterrupt()))
         try: quiet(self.learn, 'update', df, epochs=1)
@@ -304,7 +314,6 @@ class LearnerMachine(RuleBasedStateMachine):
     def drop(self, side, share):
         ids = self.pick(side, share)
         if not ids or len(self.learn.side(side).vocab.ids) - len(ids) < 3: return
-        if self.how['loss'] and self.ids_are_fixed(): return
         gone = {(side, o) for o in ids}
         kept = Counter({k: n for k, n in self.ratings.items() if k[side_index(side)] not in ids})
         dropped = self.learn.drop_ids(**{f'{side}s': ids})
@@ -316,7 +325,6 @@ class LearnerMachine(RuleBasedStateMachine):
     @rule(side=st.sampled_from(SIDES), commit=st.booleans())
     def fold_in(self, side, commit):
         if self.how['use_nn']: return self.refused(self.learn.fold_in, self.table(5), side)
-        if self.how['loss'] and self.ids_are_fixed(): commit = False
         df, other = self.table(8), SIDES[1 - side_index(side)]
         known = set(self.learn.side(other).vocab.ids.tolist())
         df = df[df[other].isin(known)]

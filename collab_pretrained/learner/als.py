@@ -419,7 +419,7 @@ def run_rounds(
 ) -> None:
     "Run `step` as the epochs of a fit."
     if n_rounds < 1: raise RatingsError(f'n_rounds={n_rounds}; expected 1 or more')
-    learn.trained_here = True
+    learn.trained_here, learn.by_descent = True, False
     if learn.seen is not None: learn.seen = learn.evidence()  # rows that are solved rest on the training part, too
     with learn.added_cbs(cbs):
         learn.opt, learn.n_epoch = None, n_rounds
@@ -495,9 +495,9 @@ def fit_als(self:CollabLearner,
 def is_solved_by_rows(
     learn:CollabLearner, # any learner
 ) -> bool: # True for a dot product of one of the two
-    "Whether the learner's rows are solved in closed form: of ratings, or of implicit ALS."
+    "Whether rows are solved in closed form: of ratings, or of implicit ALS unless descent trained it."
     is_dot = isinstance(get_model(learn.model), EmbeddingDotBias)
-    return is_dot and (learn.ranking is None or learn.ranking.in_closed_form)
+    return is_dot and (learn.ranking is None or learn.ranking.in_closed_form and not learn.by_descent)
 
 def positives_of(
     learn:CollabLearner, # a ranking
@@ -624,7 +624,7 @@ def fill_dislikes(
     learn:CollabLearner, # any learner; changed in place if its ranking is solved
 ) -> None:
     "Give users who like nothing the mean row of those who dislike the same, as `fold_in` does."
-    if learn.ranking is None or not learn.ranking.in_closed_form or learn.ranking.min_rating is None: return
+    if learn.ranking is None or not is_solved_by_rows(learn) or learn.ranking.min_rating is None: return
     said, factors, evidence = feature_values(learn), factors_of(learn), learn.evidence()
     lost = np.zeros(1) if evidence is None else evidence.counts*(factors.user_counts == 0).cpu().numpy()
     if 'user' in said or not lost.any(): return
@@ -648,9 +648,10 @@ def _is_whole(learn):
 
 # %% ../../nbs/52_learner.als.ipynb #f1ae66b5
 def _ranking_tables(learn):
-    "How many positives each row rests on, and the positives that are known."
-    factors = factors_of(learn)
+    "The positives that are known, and how many each row rests on if rows are solved."
     liked = Seen.of_pairs(known_positives(learn).cpu().numpy(), *map(len, learn.vocab.values()))
+    if not is_solved_by_rows(learn): return {'positives': _tables_of(liked)}
+    factors = factors_of(learn)
     counts = {'user.counts': factors.user_counts.cpu(), 'item.counts': factors.item_counts.cpu()}
     return {'ranking': counts, 'positives': _tables_of(liked)}
 
@@ -682,7 +683,7 @@ def saved_tables(self:CollabLearner,
 
 # %% ../../nbs/52_learner.als.ipynb #768dc989
 def _restore_ranking(learn, tables, report):
-    "Take over the evidence of a ranking, moved to the current vocabulary."
+    "Take over how much the rows of a ranking rest on, moved to the current vocabulary."
     users, items = (o[:,:-1] for o in side_tables_of(learn))
     counts = []
     for o in SIDES:
@@ -690,7 +691,6 @@ def _restore_ranking(learn, tables, report):
     if 'user' in (learn.features or {}): users = users*(counts[0] > 0)[:,None] # the table has what features say
     if 'item' in (learn.features or {}): items = items*(counts[1] > 0)[:,None]
     learn.solved = table_stamp(dot_product(learn)), ImplicitFactors(users, items, *counts)
-    learn.liked = _moved_seen(tables['positives'], report)
 
 # %% ../../nbs/52_learner.als.ipynb #72806fe5
 def _old_values(tables):
@@ -714,7 +714,8 @@ def restore_tables(self:CollabLearner,
     report:MatchReport, # which row of that model each row here came from
 ) -> None:
     "Take over what was saved beside the weights; called once these are loaded."
-    self.solved, self.seen, self.liked, self.ages, self.trained_here = None, None, None, None, False
+    self.solved = self.seen = self.liked = self.ages = None
+    self.trained_here = self.by_descent = False
     if 'ages' in tables: self.ages = ages_of_tables(tables['ages']).moved(report)
     self.features = {o: Features(Encoding.of_tensor(tables['features'][f'{o}_encoding'], len(values.T)), values)
                      for o, values in _old_values(tables).items()}
@@ -723,7 +724,9 @@ def restore_tables(self:CollabLearner,
     if 'seen' in tables: self.seen = _moved_seen(tables['seen'], report)
     if self.seen is not None and self.held_out is not None: self.seen = self.seen.without(self.held_out)
     if self.ranking is None and 'posterior' in tables: _restore_posterior(self, tables, report)
-    if self.ranking is not None and {'ranking', 'positives'} <= set(tables): _restore_ranking(self, tables, report)
+    if self.ranking is None or 'positives' not in tables: return
+    self.liked, self.by_descent = _moved_seen(tables['positives'], report), 'ranking' not in tables
+    if not self.by_descent: _restore_ranking(self, tables, report)
 
 def _moved_seen(tables, report): return seen_of_tables(tables, len(report.items.old_vocab)).moved(report)
 
@@ -834,7 +837,7 @@ def take_in(self:CollabLearner,
 def _adapt_by_descent(learn, epochs, lr):
     "Epochs for a ranking whose rows have no closed form."
     if not epochs: raise RatingsError(f"adapt: a ranking by {type(learn.ranking).__name__} is trained by descent; "
-                                      "expected `epochs=1` or more, or a model of `loss='ials'`")
+                                      "expected `epochs=1` or more, or a model of `loss='ials'` that `fit_als` trained")
     learn.fit_one_cycle(epochs, lr)
     return learn
 

@@ -176,6 +176,7 @@ class CollabLearner(LeanLearner):
     process:tuple|None = None  # in `distrib_ctx`, which process this is, and of how many
     whole_tables:Callable = nullcontext  # makes a context in which each process has the rows of all
     trained_here:bool = False  # whether the rows have learned from all of the training part
+    by_descent:bool = False  # whether descent trained the rows of a ranking that could be solved
     expendable:bool = False  # whether an update that fails may leave it half changed; saves memory
     drawn:tuple|None = None  # the stamp of rows that are random, from which nothing was learned yet
     splitter:Callable  # what makes the parameter groups
@@ -496,7 +497,8 @@ def export(self:CollabLearner,
     "fastai's `export`: the learner without its ratings, as a pickle; what it has learned from them it keeps."
     flat_weights(get_model(self.model).state_dict())  # refuses tables in pieces
     fname = as_path(fname)
-    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here')}
+    kept = {o: getattr(self, o) for o in ('solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here',
+                                            'by_descent')}
     if has_vocab(self.dls): self.restore_tables(self.saved_tables(look=True), match_classes(self.vocab, self.vocab))
     try: super(CollabLearner, self).export(fname, pickle_module, pickle_protocol)  # ty: ignore[missing-attribute]
     finally:

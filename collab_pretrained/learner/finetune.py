@@ -72,7 +72,7 @@ def _warn_of_weights(learn):
 def _do_fit(self:CollabLearner):
     "fastai's epochs, after which frozen rows are as they were, whatever ended them."
     _warn_of_weights(self)
-    self.trained_here = True
+    self.trained_here = self.by_descent = True
     if self.solved: self.solved = None, self.solved[1]  # of rows that are about to move
     try: super(CollabLearner, self)._do_fit()
     finally:

@@ -27,6 +27,7 @@ from collab_pretrained.learner.als import (
     feature_values,
     fill_dislikes,
     frozen_rows_of,
+    is_solved_by_rows,
     known_positives,
     moved_rows,
     n_rows_of,
@@ -232,7 +233,7 @@ def _fold_ranking(learn, side, asked):
 def _liking_rows(learn, side, asked, liked):
     "Rows from positives."
     k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
-    if learn.ranking.in_closed_form: return _fold_ials(learn, side, known, asked.x[liked], asked.features)
+    if is_solved_by_rows(learn): return _fold_ials(learn, side, known, asked.x[liked], asked.features)
     has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
     mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
     centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
@@ -271,7 +272,7 @@ def _set_ranked_rows(learn, side, all_rows, rows, asked):
     "Put rows of a ranking into the model, and count their positives."
     model, factors, known = dot_product(learn), factors_of(learn), known_positives(learn)
     pairs = _pairs(all_rows, positives_of(learn, asked.x, asked.y)[0], side)
-    if learn.ranking.in_closed_form:
+    if is_solved_by_rows(learn):
         counts = [n.index_add(0, pairs[:,i], n.new_ones(len(pairs))) for i, n in enumerate(factors[2:])]
         tables = list(factors[:2])
         tables[side_index(side)] = tables[side_index(side)].index_copy(0, all_rows, rows[:,:-1])

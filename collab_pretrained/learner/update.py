@@ -102,7 +102,8 @@ def _error(learn, ds):
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
-_fields = 'dls', 'match_report', 'solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here'
+_fields = ('dls', 'match_report', 'solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here',
+           'by_descent')
 
 @contextmanager
 def all_or_nothing(
