@@ -129,7 +129,7 @@ def two_tastes():
     return pd.DataFrame(pairs, columns=['user', 'item'])
 
 
-@pytest.mark.parametrize('loss', ['bpr', 'warp', 'softmax'])
+@pytest.mark.parametrize('loss', ['bpr', 'warp', 'softmax', 'ials'])
 def test_new_rows_of_rankings_trained_by_descent_follow_their_clicks(two_tastes, loss):
     dls = CollabDataLoaders.from_df(two_tastes, valid_pct=0., seed=1, bs=128, implicit=True)
     learn = collab_learner(dls, n_factors=4, loss=loss, seed=0)
@@ -143,3 +143,21 @@ def test_new_rows_of_rankings_trained_by_descent_follow_their_clicks(two_tastes,
     learn.fold_in(film, side='item', commit=True)
     seen = learn.model.weight([1001])[0] @ learn.model.weight(range(41, 80), is_item=False).T
     assert seen[1::2].mean() > seen[::2].mean()  # of even users, who have not clicked on it, above odd ones
+
+
+@pytest.mark.parametrize('from_folder', [False, True])
+def test_rows_that_descent_trained_are_not_mixed_with_solved_ones(two_tastes, tmp_path, from_folder):
+    "A model of `loss='ials'` after `fit` is a ranking by descent, also once it is read from its folder."
+    dls = CollabDataLoaders.from_df(two_tastes, valid_pct=0., seed=1, bs=128, implicit=True)
+    learn = collab_learner(dls, n_factors=4, loss='ials')
+    quiet(learn, 'fit_one_cycle', 3, 5e-2)
+    if from_folder: learn = type(learn).from_pretrained(learn.save_pretrained(tmp_path/'model'))
+    biases = learn.model.i_bias.weight.detach().clone()
+    assert biases.any()
+    learn.fold_in(pd.DataFrame({'user': 1000, 'item': [1, 3, 5, 7]}), commit=True)
+    assert torch.equal(learn.model.i_bias.weight, biases)
+    with pytest.raises(RatingsError, match='trained by descent; expected `epochs=1`'):
+        learn.adapt(pd.DataFrame({'user': [1], 'item': [2]}))
+    if not from_folder:
+        quiet(learn, 'fit_als', 2)
+        assert not learn.model.i_bias.weight.any() and not learn.by_descent
