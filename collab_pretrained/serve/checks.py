@@ -44,7 +44,10 @@ class Rule:
     @property
     def is_share(self): return '.1%' in self.seen # also where shares are compared like counts
 
-    def show(self, value):
+    def show(self,
+        value:float, # of the profile, or a limit
+    ) -> str: # such as '12.5%', '1,234' or '3.14'
+        "A number as messages give it."
         if self.is_share: return f'{value:.1%}'
         return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
 
@@ -301,7 +304,6 @@ _of_fit = [
     Rule('error', 'error', 'the RMSE of the served model is {error:.3g}', f'ids or ratings may be wrong: {_source}',
          high='max_error', scale='count', floor=.1)]
 
-# %% ../../nbs/65_serve.checks.ipynb #0e12e88a
 RULES = [*_of_rows, *_of_values, *_of_fit, *_of_ids, *_of_times]
 
 # %% ../../nbs/65_serve.checks.ipynb #1ccc5324

@@ -243,7 +243,6 @@ def _biases(learn, rest, held_out):
     if len(pairs): x, y = np.concatenate([pairs, x]), np.append(predictions_for(learn.model, pairs), y)
     return BiasModel(x, y, tuple(len(v) for v in learn.vocab.values()))
 
-# %% ../../nbs/68_serve.night.ipynb #d2bfba02
 def _floor_measures(learn, held_out, rest, k):
     "As `measures`, of the baseline; None for a ranking by a network."
     if learn.ranking is None: return measures(learn, held_out, rest, k, _biases(learn, rest, held_out))
@@ -275,7 +274,6 @@ def _compared(group, metric, before, after, floor):
     below = not floor.isna().any() and _worse_by(metric, *bounds(floor)) > 0
     return Compared(group, metric, len(before), total(before), total(after), *bounds(before), total(floor), below)
 
-# %% ../../nbs/68_serve.night.ipynb #9fec68c9
 def compare(
     before:pd.DataFrame, # of last night's model, as `measures` gives it
     after:pd.DataFrame, # of tonight's
@@ -394,7 +392,6 @@ def _why_not(tonight, checks):
     elif not len(tonight.new): said = ['all ratings were taken in before']
     return '; '.join(said)
 
-# %% ../../nbs/68_serve.night.ipynb #e02918f6
 def _keep_report(folder, report, outputs):
     try: write_report(folder, {**report.to_dict(), 'outputs': outputs})
     except OSError as e: warnings.warn(f'{folder}/reports: the report is not kept ({e})', CollabWarning, stacklevel=3)
