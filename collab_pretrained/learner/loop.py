@@ -34,6 +34,14 @@ _batch_events = {
     'before_step', 'after_cancel_step', 'after_step', 'after_cancel_batch', 'after_batch'}
 _cheaper = {}  # a method of a callback of fastai's -> a function of the callback that does the same for less
 
+def _listens(cb, event_name): return hasattr(cb, event_name) or type(cb).__call__ is not Callback.__call__
+
+def _call_of(cb, event_name):
+    "What to call for `cb` at `event_name`."
+    cheaper = None if event_name in vars(cb) else _cheaper.get(vars(type(cb)).get(event_name))
+    if cheaper is None: return partial(cb, event_name)
+    return lambda: cheaper(cb) if cb.run and (cb.run_train if cb.learn.training else cb.run_valid) else None
+
 # %% ../../nbs/50_learner.loop.ipynb #34b0fcd8
 class LeanLearner(Learner):
     "fastai's `Learner`, whose batches cost less outside of the model."
@@ -67,14 +75,6 @@ class LeanLearner(Learner):
     def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k not in ('_calls', '_scheds')}
 
 # %% ../../nbs/50_learner.loop.ipynb #6ed55c64
-def _listens(cb, event_name): return hasattr(cb, event_name) or type(cb).__call__ is not Callback.__call__
-
-def _call_of(cb, event_name):
-    "What to call for `cb` at `event_name`."
-    cheaper = None if event_name in vars(cb) else _cheaper.get(vars(type(cb)).get(event_name))
-    if cheaper is None: return partial(cb, event_name)
-    return lambda: cheaper(cb) if cb.run and (cb.run_train if cb.learn.training else cb.run_valid) else None
-
 @patch
 def forget_state(self:LeanLearner):
     "Drop what a fit or a prediction left behind: the last batch, and what callbacks note of batches and rows."
@@ -108,9 +108,9 @@ def _record(rec):
     rec.lrs.append(learn.opt.hypers[-1]['lr'])
     rec.losses.append(learn.smooth_loss)
 
-# %% ../../nbs/50_learner.loop.ipynb #2633cf24
 _cheaper[Recorder.after_batch] = _record
 
+# %% ../../nbs/50_learner.loop.ipynb #2633cf24
 @patch
 def all_batches(self:LeanLearner):
     "Go through all batches of `self.dl`, then let the optimizer settle what it owes and bring the record to the CPU."

@@ -46,29 +46,43 @@ def rank_scores(
             'hit_rate': (n_found > 0).astype(float)}
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2163fbab
-def pairs_of(ds:Any) -> tuple:
-    "The pairs of a dataset, int64 (n, 2), and their ratings, float32 (n,), or None if there are none."
+def pairs_of(
+    ds:Any, # dataset of ratings, ours or fastai's
+) -> tuple: # pairs of rows, int64 (n, 2), and their ratings, float32 (n,), or None if there are none
+    "The pairs of a dataset and their ratings."
     parts = [(x.cpu().numpy(), y[0][:,0].cpu().numpy() if y else None) for x, *y in rating_blocks(ds)]
     y = [o for _, o in parts if o is not None]
     return np.concatenate([x for x, _ in parts]), np.concatenate(y) if y else None
 
-def rated_pairs(learn:CollabLearner, ratings:Any) -> tuple:
-    "The pairs to measure on and their ratings, as of `pairs_of`."
+def rated_pairs(
+    learn:CollabLearner, # any learner
+    ratings:Any, # table with the columns of training; None for the validation part
+) -> tuple: # pairs and ratings, as of `pairs_of`
+    "The pairs to measure on and their ratings."
     ds = learn.dls.valid_ds if ratings is None else learn.dls.test_dl(ratings).dataset
     if not len(ds): raise RatingsError('no ratings to evaluate on: the validation part is empty; expected some: make '
                                        'the loaders with `valid_pct` above 0, or give `ratings=`')
     return pairs_of(ds)
 
+# %% ../../nbs/60_serve.evaluate.ipynb #f853ab60
 @torch.no_grad()
-def predictions_for(model:nn.Module, x:np.ndarray) -> np.ndarray: # float32 (n,)
-    "What `model` answers for the pairs `x`."
+def predictions_for(
+    model:nn.Module, # answers pairs; left in the mode that it is in
+    x:np.ndarray, # int64 (n, 2): user and item rows
+) -> np.ndarray: # float32 (n,)
+    "What `model` answers for pairs."
     model = in_eval_mode(get_model(model))
     device = next(model.parameters()).device
     parts = [model(o.to(device)).flatten().float().cpu() for o in torch.as_tensor(x).split(2**16)]
     return torch.cat(parts).numpy()
 
 # %% ../../nbs/60_serve.evaluate.ipynb #b7e09541
-def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|None) -> np.ndarray:
+def relevant_pairs(
+    learn:CollabLearner, # whose rows these are
+    x:np.ndarray, # int64 (n, 2): user and item rows, repeats allowed
+    y:Any, # float (n,): their ratings; None if there are none
+    min_rating:float|None, # which ratings are liked, from this one on; None if all are
+) -> np.ndarray: # int64 (m, 2)
     "The pairs of `x` that should be found, each once; those of items without a row stay, and can't be."
     if min_rating is not None and y is None: raise RatingsError(
         f'min_rating={min_rating!r} and no ratings in the table; expected a column of them, or no `min_rating`')
@@ -78,22 +92,34 @@ def relevant_pairs(learn:CollabLearner, x:np.ndarray, y:Any, min_rating:float|No
     first = np.unique(pair_keys(x[has_row], len(items)), return_index=True)[1]
     return np.concatenate([x[has_row][first], x[~has_row]])
 
-def taken_in(learn:CollabLearner, pairs:np.ndarray) -> np.ndarray: # bool (n,)
-    "Which pairs of rows, -1 for none, the model has learned from."
+# %% ../../nbs/60_serve.evaluate.ipynb #f7b2618b
+def taken_in(
+    learn:CollabLearner, # any learner
+    pairs:np.ndarray, # int64 (n, 2): user and item rows, -1 for an id without one
+) -> np.ndarray: # bool (n,)
+    "Which pairs the model has learned from."
     known, evidence = np.logical_and(*(pairs.T >= 0)), learn.evidence()
     known[known] = evidence is not None and evidence.has(pairs[known])
     return known
 
-def known_pairs(learn:CollabLearner, rows:np.ndarray) -> np.ndarray: # int64 (n, 2), repeats allowed
-    "What the users `rows` have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
+def known_pairs(
+    learn:CollabLearner, # any learner
+    rows:np.ndarray, # int64 (n,): users' rows
+) -> np.ndarray: # int64 (m, 2): user and item rows, repeats allowed
+    "What users have seen, as far as the learner knows: by its ratings, and by its record of earlier ones."
     recorded = [o.pairs(rows) for o in (learn.seen, learn.held_out) if o is not None]
     return np.concatenate([seen_pairs(learn.dls, rows), *recorded])
 
 # %% ../../nbs/60_serve.evaluate.ipynb #442226aa
-def top_lists(learn:CollabLearner, x:np.ndarray, relevant:np.ndarray, k:int, seen:np.ndarray|None=None,
-              scores:Any=None) -> tuple[np.ndarray, np.ndarray]:
-    """Users with a row and a relevant item, ascending, and the `k` best items of each by `scores` (the model's), but
-    those that they are known to have seen, by the learner or in the pairs `seen`, and that are not among `x`."""
+def top_lists(
+    learn:CollabLearner, # whose rows these are
+    x:np.ndarray, # int64 (n, 2): the pairs that are measured, which stay in the lists
+    relevant:np.ndarray, # int64 (m, 2): those to be found
+    k:int, # length of the lists, 1 or more
+    seen:np.ndarray|None=None, # int64 (l, 2): pairs to leave out beside those that the learner knows; None for no more
+    scores:Any=None, # what orders the items, see `best`; None for the model's scores
+) -> tuple: # users with a row and a relevant item, int64 (u,), ascending; item rows, int64 (u, at most k), -1 for none
+    "The best items of each user, but those that they have seen elsewhere."
     items = learn.side('item').vocab
     asked = np.intersect1d(relevant[:,0], learn.side('user').vocab.id_rows)
     measured, more = pair_keys(x, len(items)), x[:0] if seen is None else seen
@@ -104,8 +130,13 @@ def top_lists(learn:CollabLearner, x:np.ndarray, relevant:np.ndarray, k:int, see
     return asked, best(scores, asked, k, seen_elsewhere, show=hasattr(learn, 'progress'))[1]
 
 # %% ../../nbs/60_serve.evaluate.ipynb #38c2b1e9
-def list_measures(users:np.ndarray, top:np.ndarray, relevant:np.ndarray, k:int) -> tuple[dict, np.ndarray]:
-    "Measures of the lists `top` (n, at most k) of those `users` (n,) with an item to find; who they are, bool (n,)."
+def list_measures(
+    users:np.ndarray, # int64 (n,), ascending: their rows
+    top:np.ndarray, # int64 (n, at most k): item rows, best first, -1 for none
+    relevant:np.ndarray, # int64 (m, 2): the pairs to find
+    k:int, # length of a full list, 1 or more
+) -> tuple[dict, np.ndarray]: # of `rank_scores`; which users have an item to find, and were measured, bool (n,)
+    "How good the lists of users with an item to find are."
     relevant = relevant[np.isin(relevant[:,0], users)]
     n_relevant = np.bincount(np.searchsorted(users, relevant[:,0]), minlength=len(users))
     asked = n_relevant > 0
@@ -154,8 +185,12 @@ class BiasModel:
         return self._sum(x).clip(self.low, self.high)
 
 # %% ../../nbs/60_serve.evaluate.ipynb #359d5a10
-def bias_model(learn:CollabLearner, seen:Ratings|None=None, measured:np.ndarray|None=None) -> Any:
-    "`BiasModel` of the training part and of `seen`, without the pairs `measured`; None without any."
+def bias_model(
+    learn:CollabLearner, # of ratings
+    seen:Ratings|None=None, # more ratings to learn from; None for no more
+    measured:np.ndarray|None=None, # int64 (n, 2): pairs of `seen` to leave out; None for none
+) -> Any: # `BiasModel`; None without ratings
+    "`BiasModel` of the training part and of `seen`."
     parts, (users, items) = [pairs_of(learn.dls.train_ds)], learn.vocab.values()
     if seen is not None and len(seen) and seen.names[2] is not None:
         with warnings.catch_warnings():
@@ -195,10 +230,17 @@ class SameScores:
     ):
         self.scores, self.item_rows = torch.from_numpy(scores).float(), item_rows
     def __call__(self, rows, out): out[:] = self.scores
-    def finish(self, rows, vals): return vals
+    def finish(self,
+        rows:np.ndarray, # of users; not used: the scores are everyone's
+        vals:np.ndarray, # (n, k), the highest scores
+    ) -> np.ndarray: # (n, k)
+        "The scores as they are."
+        return vals
 
-def list_floors(learn:CollabLearner) -> dict:
-    "What lists are compared with: 'popular' and, if it is known, 'recent' -> scores."
+def list_floors(
+    learn:CollabLearner, # any learner
+) -> dict: # 'popular' and, if it is known, 'recent' -> `SameScores`
+    "What lists are compared with."
     rows, counts = learn.side('item').vocab.id_rows, (row_counts(learn.dls)[1], recent_popularity(learn))
     return {k: SameScores(o[rows], rows) for k, o in zip(('popular', 'recent'), counts, strict=True) if o is not None}
 
@@ -208,8 +250,10 @@ def _best_floor(floors):
     return 'recent popularity' if name.endswith('recent') else 'popularity', floors[name]
 
 # %% ../../nbs/60_serve.evaluate.ipynb #8f0f0930
-def rating_groups(learn:CollabLearner) -> dict:
-    "Name -> which user rows and which item rows are meant, bool arrays."
+def rating_groups(
+    learn:CollabLearner, # any learner
+) -> dict: # name -> [bool (n_users,), bool (n_items,)], which rows are meant
+    "All ids, and after a warm start, matched and new ones."
     sides, report = [learn.side(o) for o in SIDES], learn.match_report
     everyone = [np.ones(len(o.vocab), dtype=bool) for o in sides]
     res = {'all': everyone}
@@ -223,14 +267,23 @@ def rating_groups(learn:CollabLearner) -> dict:
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #c03cf977
-def error_measures(preds:np.ndarray, y:np.ndarray|None) -> dict:
-    "How many ratings, and the root mean squared and mean absolute error, NaN if there are none."
+def error_measures(
+    preds:np.ndarray, # float (n,): predictions
+    y:np.ndarray|None, # float (n,): ratings; None if they aren't known
+) -> dict: # 'n_ratings', 'rmse' and 'mae', NaN if there are none
+    "How far predictions are off."
     if y is None or not len(y): return {'n_ratings': len(preds), 'rmse': np.nan, 'mae': np.nan}
     off = preds.astype(np.float64) - y
     return {'n_ratings': len(y), 'rmse': (off**2).mean()**.5, 'mae': abs(off).mean()}
 
-def check_floor(name:str, value:float, floor_name:str, floor:float, higher_is_better:bool=False) -> None:
-    "Warn where a model's figure `value` is worse than that of its `floor`."
+def check_floor(
+    name:str, # of the figure, such as 'RMSE'
+    value:float, # the model's
+    floor_name:str, # what else reaches a figure, such as 'popularity'
+    floor:float, # that figure
+    higher_is_better:bool=False, # False for an error
+) -> None:
+    "Warn where a model is worse than its floor."
     worse = value < floor if higher_is_better else value > floor
     if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor: train longer or with another learning rate; if it was solved, these ratings may '
@@ -287,8 +340,10 @@ def evaluate(self:CollabLearner,
     return res
 
 # %% ../../nbs/60_serve.evaluate.ipynb #42e72b85
-def held_out_figure(learn:CollabLearner) -> tuple[str, float, str, float]:
-    "The RMSE on the ratings held out, or a ranking's recall: name, value, and the same of its floor."
+def held_out_figure(
+    learn:CollabLearner, # with a validation part
+) -> tuple[str, float, str, float]: # name, value, and the same of its floor
+    "The RMSE on the ratings held out, or a ranking's recall."
     x, y = rated_pairs(learn, None)
     if learn.ranking is None:
         error, floor = (error_measures(o, y)['rmse'] for o in (predictions_for(learn.model, x), bias_model(learn)(x)))
