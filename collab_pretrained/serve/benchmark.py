@@ -121,6 +121,7 @@ def range_around(
     pad = (high - low)/8 or .5
     return low - pad, high + pad
 
+# %% ../../nbs/61_serve.benchmark.ipynb #90ed7cb9
 def _trained(dls, epochs, lr, wd, seed, **kwargs):
     "A learner that was trained, and its error before and after each epoch if there is something to measure on."
     torch.manual_seed(seed)

@@ -43,8 +43,12 @@ def _distinct(values, name, cast):
     codes, ids = encode_ids(values, name, cast)
     return ids[pd.unique(codes)]
 
-def asked_ids(learn:CollabLearner, side:str, ids:Any) -> tuple[np.ndarray, np.ndarray]:
-    "The distinct ids among `ids` (one, many, or None for all) in order, and their rows, -1 if they have none."
+def asked_ids(
+    learn:CollabLearner, # any learner
+    side:str, # 'user' or 'item'
+    ids:Any, # one id or any number, repeats allowed; None for all that have a row
+) -> tuple[np.ndarray, np.ndarray]: # ids, each once, and their rows, int64, -1 for none
+    "The ids that are asked for, in order."
     of = learn.side(side)
     if ids is None: return of.vocab.ids, of.vocab.id_rows
     if hasattr(ids, 'columns'): raise RatingsError(f'{side}s: a table with the columns {examples(list(ids.columns))}; '
@@ -54,16 +58,26 @@ def asked_ids(learn:CollabLearner, side:str, ids:Any) -> tuple[np.ndarray, np.nd
     ids = _distinct([ids] if is_one else ids, f'{side}s', cast_of(id_cast, of.column))
     return ids, of.vocab.rows(ids)
 
-def check_known(learn:CollabLearner, side:str, ids:np.ndarray, rows:np.ndarray, remedy:str) -> None:
-    "Raise if any of `ids` has no row; `remedy` is what the message says to do."
+# %% ../../nbs/62_serve.recommend.ipynb #8c7e4a15
+def check_known(
+    learn:CollabLearner, # any learner
+    side:str, # 'user' or 'item'
+    ids:np.ndarray, # (n,), ids that were asked for
+    rows:np.ndarray, # int64 (n,), their rows, -1 for none
+    remedy:str, # what the message says to do
+) -> None:
+    "Raise if an id has no row."
     lost, known = ids[rows < 0], learn.side(side).vocab.ids
     if len(lost): raise VocabError(
         f'{side}s: {len(lost)} of {len(ids)} have no row ({examples(lost)}); expected ids among the {len(known)} that '
         f'the learner was made with ({examples(known)}): {remedy}')
 
 # %% ../../nbs/62_serve.recommend.ipynb #656e024b
-def table_of(learn:CollabLearner, role:str) -> torch.Tensor:
-    "The table of `role`, such as 'i_weight', among the weights of a learner."
+def table_of(
+    learn:CollabLearner, # any learner
+    role:str, # 'u_weight', 'i_weight', 'u_bias' or 'i_bias'
+) -> torch.Tensor: # float (rows, width), the model's own
+    "One of the tables of a learner's model."
     wgts = flat_weights(get_model(learn.model).state_dict())
     named = find_roles(wgts)
     if role not in named: raise WeightsError(f'no {role!r} among the weights {list(wgts)}; expected a model with such '
@@ -140,6 +154,14 @@ def _check_history(learn, asked, pairs, is_told):
         'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
 
 # %% ../../nbs/62_serve.recommend.ipynb #0fe3c5db
+def _own_pairs(learn, table, asked):
+    "Pairs of an asked user and an item with a row, in a table."
+    read = read_like(learn.dls, table, with_ratings=False)
+    pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
+    new = pd.Index(asked.new_ids).get_indexer(read.user_ids)[read.users]
+    pairs[:,0] = np.where(new >= 0, asked.n_users + new, pairs[:,0])
+    return pairs[(pairs >= 0).all(1)]
+
 def _seen_by(learn, asked, exclude_seen, seen, ratings):
     "A function from numbers of users, as `_Asked` has them, to the pairs that they must not be given."
     told = [o for o in (None if exclude_seen is True else exclude_seen, seen) if o is not None]
@@ -186,14 +208,6 @@ def _known_items(learn, name, ids):
                                        f'({examples(items[rows < 0])}), and are left out', CollabWarning, stacklevel=4)
     return np.unique(rows[rows >= 0])
 
-def _own_pairs(learn, table, asked):
-    "Pairs of an asked user and an item with a row, in a table."
-    read = read_like(learn.dls, table, with_ratings=False)
-    pairs = read.on(learn.vocab)  # ty: ignore[missing-attribute] it is patched in
-    new = pd.Index(asked.new_ids).get_indexer(read.user_ids)[read.users]
-    pairs[:,0] = np.where(new >= 0, asked.n_users + new, pairs[:,0])
-    return pairs[(pairs >= 0).all(1)]
-
 # %% ../../nbs/62_serve.recommend.ipynb #d46830b9
 def _not_among(own, users, item_rows):
     "The pairs of `users` and `item_rows` that are not in `own`."
@@ -217,6 +231,22 @@ def _choice(learn, asked, candidates, exclude):
         hide.append(lambda users: pairs[np.isin(pairs[:,0], users)])
     elif exclude is not None: rows = np.setdiff1d(rows, _known_items(learn, 'exclude', exclude))
     return rows, hide
+
+# %% ../../nbs/62_serve.recommend.ipynb #796aa8ce
+def _answers(learn, asked, item_rows, k, hidden, told, on_unknown):
+    "Scores and item rows of each user's list, (n, k)."
+    show, model = hasattr(learn, 'progress'), get_model(learn.model)
+    def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
+    def as_new(rows): return _best_of_new(learn, told, asked.ids[asked.is_new], rows, item_rows, k, hidden)
+    def as_unknown(rows): return best(_scores_of_unknown(learn, item_rows, on_unknown), rows, k, hidden)
+    shape, limits = (len(asked.ids), min(k, len(item_rows))), getattr(model, 'limits', None)
+    vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
+    for some, answer in ((asked.known, by_row), (asked.is_new, as_new), (asked.unknown, as_unknown)):
+        if not some.any(): continue
+        vals[some], top[some] = answer(asked.rows[some])
+        is_rating = limits is not None and (on_unknown != 'popular' or answer is not as_unknown)
+        if is_rating: vals[some] = vals[some].clip(*limits)  # as the model predicts them
+    return vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #231c55c0
 @patch
@@ -251,22 +281,6 @@ def recommend(self:CollabLearner,
     of_popular = res['user'].isin(asked.ids[asked.unknown])
     popularity = res['score'].where(of_popular).astype('Int64')
     return res.assign(score=res['score'].mask(of_popular), popularity=popularity)
-
-# %% ../../nbs/62_serve.recommend.ipynb #796aa8ce
-def _answers(learn, asked, item_rows, k, hidden, told, on_unknown):
-    "Scores and item rows of each user's list, (n, k)."
-    show, model = hasattr(learn, 'progress'), get_model(learn.model)
-    def by_row(rows): return best(scores_of(model, item_rows), rows, k, hidden, show=show)
-    def as_new(rows): return _best_of_new(learn, told, asked.ids[asked.is_new], rows, item_rows, k, hidden)
-    def as_unknown(rows): return best(_scores_of_unknown(learn, item_rows, on_unknown), rows, k, hidden)
-    shape, limits = (len(asked.ids), min(k, len(item_rows))), getattr(model, 'limits', None)
-    vals, top = np.zeros(shape, dtype=np.float32), np.full(shape, -1)
-    for some, answer in ((asked.known, by_row), (asked.is_new, as_new), (asked.unknown, as_unknown)):
-        if not some.any(): continue
-        vals[some], top[some] = answer(asked.rows[some])
-        is_rating = limits is not None and (on_unknown != 'popular' or answer is not as_unknown)
-        if is_rating: vals[some] = vals[some].clip(*limits)  # as the model predicts them
-    return vals, top
 
 # %% ../../nbs/62_serve.recommend.ipynb #8a3c146c
 def _sure_of(learn, asked, told, on_unknown):
@@ -304,7 +318,11 @@ class BoundScores(DotScores):
         super().__call__(rows, out)
         out += self.explore*(self.users[rows] @ self.doubts.T).sqrt()
 
-    def exact(self, rows, cols):
+    def exact(self,
+        rows:torch.Tensor, # int64 (n,), of users
+        cols:torch.Tensor, # int64 (n, l), of items, as places in `item_rows`
+    ) -> tuple: # scores, (n, l), and how far rounding may have taken those of a call from them, (n,)
+        "The scores of some items, pair by pair."
         scores, slack = super().exact(rows, cols)
         doubt = products(self.users[rows], self.doubts[cols])[0].sqrt()  # of what is above 0, rounding takes a share
         return scores + self.explore*doubt, slack + doubt.amax(1)*(abs(self.explore)*1e-4)
