@@ -302,6 +302,8 @@ def predicted(
     return predicted_pairs(replace(posterior, users=users, items=items), torch.stack(at, 1), y_range)
 
 # %% ../../nbs/44_models.posterior.ipynb #b1707820
+_OF_FEATURES = 'effects', 'relevance', 'first_base', 'first_spread'
+
 def _unsaved(own): return ('mean', 'features') if own.has_features else ('mean', 'features', *_OF_FEATURES)
 
 def posterior_tables(
@@ -316,25 +318,7 @@ def posterior_tables(
             res[f'{name}{"." if o.name in ROW_FIELDS else "_"}{o.name}'] = getattr(own, o.name)
     return res
 
-# %% ../../nbs/44_models.posterior.ipynb #d9353b75
-def read_posterior(
-    tables:dict[str, Tensor], # as `posterior_tables` gives them
-    users:Tensor, # (n_users, k+1) float32: the means, vector and bias
-    items:Tensor, # (n_items, k+1) float32
-    features:dict|None=None, # 'user', 'item' -> (rows, p) float32; None for none
-) -> Posterior: # as `posterior_tables` was given it
-    "The posterior in `tables`; raises `CheckpointError` where something is missing or of another shape."
-    known = features or {}
-    sides = [_read_side(tables, o, mean, known.get(o)) for o, mean in zip(SIDES, (users, items), strict=True)]
-    noise = _entry(tables, 'noise', (1,)).item()
-    if not noise > 0: raise CheckpointError(f'posterior: a noise of {noise}; expected a standard deviation above 0')
-    stretch, judged = _entry(tables, 'stretch', (2,)).tolist() if 'stretch' in tables else (1., 0.) # older ones
-    if not (stretch > 0 and judged >= 0): raise CheckpointError(
-        f'posterior: a stretch of {stretch} by {judged} ratings; expected a number above 0, and 0 or more')
-    return Posterior(*sides, noise, stretch, judged)
-
 # %% ../../nbs/44_models.posterior.ipynb #afc98917
-_OF_FEATURES = 'effects', 'relevance', 'first_base', 'first_spread'
 _SIGNED = 'surplus', 'history', 'implicit', 'base', 'features', 'effects', 'first_base'
 
 def _entry(tables, key, shape):
@@ -358,6 +342,23 @@ def _read_side(tables, name, mean, features):
         if o not in _SIGNED and (t < 0).any(): raise CheckpointError(
             f'posterior: {o} of {name}s has numbers below 0; expected none')
     return SidePosterior(mean, **{o: t.to(mean) for o, t in own.items()})
+
+# %% ../../nbs/44_models.posterior.ipynb #d9353b75
+def read_posterior(
+    tables:dict[str, Tensor], # as `posterior_tables` gives them
+    users:Tensor, # (n_users, k+1) float32: the means, vector and bias
+    items:Tensor, # (n_items, k+1) float32
+    features:dict|None=None, # 'user', 'item' -> (rows, p) float32; None for none
+) -> Posterior: # as `posterior_tables` was given it
+    "The posterior in `tables`; raises `CheckpointError` where something is missing or of another shape."
+    known = features or {}
+    sides = [_read_side(tables, o, mean, known.get(o)) for o, mean in zip(SIDES, (users, items), strict=True)]
+    noise = _entry(tables, 'noise', (1,)).item()
+    if not noise > 0: raise CheckpointError(f'posterior: a noise of {noise}; expected a standard deviation above 0')
+    stretch, judged = _entry(tables, 'stretch', (2,)).tolist() if 'stretch' in tables else (1., 0.) # older ones
+    if not (stretch > 0 and judged >= 0): raise CheckpointError(
+        f'posterior: a stretch of {stretch} by {judged} ratings; expected a number above 0, and 0 or more')
+    return Posterior(*sides, noise, stretch, judged)
 
 # %% ../../nbs/44_models.posterior.ipynb #bf1cdbc4
 def faded(
