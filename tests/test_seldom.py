@@ -12,6 +12,7 @@ from collab_pretrained.core import CheckpointError, CollabWarning, RatingsError,
 from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.learner.core import vocab_difference
 from collab_pretrained.learner.factory import collab_learner
+from collab_pretrained.models.ials import IALS
 from collab_pretrained.serve.delta import write_delta
 from collab_pretrained.serve.night import night
 from collab_pretrained.serve.versions import read_facts, versions_of
@@ -161,3 +162,20 @@ def test_rows_that_descent_trained_are_not_mixed_with_solved_ones(two_tastes, tm
     if not from_folder:
         quiet(learn, 'fit_als', 2)
         assert not learn.model.i_bias.weight.any() and not learn.by_descent
+
+
+def test_a_table_in_which_nothing_is_liked_is_told():
+    dislikes = pd.DataFrame({'user': [1, 2, 3], 'item': [1, 2, 3], 'rating': [1., 2., 1.]})
+    with pytest.raises(RatingsError, match='none of 3 ratings in the training part is at least 4'):
+        learner(dislikes, loss=IALS(4))
+
+
+def test_frozen_users_who_like_nothing_stay():
+    "Their row is the mean of others, which moves, and theirs does not."
+    rows = [(u, i, 5.) for u in range(10) for i in range(u % 3, 10, 3)] + [(10, 0, 1.), (10, 1, 1.)]
+    learn = learner(pd.DataFrame(rows, columns=['user', 'item', 'rating']), loss='ials')
+    learn.freeze_rows([10], 'user')
+    before = learn.model.weight([10, 1]).clone()
+    learn.update(pd.DataFrame({'user': [1, 11], 'item': [0, 0], 'rating': 5.}))
+    after = learn.model.weight([10, 1])
+    assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])

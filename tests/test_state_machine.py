@@ -226,6 +226,11 @@ class LearnerMachine(RuleBasedStateMachine):
         ids = self.learn.side(side).vocab.ids.tolist()
         return [ids[k] for k in range(len(ids)) if share > self.rng.random()]
 
+    def has_positives(self):
+        ratings = self.learn.dls.train_ds.tensors[1]
+        least = 1 if self.learn.ranking is None else self.learn.ranking.threshold(ratings) or 1
+        return bool((ratings >= least).any())
+
     def is_solved(self): return is_solved_by_rows(self.learn)
 
     # training
@@ -244,7 +249,7 @@ class LearnerMachine(RuleBasedStateMachine):
 
     @rule(rounds=st.integers(1, 2))
     def fit_als(self, rounds):
-        can = not self.how['use_nn'] and self.how['loss'] in (None, 'ials') and len(self.learn.dls.train_ds)
+        can = not self.how['use_nn'] and self.how['loss'] in (None, 'ials') and self.has_positives()
         if not can: return self.refused(self.learn.fit_als, rounds)
         quiet(self.learn, 'fit_als', rounds)
         self.trained()

@@ -542,7 +542,10 @@ def set_factors(
     model = dot_product(learn)
     biases = torch.zeros_like(model.u_bias.weight), _recent_biases(learn, model.i_bias.weight.detach(), held)
     for o, vectors, bias in zip(SIDES, with_fallback(factors, feature_values(learn)), biases, strict=False):
-        set_side_table(model, o, torch.cat([vectors, bias.to(vectors)], 1))
+        table = torch.cat([vectors, bias.to(vectors)], 1)
+        still = frozen_rows_of(learn, o).to(table.device)
+        table[still] = side_table(model, o)[still]
+        set_side_table(model, o, table)
     learn.solved = table_stamp(model), factors
 
 def _recent_biases(learn, now, held):
@@ -569,6 +572,9 @@ def _fit_ranking(learn, x, y, weight, n_rounds, cbs, half_life, days):
     "Implicit ALS over the positives of the training part."
     _set_recency(learn, x, _is_liked(learn, y, weight), half_life, days)
     pairs, weight = positives_of(learn, x, y, weight)
+    if not len(pairs): raise RatingsError(
+        f'none of {len(x)} ratings in the training part is at least {learn.ranking.threshold(y)}, which is what counts '
+        'as liked; expected some that are: `fit_als` learns from these (`min_rating=` of the loss says what is liked)')
     rounds = ials_rounds(_first_factors(learn), pairs, weight, n_rounds, share=learn.process)
     def step():
         factors = next(rounds)
@@ -626,10 +632,10 @@ def fill_dislikes(
     "Give users who like nothing the mean row of those who dislike the same, as `fold_in` does."
     if learn.ranking is None or not is_solved_by_rows(learn) or learn.ranking.min_rating is None: return
     said, factors, evidence = feature_values(learn), factors_of(learn), learn.evidence()
-    lost = np.zeros(1) if evidence is None else evidence.counts*(factors.user_counts == 0).cpu().numpy()
-    if 'user' in said or not lost.any(): return
+    lost = (factors.user_counts == 0).cpu().numpy()
+    if 'user' in said or evidence is None or not (evidence.counts*lost).any(): return
     (pairs, likes), model = dislikes_of(learn), dot_product(learn)
-    mine = pairs[~likes[pairs[:,0]] & ~np.isin(pairs[:,0], frozen_rows_of(learn, 'user'))]
+    mine = pairs[lost[pairs[:,0]] & ~likes[pairs[:,0]] & ~np.isin(pairs[:,0], frozen_rows_of(learn, 'user'))]
     if not len(mine): return
     known = pairs[likes[pairs[:,0]] & np.isin(pairs[:,1], mine[:,1])]
     start = with_fallback(factors, said).users
