@@ -175,7 +175,7 @@ def test_frozen_users_who_like_nothing_stay():
     rows = [(u, i, 5.) for u in range(10) for i in range(u % 3, 10, 3)] + [(10, 0, 1.), (10, 1, 1.)]
     learn = learner(pd.DataFrame(rows, columns=['user', 'item', 'rating']), loss='ials')
     learn.freeze_rows([10], 'user')
-    before = learn.model.weight([10, 1]).clone()
+    before = learn.model.weight([10, 1], is_item=False).clone()
     learn.update(pd.DataFrame({'user': [1, 11], 'item': [0, 0], 'rating': 5.}))
-    after = learn.model.weight([10, 1])
+    after = learn.model.weight([10, 1], is_item=False)
     assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
