@@ -72,7 +72,6 @@ def shard_rows(
     local = _start_values(weight, mesh)
     return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=weight.shape, stride=weight.stride())
 
-# %% ../../nbs/71_scale.sharded.ipynb #6117d69b
 def check_together(
     table:Tensor, # one of a model's
 ):
