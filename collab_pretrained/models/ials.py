@@ -89,8 +89,11 @@ def ials_rounds(
         yield ImplicitFactors(users, items, *counts)
 
 # %% ../../nbs/48_models.ials.ipynb #3a523269
-def error_of_positives(factors:ImplicitFactors, pairs:Tensor) -> float: # 0 where all scores are 1
-    "The mean squared error of positives, (n, 2) int64; on a CPU in parts that stay in its cache."
+def error_of_positives(
+    factors:ImplicitFactors, # from training
+    pairs:Tensor, # (n, 2) int64: rows of user and item of each positive
+) -> float: # 0 where all scores are 1
+    "The mean squared error of positives; on a CPU in parts that stay in its cache."
     sums = pairs.new_zeros((), dtype=torch.float64)
     for users, items in (o.T for o in pairs.split(4096 if pairs.device.type == 'cpu' else 2**22)):
         scores = (factors.users.index_select(0, users)*factors.items.index_select(0, items)).sum(1)

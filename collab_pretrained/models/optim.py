@@ -102,19 +102,29 @@ def step(self:FusedAdam,
 # %% ../../nbs/46_models.optim.ipynb #0f85fe95
 class _Owed:
     "What steps that passed rows of a table by would have made of them: `left*row + drawn*anchor`."
-    def __init__(self, p, anchor=None, pull=None):
+    def __init__(self,
+        p, # (n_rows, width), the table
+        anchor=None, # (n_rows, width), what rows are pulled to; None for none
+        pull=None, # (n_rows, 1), how strongly: one number for all that are held, and 0 for the rest
+    ):
         self.anchor, self.held, self.strength = anchor, None, 0.
         if anchor is not None and pull is not None: self.held, self.strength = (pull > 0).flatten(), pull.max().item()
         self.left, self.drawn = [0., 0.], 0.  # log of what is left of a free, a held row; an anchor's share
         n_kinds = 1 if anchor is None else 2
         self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same at a row's last step
 
-    def add(self, lr, wd):
+    def add(self,
+        lr, # learning rate of a step
+        wd, # its weight decay
+    ):
+        "Another step, which all rows owe."
         pull = min(lr*self.strength, 1 - 1e-9)
         self.left = [self.left[0] + math.log1p(-lr*wd), self.left[1] + math.log1p(-lr*wd) + math.log1p(-pull)]
         self.drawn = (1 - lr*wd)*((1-pull)*self.drawn + pull)
 
-    def pay(self, rows):
+    def pay(self,
+        rows, # (n,) int64
+    ): # (n, 1) float64 each: what is left of a row, and the share of its anchor, None without anchors
         "What `rows` are owed, which they aren't any more."
         now, last = self.paid.new_full((len(self.paid), len(rows)), self.left[0]), self.paid.index_select(1, rows)
         if self.held is not None:
@@ -123,24 +133,6 @@ class _Owed:
         self.paid.index_copy_(1, rows, now)
         left = (now[0] - last[0]).exp()
         return left[:,None], None if self.held is None else (now[1] - left*last[1])[:,None]
-
-# %% ../../nbs/46_models.optim.ipynb #2d3c2bf4
-def _step_rows(opt, p, lr, wd, *hypers):
-    "One step of the rows of `p` that its gradient has."
-    grad, state, (anchor, pull) = p.grad.coalesce(), opt.state[p], opt.anchors.get(p, (None, None))
-    rows = grad.indices()[0]
-    opt.catch_up(p, rows)
-    tables = p, state['grad_avg'], state['sqr_avg']
-    part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
-    if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
-    averages = {'grad_avg': grad_avg, 'sqr_avg': sqr_avg, 'step': state['step']}
-    _fused_step([part], [grad.values()], [averages], lr, wd, *hypers)
-    for table, o in zip(tables, (part, grad_avg, sqr_avg), strict=True): table.index_copy_(0, rows, o)
-    if p not in opt.owed:
-        if not wd and anchor is None: return
-        opt.owed[p] = _Owed(p, anchor, pull)
-    opt.owed[p].add(lr, wd)
-    opt.owed[p].pay(rows)
 
 # %% ../../nbs/46_models.optim.ipynb #658f5079
 @patch
@@ -163,6 +155,25 @@ def settle(self:FusedAdam):
         for rows in torch.arange(len(p), device=p.device).split(2**18): self.catch_up(p, rows)
     self.owed = {}
 
+# %% ../../nbs/46_models.optim.ipynb #2d3c2bf4
+def _step_rows(opt, p, lr, wd, *hypers):
+    "One step of the rows of `p` that its gradient has."
+    grad, state, (anchor, pull) = p.grad.coalesce(), opt.state[p], opt.anchors.get(p, (None, None))
+    rows = grad.indices()[0]
+    opt.catch_up(p, rows)
+    tables = p, state['grad_avg'], state['sqr_avg']
+    part, grad_avg, sqr_avg = (o.index_select(0, rows) for o in tables)
+    if anchor is not None: part.lerp_(anchor.index_select(0, rows), (pull.index_select(0, rows)*lr).clamp(max=1))
+    averages = {'grad_avg': grad_avg, 'sqr_avg': sqr_avg, 'step': state['step']}
+    _fused_step([part], [grad.values()], [averages], lr, wd, *hypers)
+    for table, o in zip(tables, (part, grad_avg, sqr_avg), strict=True): table.index_copy_(0, rows, o)
+    if p not in opt.owed:
+        if not wd and anchor is None: return
+        opt.owed[p] = _Owed(p, anchor, pull)
+    opt.owed[p].add(lr, wd)
+    opt.owed[p].pay(rows)
+
+# %% ../../nbs/46_models.optim.ipynb #50f50dfb
 @patch
 def state_dict(self:FusedAdam) -> dict: # as fastai's: 'state' of each parameter, and 'hypers' of each group
     "What a file keeps of the optimizer, once nothing is owed."
