@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import get_args
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch.distributed.checkpoint
@@ -153,3 +154,29 @@ def test_number_out_of_range_or_of_another_kind():
     odd = [('n_users', -1), ('n_users', '5'), ('changed', 2), ('noise', float('nan')), ('n_factors', 0), ('seed', .5)]
     for param, value in odd:
         with pytest.raises(CollabError, match=param): planted_ratings(**{param: value})
+
+
+@pytest.mark.parametrize('emb_szs', [5, {'user': 'x'}, {'item': 0}, {'item': True}, [4, 2.5]])
+def test_odd_widths(emb_szs):
+    with pytest.raises(CollabError, match='emb_szs'): collab_learner(LOADERS, use_nn=True, emb_szs=emb_szs)
+
+
+def test_a_device_that_torch_does_not_know():
+    with pytest.raises(CollabError, match="device='nope'"): CollabDataLoaders.from_df(RATINGS, device='nope')
+
+
+def test_masked_values_are_missing():
+    ids, vectors = np.arange(4), np.ones((4, 2))
+    hide = np.array([False, True, False, False])
+    with pytest.raises(CollabError, match='1 missing of 4, at positions 1'):
+        importers.from_arrays(np.ma.masked_array(ids, hide), vectors, None, None)
+    with pytest.raises(CollabError, match='the rows of 1; expected finite numbers'):
+        importers.from_arrays(ids, np.ma.masked_array(vectors, np.stack([hide]*2, 1)), None, None)
+    nothing_masked = np.ma.masked_array(ids, ~hide & hide)
+    assert importers.from_arrays(nothing_masked, vectors, None, None).vocab[0].ids.tolist() == [0, 1, 2, 3]
+
+
+def test_a_column_that_arrow_does_not_know():
+    polars = pytest.importorskip('polars')
+    table = polars.from_pandas(RATINGS).with_columns(polars.col('user').cast(polars.Int128))
+    with pytest.raises(CollabError, match='Int128'): CollabDataLoaders.from_df(table)

@@ -509,7 +509,8 @@ class CollabDataLoaders(DataLoaders):
         for o in kwargs.keys() - _options: raise TypeError(f'from_df got an unexpected keyword argument {o!r}')
         check_vocab_or_count(vocab, min_count)
         seed = seed_or_fresh(seed)
-        device = torch.device(default_device() if device is None else device)
+        try: device = torch.device(default_device() if device is None else device)
+        except RuntimeError: raise RatingsError(f"device={device!r}; expected one of torch's, e.g. 'cuda'") from None
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name,
                              id_cast=id_cast, on_missing=on_missing, implicit=implicit).merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)

@@ -123,7 +123,10 @@ def as_frame(
     if hasattr(table, 'read_all'): table = table.read_all()  # and its reader of batches
     table = table.select(names)
     if hasattr(table, 'collect'): table = table.collect()  # polars' LazyFrame
-    if hasattr(table, 'to_arrow'): table = table.to_arrow()
+    try:
+        if hasattr(table, 'to_arrow'): table = table.to_arrow()
+    except pa.ArrowInvalid as e: raise RatingsError(f"columns {names}: {e}; expected types that Arrow has, for polars' "
+                                                    'Int128 e.g. `cast(pl.Int64)`') from None
     return _without_runs(table).to_pandas(types_mapper=_pandas_type, ignore_metadata=True)
 
 # %% ../../nbs/32_data.ratings.ipynb #11c03ffc

@@ -184,7 +184,12 @@ def embedding_sizes(
     "How large the embeddings of a network are."
     rows = {col: len(names) for col, names in classes.items()}
     if not emb_szs: emb_szs = {}
+    if not isinstance(emb_szs, (Mapping, list, tuple)): raise WeightsError(
+        f'emb_szs={emb_szs!r}; expected a width for each column: a dictionary, or a list')
     if not isinstance(emb_szs, Mapping): emb_szs = _by_column(emb_szs, rows)
+    for col, width in emb_szs.items():
+        is_width = isinstance(width, (int, np.integer)) and not isinstance(width, bool) and width > 0
+        if not is_width: raise WeightsError(f'emb_szs: {width!r} for {col!r}; expected a width of 1 or more')
     if set(emb_szs) - set(rows): raise WeightsError(
         f'emb_szs: {examples([o for o in emb_szs if o not in rows])} among its columns; expected some of {list(rows)}')
     return [(n, int(emb_szs.get(col, emb_sz_rule(n)))) for col, n in rows.items()]
