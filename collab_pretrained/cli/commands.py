@@ -398,8 +398,13 @@ def cli_evaluate(
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])
 
 # %% ../../nbs/83_cli.commands.ipynb #48f629d6
-def ids_given(learn:CollabLearner, side:str, option:str, given:str|None) -> Any:
-    "Ids of `side` in a file, or with commas between them, as `option` gives them; None for None."
+def ids_given(
+    learn:CollabLearner, # whose ids they are
+    side:str, # 'user' or 'item'
+    option:str, # which has them, without its dashes: 'users'
+    given:str|None, # its value: a file with a column of ids, or ids with commas between; None for none
+) -> Any: # list, of int or str as the ids of `side` are; None for None
+    "The ids that an option gives."
     if given is None: return None
     is_text = learn.side(side).vocab.kind == 'text'
     if isfile(given): return read_ids(given, is_text)
@@ -422,8 +427,11 @@ def _items(learn, option, given, reading):
     return tables_of(learn, given, reading, with_ratings=False) if is_table else ids_given(learn, 'item', option, given)
 
 # %% ../../nbs/83_cli.commands.ipynb #1df41ac0
-def titles_in(path:str, is_text:bool) -> dict: # item -> title
-    "The first two columns of a file; `is_text` says that ids are."
+def titles_in(
+    path:str, # of a table whose first two columns are items and titles
+    is_text:bool, # whether the model's item ids are text
+) -> dict: # item -> title
+    "The titles in a file."
     df = read_table(path, text=[0]*is_text)
     if df.shape[1] < 2: raise RatingsError(f'{path}: {df.shape[1]} columns; expected two, of items and of titles')
     try: return dict(zip(df.iloc[:,0], df.iloc[:,1], strict=True))

@@ -50,7 +50,7 @@ def _add_option(parser, name, param):
     kind = next((o for o in get_args(param.anno) if o is not types.NoneType), param.anno)
     default, flag = param.default, '--' + name.replace('_', '-')
     shown = '' if default in (None, '', Parameter.empty) or kind is bool else f' (default: {default})'
-    about = (param.docment or '').replace('%', '%%') + shown
+    about = ((param.docment or '') + shown).replace('%', '%%')
     parse = {int: _whole, float: _number}.get(kind, str)
     if default is Parameter.empty: parser.add_argument(name, type=parse, help=about)
     elif kind is bool and default is None: parser.add_argument(flag, action=BooleanOptionalAction, help=about)
