@@ -399,6 +399,23 @@ def _width_hint(name, saved, own):
     if saved.dim() < 2 or saved.shape[1:] == own.shape[1:]: return ''
     return ': see `emb_szs` and `layers`' if 'embeds.' in name or 'layers.' in name else f': n_factors={saved.shape[1]}'
 
+# %% ../../nbs/51_learner.core.ipynb #a75b9f34
+def _give_opt(learn, pre, give):
+    "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of weights that got some."
+    device = getattr(learn.dls, 'device', None)
+    if device is not None: learn.model.to(device)  # as `fit` will: moments stand where weights do
+    if learn.opt is None: learn.create_opt()
+    opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
+    lost = names if opt is None else give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts))
+    if lost: warnings.warn(
+        f'{pre.name}: {_lost_moments(opt, lost)} (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
+    return [o for o in names if o not in lost]
+
+def _lost_moments(opt, lost):
+    if opt is None: return 'saved without the optimizer; its moments start at zero'
+    return (f'no moments that fit {examples(lost, 8)}, which start at zero; '
+            'expected those of the same optimizer, for weights of the same shape')
+
 # %% ../../nbs/51_learner.core.ipynb #15fe3d7a
 @patch
 def load(self:CollabLearner,
@@ -424,23 +441,6 @@ def load(self:CollabLearner,
         self._flag_biases()  # whatever the file's did
     self.restore_tables(saved.meta.get('tables', {}), match_classes(self.vocab, self.vocab))
     return self
-
-# %% ../../nbs/51_learner.core.ipynb #a75b9f34
-def _give_opt(learn, pre, give):
-    "Give the optimizer the state in `pre`, by `give(state, names)`; returns the names of weights that got some."
-    device = getattr(learn.dls, 'device', None)
-    if device is not None: learn.model.to(device)  # as `fit` will: moments stand where weights do
-    if learn.opt is None: learn.create_opt()
-    opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
-    lost = names if opt is None else give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts))
-    if lost: warnings.warn(
-        f'{pre.name}: {_lost_moments(opt, lost)} (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
-    return [o for o in names if o not in lost]
-
-def _lost_moments(opt, lost):
-    if opt is None: return 'saved without the optimizer; its moments start at zero'
-    return (f'no moments that fit {examples(lost, 8)}, which start at zero; '
-            'expected those of the same optimizer, for weights of the same shape')
 
 # %% ../../nbs/51_learner.core.ipynb #34afee1f
 def interaction_counts(
@@ -516,6 +516,15 @@ class WarmStart:
     min_overlap:float = 0. # raise if a smaller share of the ids, on either side, has a pretrained row; 0 to 1
     with_opt:bool = False # whether the optimizer's moments come along, row by row; False starts it anew
 
+def _load_rows(model, pre, report, how):
+    "Load the matched rows of `pre`, and warn of what it has nothing for."
+    wgts = match_wgts(pre.wgts, report, how.keys, how.unseen, how.min_count, how.seed)
+    try: missing, _ = load_pretrained_keys(model, wgts, keys=how.keys)
+    except WeightsError as e: raise type(e)(f'{pre.name}: {e}') from None
+    lost = [k for k in missing if not k.endswith('num_batches_tracked')]
+    if lost: warnings.warn(
+        f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
+
 # %% ../../nbs/51_learner.core.ipynb #02ade5cb
 def check_overlap(
     name:str, # of the pretrained model, for the message
@@ -527,15 +536,6 @@ def check_overlap(
         match = report.side(side)
         if len(match.old_vocab) and match.coverage < min_overlap: raise VocabError(
             f'{name}: {match.coverage:.1%} of the {side}s matched; expected {min_overlap:.1%} (`min_overlap`)\n{match}')
-
-def _load_rows(model, pre, report, how):
-    "Load the matched rows of `pre`, and warn of what it has nothing for."
-    wgts = match_wgts(pre.wgts, report, how.keys, how.unseen, how.min_count, how.seed)
-    try: missing, _ = load_pretrained_keys(model, wgts, keys=how.keys)
-    except WeightsError as e: raise type(e)(f'{pre.name}: {e}') from None
-    lost = [k for k in missing if not k.endswith('num_batches_tracked')]
-    if lost: warnings.warn(
-        f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
 
 # %% ../../nbs/51_learner.core.ipynb #ab054490
 @patch
