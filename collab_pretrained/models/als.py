@@ -275,6 +275,18 @@ def _guessed_side(table, counts, known, others, precision):
     variance = 1/(1/spread**2 + counts[:,None]*information)
     return SidePosterior(table, variance, counts, nothing, nothing.clone(), rows.mean(0), spread, .1*spread)
 
+# %% ../../nbs/49_models.als.ipynb #93f7b650
+def _noise_told(tables, known, x, y, y_range):
+    "The error on ratings between known rows, else a guess from the spread of biases and ratings."
+    u, v = tables[0][x[:,0]], tables[1][x[:,1]]
+    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
+    both = known[0][x[:,0]] & known[1][x[:,1]]
+    biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
+    guess = 2*(float((biases[0] + biases[1]).sqrt()) or 1.)
+    if y_range is not None: z, guess = y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z), _slope(y_range)
+    if len(y): guess = max(guess, .8*mean_and_scale(y)[1])
+    return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess
+
 # %% ../../nbs/49_models.als.ipynb #6917c3ad
 def posterior_from_counts(
     users:Tensor, # (n_users, k+1) float32: the rows
@@ -292,18 +304,6 @@ def posterior_from_counts(
     precision = (_slope(y_range)/noise)**2
     sides = [_guessed_side(tables[k], counts[k], known[k], tables[1-k][known[1-k]], precision) for k in (0, 1)]
     return Posterior(*sides, noise)
-
-# %% ../../nbs/49_models.als.ipynb #93f7b650
-def _noise_told(tables, known, x, y, y_range):
-    "The error on ratings between known rows, else a guess from the spread of biases and ratings."
-    u, v = tables[0][x[:,0]], tables[1][x[:,1]]
-    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
-    both = known[0][x[:,0]] & known[1][x[:,1]]
-    biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
-    guess = 2*(float((biases[0] + biases[1]).sqrt()) or 1.)
-    if y_range is not None: z, guess = y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z), _slope(y_range)
-    if len(y): guess = max(guess, .8*mean_and_scale(y)[1])
-    return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess
 
 # %% ../../nbs/49_models.als.ipynb #bd40ad74
 def _tonight(own, implicit, ratings, kept=1.):
