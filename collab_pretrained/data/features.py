@@ -185,7 +185,9 @@ class Features:
     encoding: Encoding # of their columns
     values: Tensor # (n_rows, p) float32; 0 in rows of ids without features
 
-    def tables(self, side:str) -> dict: # key -> tensor
+    def tables(self,
+        side:str, # 'user' or 'item'
+    ) -> dict: # key -> tensor
         "As they are saved."
         return {f'{side}.values': self.values.cpu(), f'{side}_encoding': self.encoding.to_tensor()}
 

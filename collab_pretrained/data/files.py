@@ -189,7 +189,9 @@ def read_csv(
     return df
 
 # %% ../../nbs/33_data.files.ipynb #c07b0f69
-def hive_texts(paths:Sequence) -> dict: # name -> bool, in the order of the folders
+def hive_texts(
+    paths:Sequence, # of files, relative or not
+) -> dict: # name -> bool, in the order of the folders
     "The names of partitions, such as the user of `user=007/a.parquet`, and whether their values are text."
     res = {}
     for name, value in (map(unquote, o.split('=', 1)) for path in paths for o in Path(path).parts[:-1] if '=' in o):
@@ -239,7 +241,9 @@ def _kind_of(path, kinds=(*_kinds,), sep=None):
     by_sep = ", or text in columns whose separator is named, e.g. `sep='\\t'`" if kinds == (*_kinds,) else ''
     raise RatingsError(f'{path}: the ending {ending!r}; expected a table: {", ".join(kinds)}{by_sep}')
 
-def says_itself(path:str|Path) -> bool: # True for Parquet and JSON
+def says_itself(
+    path:str|Path, # of a file, by whose ending it is told
+) -> bool: # True for Parquet and JSON
     "Whether a file says itself what its columns are."
     return _kinds[_kind_of(path, sep='')] == ''
 
@@ -354,8 +358,12 @@ def read_ids(
         f'{column or "id"!r}: put one above the ids')
 
 # %% ../../nbs/33_data.files.ipynb #c9a86734
-def pick_columns(df:pd.DataFrame, path:str|Path, **roles) -> list: # the names of the roles' columns, all different
-    "The columns of 'user', 'item', 'rating', 'time', by their names; one that is guessed must not look like another's."
+def pick_columns(
+    df:pd.DataFrame, # as `read_table` gives it
+    path:str|Path, # where it comes from, for messages
+    **roles, # 'user', 'item', 'rating' or 'time' -> the name of its column, or None for the one in that place
+) -> list: # the names of the roles' columns, all different
+    "The columns of users, items and the rest; one that is guessed must not look like another's."
     names, options = [], ', '.join(f'`--{o}`' for o in roles)
     if None in roles.values() and not Path(path).is_dir() and set(Path(path).suffixes) & set(_json): raise RatingsError(
         f'{path}: JSON objects, whose keys have no order; expected the names of the columns: {options}, of {list(df)}')

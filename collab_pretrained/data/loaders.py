@@ -229,8 +229,10 @@ def batch_slices(
 
 # %% ../../nbs/34_data.loaders.ipynb #cd2723f0
 @patch
-def create_batches(self:CollabDL, samps): # yields (x, y) or (x,), on the loader's device
-    "Gather the rows at the positions `samps` by the million and slice batches off."
+def create_batches(self:CollabDL,
+    samps, # int positions in the dataset: an array or an iterable
+): # yields (x, y) or (x,), on the loader's device
+    "Gather rows by the million and slice batches off."
     if not isinstance(samps, (np.ndarray, Tensor)): samps = np.fromiter(samps, dtype=np.int64)
     idxs = torch.as_tensor(samps)
     ds, device = self.dataset, self.device or torch.device('cpu')

@@ -127,8 +127,10 @@ def _windows(dl):
 
 # %% ../../nbs/35_data.stream.ipynb #68d2a2dc
 @patch
-def create_batches(self:StreamDL, samps=None) -> Iterator: # of (x, y), on the loader's device
-    "Read windows and slice batches off; `samps` is not used."
+def create_batches(self:StreamDL,
+    samps=None, # accepted as fastai's loaders do, and not used
+) -> Iterator: # of (x, y), on the loader's device
+    "Read windows and slice batches off."
     bs, rest = self.bs, torch.empty(0, 3, dtype=torch.int32, device=self.device)
     for window in _windows(self):
         raw = torch.cat((rest, torch.from_numpy(window).to(self.device)))

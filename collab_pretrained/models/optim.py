@@ -113,19 +113,13 @@ class _Owed:
         n_kinds = 1 if anchor is None else 2
         self.paid = torch.zeros(n_kinds, len(p), dtype=torch.float64, device=p.device)  # the same at a row's last step
 
-    def add(self,
-        lr, # learning rate of a step
-        wd, # its weight decay
-    ):
-        "Another step, which all rows owe."
+    def add(self, lr, wd): # of another step, which all rows owe
         pull = min(lr*self.strength, 1 - 1e-9)
         self.left = [self.left[0] + math.log1p(-lr*wd), self.left[1] + math.log1p(-lr*wd) + math.log1p(-pull)]
         self.drawn = (1 - lr*wd)*((1-pull)*self.drawn + pull)
 
-    def pay(self,
-        rows, # (n,) int64
-    ): # (n, 1) float64 each: what is left of a row, and the share of its anchor, None without anchors
-        "What `rows` are owed, which they aren't any more."
+    def pay(self, rows): # (n, 1) float64 each: what is left of a row, and the share of its anchor, None without anchors
+        "What `rows`, (n,) int64, are owed, which they aren't any more."
         now, last = self.paid.new_full((len(self.paid), len(rows)), self.left[0]), self.paid.index_select(1, rows)
         if self.held is not None:
             held = self.held.index_select(0, rows).double()

@@ -287,6 +287,7 @@ def _saved_ranking(config):
     res.from_old_save = res.min_rating == 'mean'
     return res
 
+# %% ../../nbs/45_models.ranking.ipynb #b7c52034
 def as_ranking(
     loss:str|Ranking|None=None, # 'bpr', 'warp', 'softmax', a `Ranking`, or None for the pretrained model's
     pretrained=None, # with `meta`, where a ranking was saved under 'loss'; None for none

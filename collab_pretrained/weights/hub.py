@@ -24,7 +24,9 @@ def is_hub_id(
     return isinstance(name, str) and bool(re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(@\S+)?', name, re.ASCII))
 
 # %% ../../nbs/29_weights.hub.ipynb #d22c7a63
-def hub_client(repo_id:str) -> ModuleType: # huggingface_hub
+def hub_client(
+    repo_id:str, # what is asked for, for messages
+) -> ModuleType: # huggingface_hub
     "The hub's client; raises ImportError if it isn't installed."
     try:
         import huggingface_hub

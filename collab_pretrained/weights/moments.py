@@ -20,8 +20,11 @@ from .match import match_rows
 from .roles import bare_name, find_roles, roles
 
 # %% ../../nbs/28_weights.moments.ipynb #fa87f55f
-def param_names(opt:Any, model:nn.Module) -> list: # of str, in the optimizer's order
-    "The names in `model` of the parameters that fastai's optimizer `opt` steps."
+def param_names(
+    opt:Any, # fastai's optimizer of `model`
+    model:nn.Module, # whose weights have the names
+) -> list: # of str, in the optimizer's order
+    "The names of the parameters that an optimizer steps."
     names = {p: name for name, p in model.named_parameters()}
     return [names[p] for group in opt.param_lists for p in group]
 
@@ -37,7 +40,10 @@ def _states(opt_state):
 
 def _shape(state): return next((o.shape for o in state.values() if isinstance(o, torch.Tensor) and o.dim()), None)
 
-def guess_names(opt_state:Mapping, wgts:Mapping) -> list|None: # None for several groups, or other shapes
+def guess_names(
+    opt_state:Mapping, # an optimizer's `state_dict()`
+    wgts:Mapping, # the model's
+) -> list|None: # None for several groups, or other shapes
     "The names of an optimizer's parameters by the order of the model's weights, where the file doesn't tell."
     names, states = [k for k in wgts if not k.endswith(_buffers)], _states(opt_state)
     if len(_groups(opt_state)) != 1 or len(names) != len(states): return None
@@ -57,8 +63,11 @@ def _kind(opt_state):
     group = _groups(opt_state)[0]
     return tuple(sorted(k for k in group if k not in _of_the_run and not (k == 'amsgrad' and not group[k])))
 
-def read_moments(opt_state:Mapping, names:list) -> Moments: # the same memory
-    "The moments in an optimizer's state, whose parameters have these `names` in its order."
+def read_moments(
+    opt_state:Mapping, # an optimizer's `state_dict()`, fastai's or torch's
+    names:list, # of its parameters, in its order
+) -> Moments: # the same memory
+    "The moments in an optimizer's state."
     states = _states(opt_state)
     if len(names) != len(states): raise WeightsError(
         f'{len(names)} names for the moments of {len(states)} weights; expected a name for each: `param_names` gives '
@@ -69,7 +78,11 @@ def read_moments(opt_state:Mapping, names:list) -> Moments: # the same memory
 # %% ../../nbs/28_weights.moments.ipynb #e2f22bb6
 def _known_keys(keys, moments): return keys and {role: k for role, k in keys.items() if k in moments.of}
 
-def match_moments(moments:Moments, report:MatchReport, keys:Mapping|None=None) -> Moments: # a new record
+def match_moments(
+    moments:Moments, # over the old vocabulary; not changed
+    report:MatchReport, # of the old vocabulary and the new one
+    keys:Mapping|None=None, # role -> name of a weight, where the names are unknown
+) -> Moments: # a new record
     "The moments under their ids' new rows, and zeros under new ids; those of other weights as they were."
     res = dict(moments.of)
     for role, names in find_roles(moments.of, _known_keys(keys, moments)).items():
@@ -95,8 +108,14 @@ def _own(x, p):
 
 def _fits(state, p): return all(o.shape in ((), p.shape) for o in state.values() if isinstance(o, torch.Tensor))
 
-def load_moments(opt:Any, model:nn.Module, moments:Moments, keys:Mapping|None=None) -> list:
-    "Give moments to the optimizer of `model`, by role and name; none of another kind of optimizer, or another shape."
+# %% ../../nbs/28_weights.moments.ipynb #b5e88f84
+def load_moments(
+    opt:Any, # fastai's optimizer of `model`; its state is changed
+    model:nn.Module, # over the vocabulary of the moments
+    moments:Moments, # of this kind of optimizer; others are left out
+    keys:Mapping|None=None, # role -> name of a weight of `moments`, where the names are unknown
+) -> list: # names of the parameters whose moments start at zero: without moments, or of another shape
+    "Give moments to an optimizer, by role and name."
     sd, params, source = opt.state_dict(), dict(model.named_parameters()), _source(model, moments, keys)
     names, zero = param_names(opt, model), []
     for k, name in enumerate(names):
@@ -110,15 +129,26 @@ def load_moments(opt:Any, model:nn.Module, moments:Moments, keys:Mapping|None=No
     return zero
 
 # %% ../../nbs/28_weights.moments.ipynb #9908057f
-def carry_moments(opt:Any, model:nn.Module, opt_state:Mapping, names:list|None, report:MatchReport|None=None,
-                  keys:Mapping|None=None) -> list: # names of the parameters whose moments start at zero
-    "Give an optimizer the moments of an old one by ids; `names` are of the old state, None if they aren't known."
+def carry_moments(
+    opt:Any, # fastai's optimizer of `model`; its state is changed
+    model:nn.Module, # over the new vocabulary
+    opt_state:Mapping, # the old optimizer's `state_dict()`
+    names:list|None, # of its parameters, in its order; None if they aren't known
+    report:MatchReport|None=None, # of the old vocabulary and the new one; None if they are the same
+    keys:Mapping|None=None, # role -> name of an old weight, where the names are unknown
+) -> list: # names of the parameters whose moments start at zero
+    "Give an optimizer the moments of an old one, by ids."
     if names is None: return param_names(opt, model)
     moments = read_moments(opt_state, names)
     return load_moments(opt, model, moments if report is None else match_moments(moments, report, keys), keys)
 
 # %% ../../nbs/28_weights.moments.ipynb #4f207332
-def load_opt(opt:Any, model:nn.Module, opt_state:Mapping, names:list|None) -> list: # as in `carry_moments`
+def load_opt(
+    opt:Any, # fastai's optimizer of `model`; its state is changed
+    model:nn.Module, # over the vocabulary of the old one
+    opt_state:Mapping, # the old optimizer's `state_dict()`
+    names:list|None, # of its parameters, in its order; None if they aren't known
+) -> list: # names of the parameters whose moments start at zero
     "Give an optimizer the whole state of an old one, or where their groups differ the moments."
     own = opt.state_dict()
     def sizes(state): return _kind(state), len(_groups(state)), len(_states(state))

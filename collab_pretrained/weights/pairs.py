@@ -130,7 +130,9 @@ def commit_files(
         for o in pending if locked else (): _remove(o.parent, re.escape(o.name) + _PENDING)
 
 # %% ../../nbs/26_weights.pairs.ipynb #8caa447b
-def fingerprint_of(vocabs:Iterable) -> str: # 32 hexadecimal digits
+def fingerprint_of(
+    vocabs:Iterable, # of `Vocab`, users' first
+) -> str: # 32 hexadecimal digits
     "What two vocabularies are recognized by."
     return hashlib.blake2b(' '.join(o.fingerprint for o in vocabs).encode(), digest_size=16).hexdigest()
 
@@ -181,8 +183,12 @@ def _checked_table(path, name, table, vocabs):
         if dot and side in SIDES: _check_rows(path, f'{name}: {key}', res[key], side, vocabs, 'the save')
     return res
 
-def checked_tables(path:str|Path, tables:Mapping, vocabs:list) -> dict: # name -> {key: dense tensor of finite numbers}
-    "What is kept beside the weights, name -> {key: tensor}; keys with 'user.' or 'item.' have a row for each name."
+def checked_tables(
+    path:str|Path, # of the save, for messages
+    tables:Mapping, # name -> {key: tensor}; keys with 'user.' or 'item.' have a row for each name
+    vocabs:list, # of two `Vocab`, users and items
+) -> dict: # name -> {key: dense tensor of finite numbers}
+    "What is kept beside the weights; raises if it could not be read again."
     if not isinstance(tables, Mapping): raise CheckpointError(
         f'{path}: tables={type(tables).__name__}; expected a dictionary from name to {{key: tensor}}')
     return {name: _checked_table(path, name, table, vocabs) for name, table in tables.items()}
@@ -228,7 +234,9 @@ def save_pair(
         f'{wgts_path}: not saved ({e}); what was there before is still there') from e
 
 # %% ../../nbs/26_weights.pairs.ipynb #4fe4b3e8
-def are_columns(x:Any) -> bool:
+def are_columns(
+    x:Any, # what stands where names are expected
+) -> bool:
     "Whether what a file says names the columns of users and items, or (None) that they have no names."
     return x is None or isinstance(x, list) and [type(o) in (str, int) for o in x] == [True, True] and x[0] != x[1]
 
