@@ -285,6 +285,18 @@ def collab_learner(
     if adapt: learn.adapt()
     return learn.carry_opt(source, how.keys) if source and how.with_opt else learn
 
+# %% ../../nbs/53_learner.factory.ipynb #7426be5b
+def _no_ratings(saved):
+    "Loaders without ratings over a saved vocabulary."
+    vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(SIDES, saved.vocab, strict=True))
+    tensors, counts = (torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), saved.meta.get('counts') or {}
+    none = CollabDataset(tensors, vocab)
+    with_table_facts(none, saved.meta)
+    res = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
+    sides = zip(('users', 'items'), map(Vocab.of, vocab.values()), strict=True)
+    res.past = [(v.ids, np.asarray(counts.get(side, np.zeros(len(v.ids))), dtype=np.int64)) for side, v in sides]
+    return res
+
 # %% ../../nbs/53_learner.factory.ipynb #5d93128f
 @patch(cls_method=True)
 def from_pretrained(cls:CollabLearner,
@@ -311,15 +323,3 @@ def from_pretrained(cls:CollabLearner,
     learn.facts = saved.meta.get('facts')
     learn.start_from(saved, how).model.eval()  # so that normalization layers keep what they counted
     return learn
-
-# %% ../../nbs/53_learner.factory.ipynb #7426be5b
-def _no_ratings(saved):
-    "Loaders without ratings over a saved vocabulary."
-    vocab = saved.vocab if isinstance(saved.vocab, dict) else dict(zip(SIDES, saved.vocab, strict=True))
-    tensors, counts = (torch.empty(0, 2, dtype=torch.int64), torch.empty(0, 1)), saved.meta.get('counts') or {}
-    none = CollabDataset(tensors, vocab)
-    with_table_facts(none, saved.meta)
-    res = CollabDataLoaders(CollabDL(none, shuffle=True), CollabDL(none))
-    sides = zip(('users', 'items'), map(Vocab.of, vocab.values()), strict=True)
-    res.past = [(v.ids, np.asarray(counts.get(side, np.zeros(len(v.ids))), dtype=np.int64)) for side, v in sides]
-    return res
