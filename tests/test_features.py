@@ -210,6 +210,11 @@ def test_files_of_features_are_read_by_kind(tmp_path, capsys, monkeypatch):
     table.drop(columns='kind').to_csv('films.csv', sep=';')
     assert command('update', 'model', 'early.csv', '--item-features', 'films.csv') == 2
     assert "no column 'kind'; expected the columns that the model knows" in capsys.readouterr().err
+    table.assign(kind='kind 7').to_csv('films.csv', sep=';')
+    LATE.assign(item='f' + LATE['item'].astype(str)).to_csv('late.csv', index=False, sep=';')
+    assert command('update', 'model', 'late.csv', '--item-features', 'films.csv') == 0
+    features = from_folder('model').features['item']
+    assert (features.values[1:,features.encoding.names.index('kind=kind 7')] > 0).all()  # texts, as the first were
 
 
 def test_new_items_are_predicted_better():
