@@ -101,6 +101,30 @@ def _error(learn, ds):
     with learn.no_bar(): losses = learn.get_preds(dl=dl, with_loss=True)[2]
     return losses.mean().item()**(.5 if _is_squared(learn) else 1)
 
+# %% ../../nbs/58_learner.update.ipynb #25eb1c8a
+@torch.no_grad()
+def _put_back(model, params, buffers):
+    "The very parameters that were there, with their values."
+    for name, (p, value) in params.items():
+        module, _, key = name.rpartition('.')
+        p.copy_(value)
+        layer = model.get_submodule(module)
+        setattr(layer, key, p)
+        if isinstance(layer, nn.Embedding): layer.num_embeddings = len(p)
+    for name, b in model.named_buffers(): b.copy_(buffers[name])
+
+def _states(opt):
+    "The states of an optimizer by parameter; an `OptimWrapper` has those of torch's optimizer as well."
+    return [o.state for o in (opt, getattr(opt, 'opt', None)) if o is not None]
+
+def _put_back_opt(opt, groups, states):
+    for group, params in zip(opt.param_lists, groups, strict=True): group[:] = params
+    for state, saved in zip(_states(opt), states, strict=True):
+        state.clear()
+        state.update(saved)
+
+def _copied(state): return {p: deepcopy(v) for p, v in state.items()}
+
 # %% ../../nbs/58_learner.update.ipynb #a0b4c0a6
 _fields = ('dls', 'match_report', 'solved', 'seen', 'held_out', 'liked', 'features', 'ages', 'trained_here',
            'by_descent')
@@ -126,30 +150,6 @@ def all_or_nothing(
         learn.opt = opt
         if opt: _put_back_opt(opt, groups, states)
         raise
-
-def _copied(state): return {p: deepcopy(v) for p, v in state.items()}
-
-# %% ../../nbs/58_learner.update.ipynb #25eb1c8a
-@torch.no_grad()
-def _put_back(model, params, buffers):
-    "The very parameters that were there, with their values."
-    for name, (p, value) in params.items():
-        module, _, key = name.rpartition('.')
-        p.copy_(value)
-        layer = model.get_submodule(module)
-        setattr(layer, key, p)
-        if isinstance(layer, nn.Embedding): layer.num_embeddings = len(p)
-    for name, b in model.named_buffers(): b.copy_(buffers[name])
-
-def _states(opt):
-    "The states of an optimizer by parameter; an `OptimWrapper` has those of torch's optimizer as well."
-    return [o.state for o in (opt, getattr(opt, 'opt', None)) if o is not None]
-
-def _put_back_opt(opt, groups, states):
-    for group, params in zip(opt.param_lists, groups, strict=True): group[:] = params
-    for state, saved in zip(_states(opt), states, strict=True):
-        state.clear()
-        state.update(saved)
 
 # %% ../../nbs/58_learner.update.ipynb #24c3297e
 def _read(learn, ratings, features):
@@ -259,6 +259,25 @@ def drop_gone(
     if any(map(len, gone)): learn.drop_ids(*gone)
     return Gone(*map(len, gone), *shares)
 
+# %% ../../nbs/58_learner.update.ipynb #b4ffc9f9
+def _check_update(learn, replay, epochs, rounds, lr):
+    "The number of epochs; raises if an update with these settings could learn nothing."
+    is_share = isinstance(replay, (int, float)) and 0 <= replay <= 1
+    if not is_share: raise RatingsError(f'replay={replay!r}; expected a share of the old ratings, 0 to 1')
+    check_rows(rounds, 'rounds', 0, 'rounds')
+    check_rows(epochs or 0, 'epochs', 0, 'epochs')
+    for o in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
+        is_rate = o is None or isinstance(o, (int, float)) and 0 < o < np.inf
+        if not is_rate: raise RatingsError(f'lr={lr!r}; expected a learning rate above 0, or a slice of them')
+    name = type(get_model(learn.model)).__name__
+    if is_solved_by_rows(learn): check_trained(learn)
+    if rounds and not is_solved_by_rows(learn): raise WeightsError(
+        f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')
+    if epochs is None: return 0 if is_solved_by_rows(learn) else 1
+    if not epochs and not is_solved_by_rows(learn): raise RatingsError(
+        f'epochs=0, and no row of {name} to solve; expected `epochs=1` or more')
+    return epochs
+
 # %% ../../nbs/58_learner.update.ipynb #c48095d8
 @patch
 @checked()
@@ -293,25 +312,6 @@ def update(self:CollabLearner,
         old_after, gone = _error(self, check), None if forget_after is None else drop_gone(self, forget_after)
         return UpdateReport(report, sum(map(len, new)), n_again - n_replaced, n_replaced, new_before, old_before,
                             old_after, 'RMSE' if _is_squared(self) else 'loss', gone)
-
-# %% ../../nbs/58_learner.update.ipynb #b4ffc9f9
-def _check_update(learn, replay, epochs, rounds, lr):
-    "The number of epochs; raises if an update with these settings could learn nothing."
-    is_share = isinstance(replay, (int, float)) and 0 <= replay <= 1
-    if not is_share: raise RatingsError(f'replay={replay!r}; expected a share of the old ratings, 0 to 1')
-    check_rows(rounds, 'rounds', 0, 'rounds')
-    check_rows(epochs or 0, 'epochs', 0, 'epochs')
-    for o in (lr.start, lr.stop) if isinstance(lr, slice) else (lr,):
-        is_rate = o is None or isinstance(o, (int, float)) and 0 < o < np.inf
-        if not is_rate: raise RatingsError(f'lr={lr!r}; expected a learning rate above 0, or a slice of them')
-    name = type(get_model(learn.model)).__name__
-    if is_solved_by_rows(learn): check_trained(learn)
-    if rounds and not is_solved_by_rows(learn): raise WeightsError(
-        f'rounds={rounds}, and the rows of {name} are not solved in closed form; expected `epochs=`')
-    if epochs is None: return 0 if is_solved_by_rows(learn) else 1
-    if not epochs and not is_solved_by_rows(learn): raise RatingsError(
-        f'epochs=0, and no row of {name} to solve; expected `epochs=1` or more')
-    return epochs
 
 # %% ../../nbs/58_learner.update.ipynb #a01d506f
 @patch
