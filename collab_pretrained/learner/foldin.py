@@ -96,7 +96,10 @@ class _Asked:
     features: Tensor|None # (n_ids, p) float32: what each id is; None for what is known of its row
 
     def rows_on(self): return torch.from_numpy(self.rows).to(self.x.device)
-    def take(self, some):
+    def take(self,
+        some:Tensor, # bool (n,): which ratings
+    ):
+        "The same ids with some of their ratings."
         weight = None if self.weight is None else self.weight[some]
         days = None if self.days is None else self.days[some.cpu().numpy()]
         return replace(self, x=self.x[some], y=self.y[some], weight=weight, days=days)
