@@ -108,3 +108,37 @@ def test_an_untrained_network_trains_on_what_it_is_asked_to():
     report = quiet(learn, 'update', NEW[['user', 'item', 'rating']], epochs=5, lr=1e-2, replay=1.)
     assert report.old_after < report.old_before - 1
     with pytest.raises(WeightsError, match='no solution in closed form.*fit_one_cycle'): learn.adapt()
+
+
+def split_learner(**kwargs):
+    dls = CollabDataLoaders.from_df(RATINGS[['user', 'item', 'rating']], valid_pct=.2, seed=1, bs=256)
+    return collab_learner(dls, n_factors=12, seed=0, **kwargs)
+
+
+def held_out(learn, n_rounds):
+    quiet(learn, 'fit_als', n_rounds)
+    return learn.validate()[0]
+
+
+@pytest.mark.parametrize('epochs,lr', [(1, 1e-3), (1, 5e-3), (2, 2e-2), (8, 3e-2)])
+def test_rounds_after_epochs_are_no_worse_than_rounds_alone(epochs, lr):
+    "Rows that descent has hardly trained are alike in all columns."
+    alone, after = split_learner(), split_learner()
+    quiet(after, 'fit_one_cycle', epochs, lr)
+    assert held_out(after, 10) < 1.03*held_out(alone, 10)
+
+
+@pytest.mark.parametrize('noise', [0., 1e-3, .1])
+def test_rounds_go_down_from_columns_that_are_alike(noise):
+    "As descent with strong weight decay leaves them: twelve columns that say the same."
+    learn, gen = split_learner(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for side in SIDES:
+            table = side_tables_of(learn)[SIDES.index(side)]
+            same = table.new_empty(len(table), 1).normal_(generator=gen)*.3 + .3
+            getattr(learn.model, f'{side[0]}_weight').weight[:] = (
+                same + noise*torch.empty(len(table), 12).normal_(generator=gen))
+    learn.drawn, learn.trained_here = None, True
+    before = learn.validate()[0]
+    found = [held_out(learn, 1) for _ in range(15)]
+    assert max(found) < before and found[-1] < 1.05*min(found)

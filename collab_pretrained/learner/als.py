@@ -434,11 +434,18 @@ def run_rounds(
 
 # %% ../../nbs/52_learner.als.ipynb #212d7ec5
 def _start(learn, x, y, weight, y_range):
-    "Where to begin: at the rows that are there, if any were trained, else at random ones."
-    if learn.solved or learn.trained_here or learn.match_report is not None: return learn.posterior
+    """Where to begin: at the rows that are there, if any were trained, else at random ones. Rows that descent trained on
+    these ratings alone must explain them better than one round from random rows does: columns that it has hardly
+    trained are all alike, and then rounds find little."""
+    is_trained = learn.solved or learn.trained_here or learn.match_report is not None
+    may_restart = learn.by_descent and learn.match_report is None and learn.seen is None and not learn.frozen_rows
+    if is_trained and not may_restart: return learn.posterior
     users, items = side_tables_of(learn)
     first = start(y, len(users), len(items), users.shape[1]-1, learn.dls.train.seed % 2**31, weight, y_range)
-    return _informed(learn, first)
+    first = _informed(learn, first)
+    if not is_trained: return first
+    first = next(fit_rounds(first, x, y, weight, y_range, 1, share=learn.process))
+    return learn.posterior if learn.posterior.noise < first.noise else first
 
 def _rows_to_keep(learn, posterior, x):
     """Which rows stay as they are, by side: frozen ones, and those of a pretrained model without ratings here. None for

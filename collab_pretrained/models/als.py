@@ -50,13 +50,14 @@ def _gain(own, seen):
 def _caution(side):
     """By how much more than its gain a row must count, 1 or more, since gains are of one number at a time: where the
     columns of a side's design are alike, as after gradient descent with strong weight decay, together they move rows
-    further. `alike` is 1 if no column has to do with another, and up to k+1 if all are the same."""
+    further, and rounds could move them ever further. `alike` is 1 if no column has to do with another, and up to k+1
+    if all are the same."""
     design = torch.cat([side.mean[:,:-1], torch.ones_like(side.mean[:,:1])], 1).mul_(side.counts.sqrt()[:,None])
     gram = design.T @ design
     gram.diagonal()[:-1].add_((side.counts @ side.variance)[:-1])
     size = gram.diagonal().clamp(min=1e-30).sqrt()
     alike = torch.linalg.eigvalsh(gram/size/size[:,None])[-1]
-    return (alike/ALIKE).clamp(min=1)
+    return (alike/ALIKE).clamp(min=1)**2
 
 # %% ../../nbs/49_models.als.ipynb #d2ff0f66
 def _conjugate_gradients(apply, left, precondition, n_steps):
