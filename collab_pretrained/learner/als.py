@@ -434,8 +434,8 @@ def run_rounds(
 
 # %% ../../nbs/52_learner.als.ipynb #212d7ec5
 def _start(learn, x, y, weight, y_range):
-    """Where to begin: at the rows that are there, if any were trained, else at random ones. Rows that descent trained on
-    these ratings alone must explain them better than one round from random rows does: columns that it has hardly
+    """Where to begin: at the rows that are there, if any were trained, else at random ones. Rows that descent trained
+    on these ratings alone must explain them better than one round from random rows does: columns that it has hardly
     trained are all alike, and then rounds find little."""
     is_trained = learn.solved or learn.trained_here or learn.match_report is not None
     may_restart = learn.by_descent and learn.match_report is None and learn.seen is None and not learn.frozen_rows
