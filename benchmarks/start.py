@@ -31,18 +31,18 @@ DATA = {'ml-100k': ml_100k, '1M': lambda: of_size(10**6, 6000, 4000), '20M': lam
 class Clock(Callback):
     "Seconds of CPU in training, and the error after each part of it."
     seconds = 0.
-    def __init__(self): self.rows = []
-    def before_train(self): self.start = time.process_time()
+    def __init__(self): self.rows, self.start = [], time.process_time()
     def after_train(self):
         self.seconds += time.process_time() - self.start
         x, y = self.learn.dls.valid_ds.tensors
         with torch.no_grad(): miss = self.learn.model(x).flatten() - y.flatten()
         self.rows.append(f'{self.seconds:.2f} s {miss.square().mean().sqrt():.4f}')
+        self.start = time.process_time()
     def before_validate(self): raise CancelValidException
 
 def run(df, epochs, n_rounds):
-    dls, clock = CollabDataLoaders.from_df(df, valid_pct=.1, seed=0, bs=1024 if len(df) < 5e5 else 8192), Clock()
-    learn = collab_learner(dls, n_factors=20)
+    dls = CollabDataLoaders.from_df(df, valid_pct=.1, seed=0, bs=1024 if len(df) < 5e5 else 8192)
+    learn, clock = collab_learner(dls, n_factors=20), Clock()
     with learn.no_bar(), learn.no_logging():
         if epochs: learn.fit_one_cycle(epochs, 5e-3, cbs=clock)
         learn.fit_als(n_rounds, cbs=clock)
