@@ -432,6 +432,15 @@ def run_rounds(
         learn.opt, learn.n_epoch = None, n_rounds
         learn._with_events(partial(_all_rounds, learn, step), 'fit', CancelFitException, learn._end_cleanup)
 
+# %% ../../nbs/52_learner.als.ipynb #b9b7531b
+def _square_error(users, items, x, y, y_range):
+    "The mean squared error of what two tables, vectors and biases, answer."
+    u, v = users[x[:,0]], items[x[:,1]]
+    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
+    if y_range is not None: z = y_range[0] + (y_range[1] - y_range[0])*z.sigmoid()
+    return (z - y).square().mean()
+
+
 # %% ../../nbs/52_learner.als.ipynb #212d7ec5
 def _start(learn, x, y, weight, y_range):
     """Where to begin: at the rows that are there, if any were trained, else at random ones. Rows that descent trained
@@ -445,8 +454,12 @@ def _start(learn, x, y, weight, y_range):
     first = _informed(learn, first)
     if not is_trained: return first
     first = next(fit_rounds(first, x, y, weight, y_range, 1, share=learn.process))
-    return learn.posterior if learn.posterior.noise < first.noise else first
+    some = slice(None, None, max(len(x)//100_000, 1))
+    tables = (users, items), (first.users.mean, first.items.mean)
+    there, fresh = (_square_error(*o, x[some], y[some], y_range) for o in tables)
+    return learn.posterior if there < fresh else first
 
+# %% ../../nbs/52_learner.als.ipynb #9ea8b8d0
 def _rows_to_keep(learn, posterior, x):
     """Which rows stay as they are, by side: frozen ones, and those of a pretrained model without ratings here. None for
     none."""
@@ -457,6 +470,7 @@ def _rows_to_keep(learn, posterior, x):
     counts = [torch.bincount(x[:,k], minlength=len(o)) for k, o in enumerate(keep)]
     known = [posterior.side(o)[0].counts > 0 for o in SIDES]
     return [a | b & (n == 0) for a, b, n in zip(keep, known, counts, strict=True)]
+
 
 # %% ../../nbs/52_learner.als.ipynb #dffb587a
 def _rating_rounds(learn, x, y, weight, n_rounds):
