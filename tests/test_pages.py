@@ -87,6 +87,9 @@ def test_shell_lines_of_the_nightly_job_run(tmp_path):
     assert 'refused' in cron.stdout and (tmp_path/'lists.parquet').read_bytes() == lists, cron.stderr
 
 
+WITH_SHELL = '83_cli.commands', '84_cli.night', '85_cli.versions'  # pages whose Python stands between shell lines
+
+
 def test_commands_of_readme_run(tmp_path, monkeypatch):
     from collab_pretrained.cli import main
     from collab_pretrained.core import planted_ratings
@@ -99,7 +102,7 @@ def test_commands_of_readme_run(tmp_path, monkeypatch):
     assert (tmp_path/'lists.csv').is_file()
 
 
-@pytest.mark.parametrize('page', ['83_cli.commands', '84_cli.night', '85_cli.versions'])
+@pytest.mark.parametrize('page', WITH_SHELL)
 def test_shell_lines_of_reference_pages_run(page, tmp_path, monkeypatch, capsys):
     "In order, with the visible Python between them, in an empty folder; each with the exit status that the page shows."
     monkeypatch.chdir(tmp_path)
@@ -144,7 +147,7 @@ def test_visible_code_of_reference_pages_defines_what_it_uses():
     assert not {nb.stem: names for nb in REFERENCE if (names := sorted(undefined(script_of(nb))))}
 
 
-@pytest.mark.parametrize('nb', REFERENCE, ids=lambda o: o.stem)
+@pytest.mark.parametrize('nb', [o for o in REFERENCE if o.stem not in WITH_SHELL], ids=lambda o: o.stem)
 def test_copied_code_of_reference_pages_runs(nb, request):
     if not request.config.getoption('nightly'):
         pytest.skip('the notebook itself is run in each `make test`; the copied code in `make nightly`')
