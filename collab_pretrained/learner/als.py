@@ -35,6 +35,7 @@ from collab_pretrained.core import (
     side_index,
 )
 from collab_pretrained.models.als import (
+    answers_of,
     choose_half_life,
     estimate_posterior,
     fit_rounds,
@@ -432,15 +433,6 @@ def run_rounds(
         learn.opt, learn.n_epoch = None, n_rounds
         learn._with_events(partial(_all_rounds, learn, step), 'fit', CancelFitException, learn._end_cleanup)
 
-# %% ../../nbs/52_learner.als.ipynb #b9b7531b
-def _square_error(users, items, x, y, y_range):
-    "The mean squared error of what two tables, vectors and biases, answer."
-    u, v = users[x[:,0]], items[x[:,1]]
-    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
-    if y_range is not None: z = y_range[0] + (y_range[1] - y_range[0])*z.sigmoid()
-    return (z - y).square().mean()
-
-
 # %% ../../nbs/52_learner.als.ipynb #212d7ec5
 def _start(learn, x, y, weight, y_range):
     """Where to begin: at the rows that are there, if any were trained, else at random ones. Rows that descent trained
@@ -456,7 +448,7 @@ def _start(learn, x, y, weight, y_range):
     first = next(fit_rounds(first, x, y, weight, y_range, 1, share=learn.process))
     some = slice(None, None, max(len(x)//100_000, 1))
     tables = (users, items), (first.users.mean, first.items.mean)
-    there, fresh = (_square_error(*o, x[some], y[some], y_range) for o in tables)
+    there, fresh = ((answers_of(*o, x[some], y_range) - y[some]).square().mean() for o in tables)
     return learn.posterior if there < fresh else first
 
 # %% ../../nbs/52_learner.als.ipynb #9ea8b8d0

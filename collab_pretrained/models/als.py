@@ -6,8 +6,8 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.als.html.md""
 
 # %% auto #0
 __all__ = ['LEAST_GAIN', 'ALIKE', 'FORGET', 'DOUBT', 'EIGHTY', 'FAITH', 'HALF_LIVES', 'informed_side', 'fit_rounds',
-           'estimate_posterior', 'posterior_from_counts', 'update_posterior', 'solve_new_rows', 'with_rows',
-           'choose_half_life']
+           'estimate_posterior', 'answers_of', 'posterior_from_counts', 'update_posterior', 'solve_new_rows',
+           'with_rows', 'choose_half_life']
 
 # %% ../../nbs/49_models.als.ipynb #a17cf1f5
 import math
@@ -276,16 +276,28 @@ def _guessed_side(table, counts, known, others, precision):
     variance = 1/(1/spread**2 + counts[:,None]*information)
     return SidePosterior(table, variance, counts, nothing, nothing.clone(), rows.mean(0), spread, .1*spread)
 
+# %% ../../nbs/49_models.als.ipynb #16eb00a0
+def answers_of(
+    users:Tensor, # (n_users, k+1) float32: vectors and biases
+    items:Tensor, # (n_items, k+1) float32
+    x:Tensor, # (n, 2) int64: user's and item's row of each pair
+    y_range:tuple|None=None, # answers are a sigmoid between these; None is a linear model
+) -> Tensor: # (n,) float32
+    "What two tables answer to each pair."
+    u, v = users[x[:,0]], items[x[:,1]]
+    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
+    return z if y_range is None else y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z)
+
+
 # %% ../../nbs/49_models.als.ipynb #93f7b650
 def _noise_told(tables, known, x, y, y_range):
     "The error on ratings between known rows, else a guess from the spread of biases and ratings."
-    u, v = tables[0][x[:,0]], tables[1][x[:,1]]
-    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
     both = known[0][x[:,0]] & known[1][x[:,1]]
     biases = [t[o,-1].var(correction=0) for t, o in zip(tables, known, strict=True)]
     guess = 2*(float((biases[0] + biases[1]).sqrt()) or 1.)
-    if y_range is not None: z, guess = y_range[0] + (y_range[1]-y_range[0])*torch.sigmoid(z), _slope(y_range)
+    if y_range is not None: guess = _slope(y_range)
     if len(y): guess = max(guess, .8*mean_and_scale(y)[1])
+    z = answers_of(*tables, x, y_range)
     return float((y - z)[both].pow(2).mean().sqrt()) if both.sum() > 1 else guess
 
 # %% ../../nbs/49_models.als.ipynb #6917c3ad
@@ -475,9 +487,7 @@ def _newest_errors(x, y, weight, newest, posterior, n_rounds, y_range):
     "The posterior after some rounds over all ratings but the newest, and the squared error of each of these."
     old = ~newest
     *_, posterior = fit_rounds(posterior, x[old], y[old], None if weight is None else weight[old], y_range, n_rounds)
-    u, v = posterior.users.mean[x[newest,0]], posterior.items.mean[x[newest,1]]
-    z = (u[:,:-1]*v[:,:-1]).sum(1) + u[:,-1] + v[:,-1]
-    if y_range is not None: z = y_range[0] + (y_range[1] - y_range[0])*torch.sigmoid(z)
+    z = answers_of(posterior.users.mean, posterior.items.mean, x[newest], y_range)
     return posterior, (z.clamp(y[old].min(), y[old].max()) - y[newest])**2
 
 def _is_better(gains, users):
