@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import MSELossFlat
 from fastai.tabular.model import tabular_config
-from fastai.torch_core import distrib_barrier, get_model
+from fastai.torch_core import distrib_barrier, get_model, rank_distrib
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
@@ -51,7 +52,7 @@ from ..models.optim import CatchUp
 from ..models.posterior import linear_scale
 from ..models.ranking import Ranking, as_ranking
 from ..weights.folders import read_folder
-from ..weights.hub import hub_folder, is_hub_id
+from ..weights.hub import hub_folder, is_hub_id, push_folder
 from ..weights.moments import param_names
 from ..weights.pairs import find_pair, read_pair
 from ..weights.pretrained import Pretrained
@@ -323,3 +324,23 @@ def from_pretrained(cls:CollabLearner,
     learn.facts = saved.meta.get('facts')
     learn.start_from(saved, how).model.eval()  # so that normalization layers keep what they counted
     return learn
+
+# %% ../../nbs/53_learner.factory.ipynb #270a402a
+@patch
+def push_to_hub(self:CollabLearner,
+    repo_id:str, # 'user/repo'; created if it doesn't exist
+    private:bool=True, # whether a repository that is made now is private; one that exists stays as it is
+    data:str='', # what the ratings are, in a sentence of Markdown for the card
+    license:str|None=None, # of the model, as the hub writes it, e.g. 'mit'; None leaves it out
+    message:str='A model of collab_pretrained', # of the commit
+    revision:str|None=None, # the branch; None means the main one
+    token:str|None=None, # None means the one that you logged in with
+    seen:bool=False, # whether to push which pairs of a user and an item the model has seen
+) -> str: # the address of the commit; '' in a process that isn't the first
+    "Put the model, its vocabulary and a card on the Hugging Face Hub, in one commit, and without a pickle."
+    if not is_hub_id(repo_id) or '@' in repo_id: raise CheckpointError(
+        f"{repo_id!r}; expected 'user/repo', the name of a repository on the hub")
+    if rank_distrib(): return ''
+    with TemporaryDirectory() as tmp:
+        folder = self.save_pretrained(Path(tmp).resolve()/'model', seen=seen)
+        return push_folder(folder, repo_id, data, license, private, message, revision, token)
