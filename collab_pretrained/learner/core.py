@@ -145,8 +145,8 @@ class NaDropout(Callback):
 
 # %% ../../nbs/51_learner.core.ipynb #270cf541
 METHODS = {  # method -> the module of a higher room that adds it, imported at its first use
-    'evaluate': 'serve.evaluate', 'export_vectors': 'serve.export', 'save_delta': 'serve.delta',
-    'distrib_ctx': 'scale.distributed',
+    'evaluate': 'serve.evaluate', 'save_delta': 'serve.delta', 'distrib_ctx': 'scale.distributed',
+    **dict.fromkeys(['align', 'export_vectors'], 'serve.export'),
     **dict.fromkeys(['recommend', 'similar_items', 'similar_users'], 'serve.recommend'),
     **dict.fromkeys(['plot_embeddings', 'plot_bias', 'plot_coverage', 'plot_curves', 'plot_errors', 'feature_effects',
                      'plot_features', 'surprising'], 'serve.plots'),

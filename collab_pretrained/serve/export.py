@@ -1,4 +1,4 @@
-"""`learn.export_vectors` writes the vectors of users and items as Parquet files, for a vector index.
+"""`learn.export_vectors` writes the vectors of users and items as Parquet files, for a vector index; `learn.align` rotates the vectors of another model into the space of this one.
 
 Docs: https://collab-pretrained.github.io/collab_pretrained/serve.export.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['new_vectors']
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -23,9 +24,13 @@ import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import SIDES, SaveError, WeightsError, one_writer
-from ..learner.core import CollabLearner
+from ..core import SIDES, CollabWarning, SaveError, VocabError, WeightsError, examples, one_writer
+from ..ids.matching import match_classes
+from ..learner.core import CollabLearner, check_range
+from ..learner.factory import read_pretrained
 from ..models.topk import DotScores, item_vectors, scores_of, user_vectors
+from ..weights.pretrained import Pretrained
+from ..weights.roles import bare_name, find_roles, flat_weights, layouts
 
 # %% ../../nbs/64_serve.export.ipynb #98be36cd
 def _id_array(ids):
@@ -132,3 +137,73 @@ def export_vectors(self:CollabLearner,
 ) -> tuple: # Paths of the users' and of the items' file
     "Write `users.parquet` and `items.parquet`: ids, and vectors whose inner product orders items as `recommend` does."
     with new_vectors(self, path, since) as files: return files
+
+# %% ../../nbs/64_serve.export.ipynb #1c20666b
+def _vector_names(wgts, name):
+    "The names of the tables of users' and items' vectors in `wgts`, of one width."
+    found = find_roles(wgts)
+    keys = [found.get(role, []) for role in ('u_weight', 'i_weight')]
+    widths = [wgts[o[0]].shape[-1] for o in keys if o]
+    is_dot = len(widths) == 2 and widths[0] == widths[1]
+    if not is_dot or {bare_name(o[0]) for o in keys} & set(layouts['EmbeddingNN']): raise WeightsError(
+        f'{name}: {examples(list(wgts), 8)}; expected the vectors of users and of items, of one width, whose dot '
+        'product is the answer: what the layers of a network make of its vectors would change with a rotation')
+    return keys
+
+def _rotation(source, target):
+    "The matrix with orthonormal rows, or columns, that brings the rows of `source` closest to those of `target`."
+    u, _, vh = torch.linalg.svd(source.T @ target, full_matrices=False)
+    return u @ vh
+
+def _narrowed(users, items, k):
+    "Vectors of `k` factors whose dot products are as close as can be to those of `users` and `items`."
+    (q_u, r_u), (q_i, r_i) = torch.linalg.qr(users), torch.linalg.qr(items)
+    u, s, vh = torch.linalg.svd(r_u @ r_i.T)
+    return q_u @ u[:,:k]*s[:k].sqrt(), q_i @ vh[:k].T*s[:k].sqrt()
+
+# %% ../../nbs/64_serve.export.ipynb #8fa304d7
+@patch
+def align(self:CollabLearner,
+    other, # the model to rotate: a `CollabLearner`, a `Pretrained`, or the name or path of a saved one
+    project:bool=False, # whether a model of another `n_factors` may be brought to this one's, see below
+) -> Pretrained: # `other` in this learner's space, over its own vocabulary
+    "Rotate another model's vectors into the space of this one, by the ids that both have."
+    pre = read_pretrained(other, self.path, self.model_dir)
+    theirs, own = flat_weights(pre.wgts), flat_weights(get_model(self.model).state_dict())
+    keys, own_keys = _vector_names(theirs, pre.name), _vector_names(own, 'this learner')
+    report = match_classes(pre.vocab, self.vocab)
+    check_range(pre.name, pre.meta, get_model(self.model))
+    vectors, targets = ([t[o[0]].double().cpu() for o in names] for t, names in ((theirs, keys), (own, own_keys)))
+    k, width = vectors[0].shape[1], targets[0].shape[1]
+    if k != width and not project: raise WeightsError(
+        f'{pre.name}: {k} factors, and {width} here; expected the same, or `project=True` to bring them to {width}')
+    if k > width: vectors = _narrowed(*vectors, width)
+    rotation = _rotation(*_shared_rows(report, vectors, targets, pre.name))
+    pairs = zip(vectors, keys, strict=True)
+    rotated = {key: (o @ rotation).to(theirs[key]) for o, named in pairs for key in named}
+    return Pretrained({**theirs, **rotated}, pre.vocab, _meta_kept(pre.meta), f'{pre.name}, aligned')
+
+def _meta_kept(meta):
+    "What stays true after a rotation: not the variances, which are along the old axes."
+    res = {o: meta[o] for o in ('y_range', 'counts') if o in meta}
+    return {**res, 'tables': {k: v for k, v in meta.get('tables', {}).items() if k != 'posterior'}}
+
+# %% ../../nbs/64_serve.export.ipynb #8256161d
+def _shared_rows(report, vectors, targets, name):
+    "The rows of ids that both models have: theirs and ours, users above items."
+    theirs, ours = [], []
+    for o, vector, target in zip(SIDES, vectors, targets, strict=True):
+        match = report.side(o)
+        new = match.new_vocab.rows(match.matched)
+        theirs.append(vector[torch.from_numpy(match.rows[new])])
+        ours.append(target[torch.from_numpy(new)])
+    n, k = sum(map(len, ours)), targets[0].shape[1]
+    if not n: raise _none_shared(name, report.users)
+    if n < k: warnings.warn(
+        f'{name}: {n} ids in common for {k} factors, so that the rotation is a guess along some axes; expected at '
+        f'least {k}, better several times as many', CollabWarning, stacklevel=3)
+    return torch.cat(theirs), torch.cat(ours)
+
+def _none_shared(name, match): return VocabError(
+    f'{name}: no id in common, {examples(match.old_vocab.ids)} against {examples(match.new_vocab.ids)} among users; '
+    'expected some to tell how the two are rotated against each other')
