@@ -409,3 +409,19 @@ def test_commands_do_not_warn_of_what_fastai_calls(tmp_path):
     command, env = [*MODULE, 'inspect', 'nothing'], {**os.environ, 'PYTHONWARNINGS': 'default'}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and 'torch.jit' not in done.stderr
+
+
+@pytest.mark.parametrize('sep', ['||', '**', '§', '|~|', r'\s+', '::'])
+def test_what_stands_between_columns_is_meant_as_it_stands(night, sep):
+    text = Path('monday.csv').read_text()
+    Path('other.txt').write_text(text.replace(',', '  ' if sep == r'\s+' else sep))
+    status, out, err = run('match', 'model', 'other.txt', '--sep', sep)
+    assert (status, err) == (0, '') and out == run('match', 'model', 'monday.csv')[1]
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['train', 'monday.csv', 'x', '--loss', 'likes'], "--loss likes; expected 'bpr', 'warp', 'softmax', 'ials'\n"),
+    (['night', 'model', 'monday.csv', '--item-features', 'monday.csv'], 'expected a row for each id\n'),
+    (['night', 'model', 'monday.csv', '--forget-after', '1_0'], "expected a number of days above 0, or text such as '365d'\n"),
+    (['recommend', 'model', '--ratings', ''], '--ratings: empty; expected a value, or no --ratings\n')])
+def test_errors_name_no_python(night, argv, words): assert refused(*argv).endswith(words)

@@ -138,8 +138,9 @@ def _half_life(text, method, source, time):
     if method != 'als' or source or time is None: raise RatingsError(
         f'--half-life {text}; expected it with --time, which says when ratings were given, with --method als, and '
         'without --pretrained, whose own is kept')
-    try: return text if text == 'auto' else float(text)
-    except ValueError: raise RatingsError(f'--half-life {text}; expected a number of days, or auto') from None
+    if text == 'auto': return text
+    if re.fullmatch(r'[0-9]+(\.[0-9]*)?', text): return float(text)
+    raise RatingsError(f'--half-life {text}; expected a number of days, or auto')
 
 # %% ../../nbs/83_cli.commands.ipynb #e812288b
 def _loaders(path, source, columns, implicit, duplicates, reading, **kwargs):

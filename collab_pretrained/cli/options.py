@@ -9,6 +9,7 @@ __all__ = ['BY_ENDING', 'Reading', 'facts_of', 'kept_of', 'with_facts', 'read_fi
            'features_of']
 
 # %% ../../nbs/82_cli.options.ipynb #233a1450
+import re
 from collections.abc import Sequence
 from csv import QUOTE_MINIMAL, QUOTE_NONE
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from ..data.columns import complete_rows
 from ..data.files import read_table, says_itself
 from ..data.splits import joined_places
 from ..learner.core import CollabLearner
+
+# %% ../../nbs/82_cli.options.ipynb #74d9b754
+def _separator(text):
+    "`--sep` for pandas, which takes two characters or more for a pattern: they are none without a `\\` or `[`."
+    if text in (r'\t', 'tab'): return '\t'
+    return text if len(text) == 1 or re.search(r'[\\[]|\s[+*]$', text) else re.escape(text)
 
 # %% ../../nbs/82_cli.options.ipynb #29128fb0
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Reading:
     @property
     def options(self) -> dict: # for pandas' `read_csv`
         "The options of a text file."
-        res:dict = {'sep': {r'\t': '\t', 'tab': '\t'}.get(self.sep, self.sep)} if self.sep else {}
+        res:dict = {'sep': _separator(self.sep)} if self.sep else {}
         if self.names: res['names'] = self.names
         if self.header is False: res['header'] = None
         elif self.names: res['header'] = 0

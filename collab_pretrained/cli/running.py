@@ -77,7 +77,9 @@ def option_parser(
 _SAME = {'user_name': 'user', 'item_name': 'item', 'rating_name': 'rating', 'time_name': 'time', 'seen': 'history'}
 _WHOLE = {'header=None': '--no-header', 'exclude_seen=False': '--allow-seen', 'keep_default_na=False': "--na-values ''",
           'quoting=3': '--quoting none', 'quoting=0': '--quoting minimal'}
-_GONE = r" \(`from_csv`\)|, `engine='python'`| \(`index_col=0` of `from_csv`\)"
+_GONE = (r" \(`from_csv`\)|, `engine='python'`| \(`index_col=0` of `from_csv`\)|,? or a `Ranking`|,? or as a `Path`"
+         r"|: `drop_duplicates` keeps the first| and read it by `read_table`|\? `index_col=False` leaves out .*"
+         "|, a timedelta")
 
 # %% ../../nbs/80_cli.running.ipynb #4161f2d5
 def in_options(
@@ -149,7 +151,8 @@ def _check_options(kwargs):
     "Raise for a value that no command can use, before anything is read."
     for name, value in kwargs.items():
         flag = f'--{name.replace("_", "-")}'
-        if value == '' and name != 'na_values': raise RatingsError(f'{flag}: empty; expected a value, or no {flag}')
+        is_empty = value == '' or isinstance(value, list) and '' in value
+        if is_empty and name != 'na_values': raise RatingsError(f'{flag}: empty; expected a value, or no {flag}')
         low, high = _ranges.get(name, (0, 0)) if isinstance(value, (int, float)) else (0, 0)
         if high and not (math.isfinite(value) and low <= value <= high): raise RatingsError(
             f'{flag} {value}; expected {low} ' + ('or more' if high == math.inf else f'to {high}'))

@@ -54,7 +54,8 @@ def as_days(duration:Any, name:str, in_nights:bool=False) -> float: # above 0
     "A number of days, a `timedelta`, or text such as '365d', the value of the parameter `name`, as days; or nights."
     is_span = isinstance(duration, (np.timedelta64, timedelta)) or str(duration)[-1:].isalpha()
     text = re.sub('(?<=[0-9])d$', 'D', duration) if isinstance(duration, str) else duration  # as pandas has it
-    try: days = pd.Timedelta(text)/pd.Timedelta(days=1) if is_span else float(duration)
+    is_odd = isinstance(duration, str) and ('_' in duration or not duration.isascii())  # 1_0 is 10 to Python
+    try: days = 0. if is_odd else pd.Timedelta(text)/pd.Timedelta(days=1) if is_span else float(duration)
     except (TypeError, ValueError): days = 0.
     if in_nights and is_span: raise RatingsError(
         f'{name}={duration!r}, and the ratings have no times; expected a number of nights (updates), or loaders with '

@@ -147,12 +147,17 @@ def _warn_of_zeros(df, path, said, options):
                                 f'{int(lost.iloc[0])}; where they are ids, read them as text: '
                                 f'`dtype={{{df.columns[k]!r}: str}}`')
 
+# %% ../../nbs/33_data.files.ipynb #3d90436e
 def _csv_options(kwargs):
     "pandas' options: no index, and the type of a column by all its lines, of which the last may be the first text."
     sep = kwargs.get('sep', kwargs.get('delimiter', ','))
     options = {'index_col': False, **kwargs}
     if 'engine' in kwargs or 'skipfooter' in kwargs or not isinstance(sep, str): return options
-    return {**options, **({'low_memory': False} if len(sep) == 1 else {'engine': 'python'})}
+    try: re.compile(sep if len(sep) > 1 else '')
+    except re.error as e: raise RatingsError(
+        f'sep={sep!r} is no pattern ({e}), as which pandas reads two and more characters; expected one: '
+        '`re.escape` makes it of what stands between columns') from None
+    return {**options, **({'low_memory': False} if len(sep.encode()) == 1 else {'engine': 'python'})}
 
 # %% ../../nbs/33_data.files.ipynb #23d02fff
 def _pass_on(seen, said, kwargs):
