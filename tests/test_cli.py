@@ -422,6 +422,7 @@ def test_what_stands_between_columns_is_meant_as_it_stands(night, sep):
 @pytest.mark.parametrize('argv, words', [
     (['train', 'monday.csv', 'x', '--loss', 'likes'], "--loss likes; expected 'bpr', 'warp', 'softmax', 'ials'\n"),
     (['night', 'model', 'monday.csv', '--item-features', 'monday.csv'], 'expected a row for each id\n'),
-    (['night', 'model', 'monday.csv', '--forget-after', '1_0'], "expected a number of days above 0, or text such as '365d'\n"),
+    (['night', 'model', 'monday.csv', '--forget-after', '1_0'],
+     "expected a number of days above 0, or text such as '365d'\n"),
     (['recommend', 'model', '--ratings', ''], '--ratings: empty; expected a value, or no --ratings\n')])
 def test_errors_name_no_python(night, argv, words): assert refused(*argv).endswith(words)
