@@ -34,7 +34,7 @@ from collab_pretrained.models.posterior import (
 
 from ..core import SIDES
 from ..data.age import age_weights
-from .solve import single_row, solve_rows, sort_both, sort_ratings
+from .solve import one_thread, single_row, solve_rows, sort_both, sort_ratings
 
 # %% ../../nbs/49_models.als.ipynb #cffa4fb1
 LEAST_GAIN = .03 # how much of a row came from its ratings is taken for at least this where the prior is estimated
@@ -199,11 +199,12 @@ def fit_rounds(
     n, first = both[0].counts.sum(), [None if rows is None else o for rows, o in zip(keep, sides, strict=True)]
     del posterior, x, y, weight # which would take memory until the end
     for _ in range(n_rounds):
-        for k in (0, 1):
-            own, sides[1-k], error = _half_round(sides[k], sides[1-k], both[k], both[1-k], noise, least, y_range)
-            sides[k] = _kept(own, first[k], keep[k])
-        if n > 0: noise = _noise(error, n, least_noise)
-        done = [_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)]
+        with one_thread():
+            for k in (0, 1):
+                own, sides[1-k], error = _half_round(sides[k], sides[1-k], both[k], both[1-k], noise, least, y_range)
+                sides[k] = _kept(own, first[k], keep[k])
+            if n > 0: noise = _noise(error, n, least_noise)
+            done = [_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)]
         yield Posterior(*done, noise, *stretched)
 
 # %% ../../nbs/49_models.als.ipynb #e10c1b18

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .posterior import ridge_effects
 from .ranking import Softmax, rankings
-from .solve import solve_means, sort_both, sort_ratings
+from .solve import one_thread, solve_means, sort_both, sort_ratings
 
 # %% ../../nbs/48_models.ials.ipynb #7c4ae826
 ALPHA0 = .2  # weight of a pair that was not observed, beside 1 of a positive
@@ -84,8 +84,9 @@ def ials_rounds(
     users, items = (o*(c > 0)[:,None] for o, c in zip((users, items), counts, strict=True))
     penalties = [ridge(counts[k], int((counts[1-k] > 0).sum())) for k in (0, 1)]
     for _ in range(n_rounds):
-        users = _stepped(users, _solve_side(users, items, by_user, penalties[0]), had[0], step)
-        items = _stepped(items, _solve_side(items, users, by_item, penalties[1]), had[1], step)
+        with one_thread():
+            users = _stepped(users, _solve_side(users, items, by_user, penalties[0]), had[0], step)
+            items = _stepped(items, _solve_side(items, users, by_item, penalties[1]), had[1], step)
         yield ImplicitFactors(users, items, *counts)
 
 # %% ../../nbs/48_models.ials.ipynb #3a523269
