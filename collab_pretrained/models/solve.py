@@ -282,9 +282,8 @@ def _factor(system):
         'constant), and a model whose weights are finite (train again, with a smaller learning rate)') from None
 
 # %% ../../nbs/41_models.solve.ipynb #5da7d0e2
-def _invert_many(precision, right):
-    "Mean and variance of rows, by Cholesky."
-    factor = _factor(precision)
+def _mean_and_variance(factor, right):
+    "Of rows, from the Cholesky factors of their precisions."
     mean = torch.cholesky_solve(right[...,None], factor, upper=True)[...,0]
     return mean, torch.cholesky_inverse(factor, upper=True).diagonal(dim1=-2, dim2=-1)
 
@@ -315,9 +314,12 @@ def _solve_chunk(design, extra, free):
         right, square = (design*target).sum(1).add_(free), (target**2).sum((1, 2)).add_(extra[:,-1])
         return *_invert_few(design, extra[:,:-1], right), right, square
     gram = design.mT @ design
+    del design
     gram.diagonal(dim1=-2, dim2=-1).add_(extra)
-    right = gram[:,:-1,-1].add_(free)
-    return *_invert_many(gram[:,:-1,:-1], right), right, gram[:,-1,-1]
+    right, square = gram[:,:-1,-1] + free, gram[:,-1,-1].clone()
+    factor = _factor(gram[:,:-1,:-1])
+    del gram
+    return *_mean_and_variance(factor, right), right, square
 
 # %% ../../nbs/41_models.solve.ipynb #8fde3c90
 def _doubts(variance):
@@ -363,11 +365,13 @@ def solve_rows(
     known, widths = torch.cat([held, square[:,None], held*mean, prior[:,-1:]], 1), (mean.shape[1] + 1, mean.shape[1], 1)
     extra, free, _ = known.split(widths, 1)
     extra += added
+    def design_of(chunk, centre):
+        if is_linear: return _linear_design(chunk, designs, centre, noise)
+        return _bent_design(chunk, designs, centre, noise, y_range, point[chunk.rows])
     def solve(chunk):
         extra, free, centre = known.index_select(0, chunk.rows).split(widths, 1)
-        if is_linear: design = _linear_design(chunk, designs, centre, noise)
-        else: design = _bent_design(chunk, designs, centre, noise, y_range, point[chunk.rows])
-        for all_rows, found in zip((mean, variance, right, square), _solve_chunk(design, extra, free), strict=True):
+        solved = _solve_chunk(design_of(chunk, centre), extra, free)
+        for all_rows, found in zip((mean, variance, right, square), solved, strict=True):
             all_rows.index_copy_(0, chunk.rows, found)
     ratings.each(solve, ratings.chunks)
     error = noise**2*(ratings.counts > 0)*_expected_error(mean, variance, right, square, held, free)
