@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ class SortedRatings:
     counts: Tensor # (n_rows,) float32: ratings of each row, or the sum of their weights
     chunks: list # of `Chunk`: all rows with ratings, or those of this process
     series: list # of `ChunkSeries`: the same rows
-    elsewhere: Tensor|None = None # bool (n_rows,): rows that other processes of torch's group solve; None for none
+    shares: tuple = () # the rows of each process of torch's group, (rows,) int64; empty for a single process
     helpers: tuple = () # of executors, each with one thread that shares the work
 
     def each(self,
@@ -76,7 +75,7 @@ class SortedRatings:
     ) -> Tensor: # (n_rows, width)
         "For each row, the sum over its ratings of the other side's rows, times the ratings' weights."
         res = _sums(self, table)
-        _complete(self, res)
+        _exchange(self, res)
         return res
 
     def history(self,
@@ -92,11 +91,16 @@ class SortedRatings:
 # %% ../../nbs/41_models.solve.ipynb #43224397
 def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
-def _complete(ratings, *tables):
+def _exchange(ratings, *tables):
     "Have what other processes found in the rows that are theirs; the tables are changed in place."
-    for o in () if ratings.elsewhere is None else tables:
-        o[ratings.elsewhere] = 0
-        dist.all_reduce(o)
+    if not ratings.shares: return
+    mine, widths = ratings.shares[dist.get_rank()], [o.shape[1] for o in tables]
+    found = tables[0].new_zeros(max(map(len, ratings.shares)), sum(widths))
+    found[:len(mine)] = torch.cat([o[mine] for o in tables], 1)
+    all_found = [torch.empty_like(found) for _ in ratings.shares]
+    dist.all_gather(all_found, found)
+    for rows, o in zip(ratings.shares, all_found, strict=True):
+        for table, part in zip(tables, o[:len(rows)].split(widths, 1), strict=True): table.index_copy_(0, rows, part)
 
 def _series(chunks):
     "Chunks as one `ChunkSeries`, of which what they look up, and their weights, become views."
@@ -151,13 +155,6 @@ def _padded(rows, n, starts, lengths, n_others, others, y, weight):
     return Chunk(rows, pad(others, n_others), pad(y, 0.), None if weight is None else pad(weight, 0.))
 
 # %% ../../nbs/41_models.solve.ipynb #b1c56364
-def _elsewhere(chunks, lengths, share):
-    "The rows of other processes; those without ratings are the first's."
-    if share is None: return None
-    res = torch.ones_like(lengths, dtype=torch.bool) if share[0] else lengths > 0
-    for o in chunks: res[o.rows] = False
-    return res
-
 def _sorted(own, other, y, n_rows, n_others, width, weight, share=None, helpers=()):
     order = own.int().argsort(stable=True)
     lengths = torch.bincount(own, minlength=n_rows)
@@ -167,11 +164,13 @@ def _sorted(own, other, y, n_rows, n_others, width, weight, share=None, helpers=
     counts = lengths.float()
     if weight is not None: counts = torch.zeros_like(counts).index_add_(0, own[order], weight)
     del order
-    by_length, (first, step) = lengths.argsort(descending=True, stable=True), share or (0, 1)
-    bounds = islice(_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1), first, None, step)
-    chunks = [_padded(by_length[a:b], n, starts, lengths, n_others, others, y, weight) for a, b, n in bounds]
+    by_length, (which, n) = lengths.argsort(descending=True, stable=True), share or (0, 1)
+    bounds = [*_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1)]
+    shares = [torch.cat([by_length[:0], *(by_length[a:b] for a, b, _ in bounds[o::n])]) for o in range(n)]
+    chunks = [_padded(by_length[a:b], longest, starts, lengths, n_others, others, y, weight)
+              for a, b, longest in bounds[which::n]]
     series = [_series(o) for o in _in_series(chunks)]
-    return SortedRatings(counts, chunks, series, _elsewhere(chunks, lengths, share), helpers)
+    return SortedRatings(counts, chunks, series, tuple(shares) if share else (), helpers)
 
 # %% ../../nbs/41_models.solve.ipynb #46be2fe0
 def _helpers(x):
@@ -380,7 +379,7 @@ def solve_rows(
         own = [o[chunk.rows] for o in (point, mean)], [o[chunk.rows] for o in (added[:,:-1], prior, held)]
         mean.index_copy_(0, chunk.rows, _shortened(*own[0], chunk, designs, *own[1], noise, y_range))
     if not is_linear: ratings.each(shorten, ratings.chunks)
-    _complete(ratings, mean, variance, error)
+    _exchange(ratings, mean, variance, error[:,None])
     return mean, variance, error
 
 # %% ../../nbs/41_models.solve.ipynb #f4b1be6b
@@ -402,5 +401,5 @@ def solve_means(
             rows[chunk.rows] = free - (scaled.mT @ dual[...,None])[...,0]
         else: rows[chunk.rows] = _cholesky_solve(design.mT @ design, diagonal, right[chunk.rows])
     ratings.each(solve, ratings.chunks)
-    _complete(ratings, rows)
+    _exchange(ratings, rows)
     return rows
