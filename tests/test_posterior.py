@@ -25,6 +25,9 @@ from collab_pretrained.all import (
 )
 from collab_pretrained.core import SIDES
 from collab_pretrained.learner import als, update
+from collab_pretrained.learner.posterior import side_tables_of
+from collab_pretrained.models.embeddings import side_table
+from collab_pretrained.models.posterior import posterior_tables
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 RATINGS = planted_ratings(n_users=60, n_items=40, n_ratings=1600, seed=3)
@@ -42,7 +45,7 @@ def from_folder(folder): return CollabLearner.from_pretrained(folder)  # ty: ign
 def rows(learn):
     "id -> vector and bias, of both sides."
     return {(o, i): t for o in SIDES
-            for i, t in zip(list(learn.side(o).vocab), als.side_table(learn.model, o), strict=True)}
+            for i, t in zip(list(learn.side(o).vocab), side_table(learn.model, o), strict=True)}
 
 
 def counts_of(learn):
@@ -193,11 +196,11 @@ def test_a_rating_given_again_replaces_the_old_one(tmp_path):
 def test_dropped_ids_leave_no_row_behind(tmp_path):
     learn = solved(tmp_path=tmp_path)
     gone = learn.side('user').vocab.ids[:3].tolist()
-    mark = als.side_table(learn.model, 'user')[learn.side('user').vocab.rows(gone)]
+    mark = side_table(learn.model, 'user')[learn.side('user').vocab.rows(gone)]
     learn.drop_ids(users=gone)
     for o in ('variance', 'counts', 'history', 'implicit'):
         assert len(getattr(learn.posterior.users, o)) == len(learn.side('user').vocab)
-    assert not any((als.side_table(learn.model, 'user') == o).all(1).any() for o in mark)
+    assert not any((side_table(learn.model, 'user') == o).all(1).any() for o in mark)
     learn.save_pretrained('x')
     assert not set(gone) & set(json.loads((tmp_path/'x/vocab.json').read_text())['user'])
     again = from_folder(tmp_path/'x')
@@ -260,7 +263,7 @@ def test_dislikes_are_not_likes(tmp_path, loss):
     learn = collab_learner(dls, n_factors=4, loss=loss, path=tmp_path)
     quiet(learn, 'fit_als', 5) if loss == 'ials' else quiet(learn, 'fit', 2)
     learn.save_pretrained('folder')
-    table = als.side_table(learn.model, 'user')
+    table = side_table(learn.model, 'user')
     average = table[0] if loss == 'ials' else table[1:].mean(0)
     items = EARLY['item'].unique()
     others = disliked_by(learn, EARLY, items[:8])
@@ -275,7 +278,7 @@ def test_dislikes_are_not_likes(tmp_path, loss):
     for take in ('fold_in', 'update')*(loss == 'ials'):  # whose rows are solved: one row, however they come in
         o = from_folder(tmp_path/'folder')
         quiet(o, take, disliked, **({'commit': True} if take == 'fold_in' else {}))
-        row = als.side_table(o.model, 'user')[o.side('user').vocab.rows(np.array([99999]))[0]]
+        row = side_table(o.model, 'user')[o.side('user').vocab.rows(np.array([99999]))[0]]
         torch.testing.assert_close(row, want)
     loved = [i for i in items if not len(disliked_by(learn, EARLY, [i]))][:1]
     with pytest.warns(CollabWarning, match='about the average'):
@@ -306,7 +309,7 @@ def test_rows_trained_by_descent_after_rounds_are_kept_by_a_night(tmp_path, name
     quiet(learn, 'fit_als', 2)
     quiet(learn, 'fit', 1, 1e-2)
     before, few = rows(learn), LATE.head(3)
-    tables = als.side_tables_of(learn)
+    tables = side_tables_of(learn)
     assert all(torch.equal(learn.posterior.side(o)[0].mean, t) for o, t in zip(SIDES, tables, strict=True))
     assert n_learned(learn) == len(learn.dls.train_ds)
     quiet(learn, 'update', few)
@@ -499,5 +502,5 @@ def test_rows_from_a_stream_are_those_from_a_table(tmp_path):
     dls = CollabDataLoaders.from_stream(tmp_path/'early.parquet', valid_pct=0, seed=1)
     streamed = quiet(collab_learner(dls, n_factors=4, path=tmp_path), 'fit_als', 4)
     whole = solved(tmp_path=tmp_path, valid_pct=0.)
-    tables = [als.posterior_tables(o.posterior) for o in (streamed, whole)]
+    tables = [posterior_tables(o.posterior) for o in (streamed, whole)]
     for k, t in tables[0].items(): torch.testing.assert_close(t, tables[1][k], rtol=1e-5, atol=1e-5)

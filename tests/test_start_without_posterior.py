@@ -9,7 +9,7 @@ from helpers import quiet
 
 from collab_pretrained.all import CollabDataLoaders, CollabWarning, WeightsError, collab_learner, planted_ratings
 from collab_pretrained.core import SIDES
-from collab_pretrained.learner.als import side_tables_of
+from collab_pretrained.learner.posterior import side_tables_of
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')
 RATINGS = planted_ratings(n_users=80, n_items=50, n_ratings=4000, changed=.3, seed=5)

@@ -33,8 +33,8 @@ from hypothesis.stateful import (
 
 from collab_pretrained.all import CollabDataLoaders, CollabError, CollabLearner, collab_learner
 from collab_pretrained.core import side_index
-from collab_pretrained.learner.als import is_solved_by_rows
 from collab_pretrained.learner.core import interaction_counts
+from collab_pretrained.learner.posterior import is_solved_by_rows
 from collab_pretrained.weights.moments import param_names, read_moments
 from collab_pretrained.weights.roles import find_roles, flat_weights, roles
 

@@ -79,6 +79,7 @@ class Ages:
     gone: ClassVar[Callable[..., list]]
     next_night: ClassVar[Callable[..., 'Ages']]
     as_of: ClassVar[Callable[..., 'Ages']]
+    tables: ClassVar[Callable[..., dict]]
 
     def __repr__(self):
         until = f'night {self.now:g}' if self.in_nights else np.datetime64(int(self.now), 'D')

@@ -61,6 +61,7 @@ class Seen:
     with_pairs: ClassVar[Callable]
     without: ClassVar[Callable]
     moved: ClassVar[Callable]
+    tables: ClassVar[Callable]
 
     def __len__(self): return len(self.items)
     def __repr__(self): return f'Seen({len(self)} pairs of {self.n_users} user rows and {self.n_items} item rows)'

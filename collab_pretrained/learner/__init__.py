@@ -2,6 +2,6 @@
 from functools import partial
 
 from .._moved import old_name
-from . import als, factory, finetune, foldin, forget, update  # noqa: F401
+from . import als, evidence, factory, finetune, foldin, forget, posterior, update  # noqa: F401
 
 __getattr__ = partial(old_name, 'learner')  # for learners exported before 0.1

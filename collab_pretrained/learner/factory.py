@@ -41,6 +41,7 @@ from collab_pretrained.models.embeddings import (
     describe,
     embedding_sizes,
     make_described,
+    table_stamp,
     table_widths,
     y_range_of,
 )
@@ -56,7 +57,6 @@ from ..weights.hub import hub_folder, is_hub_id, push_folder
 from ..weights.moments import param_names
 from ..weights.pairs import find_pair, read_pair
 from ..weights.pretrained import Pretrained
-from .als import table_stamp
 from .core import CollabLearner, WarmStart, check_loaders, interaction_counts, loss_facts, side_tables
 
 # %% ../../nbs/53_learner.factory.ipynb #b654748c

@@ -17,27 +17,26 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from collab_pretrained.learner.als import (
+from collab_pretrained.learner.evidence import (
     ages_of,
     days_in,
     described_ids,
     dislikes_of,
-    dot_product,
-    factors_of,
-    feature_values,
-    fill_dislikes,
-    frozen_rows_of,
-    is_solved_by_rows,
+    is_liked,
     known_positives,
-    moved_rows,
     n_rows_of,
     new_evidence,
     positives_of,
     read_for,
-    set_factors,
-    set_side_table,
-    side_table,
     train_ratings,
+)
+from collab_pretrained.learner.posterior import (
+    dot_product,
+    factors_of,
+    feature_values,
+    fill_dislikes,
+    is_solved_by_rows,
+    set_factors,
 )
 
 from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
@@ -47,12 +46,12 @@ from ..data.ratings import Ratings
 from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
 from ..models.als import solve_new_rows, with_rows
-from ..models.embeddings import y_range_of
+from ..models.embeddings import set_side_table, side_table, y_range_of
 from ..models.ials import ImplicitFactors, ials_fold_in, mean_of_dislikers, with_fallback
 from ..models.losses import liking_offset, solve_liking
 from ..models.posterior import expected_row, faded
-from ..models.ranking import is_positive
 from .core import CollabLearner
+from .finetune import frozen_rows_of
 from .forget import add_rows
 
 # %% ../../nbs/57_learner.foldin.ipynb #4fa44d6e
@@ -118,7 +117,8 @@ def _with_described(learn, side, names, codes, table):
     every = np.union1d(names, ids)
     rows, own = learn.side(side).vocab.rows(every), feature_values(learn)[side]
     said = torch.from_numpy(known.encoding.encode(frame)).to(own)
-    values = moved_rows(own, rows).index_copy(0, torch.from_numpy(np.searchsorted(every, ids)).to(own.device), said)
+    values = own[np.maximum(rows, 0)]*torch.from_numpy(rows >= 0).to(own)[:,None]
+    values[np.searchsorted(every, ids)] = said
     return every, np.searchsorted(every, names)[codes], rows, values
 
 # %% ../../nbs/57_learner.foldin.ipynb #fce33390
@@ -162,7 +162,7 @@ def _ages_with(learn, pairs, asked):
     if learn.ages is None: return None
     if learn.ages.in_nights: return learn.ages.with_ratings(pairs, np.full(len(pairs), learn.ages.now))
     if asked.days is None: return learn.ages
-    liked = None if learn.ranking is None else is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    liked = None if learn.ranking is None else is_liked(learn, asked.y)
     later = learn.ages.with_ratings(pairs, asked.days, None if liked is None else liked.cpu().numpy())
     return later if learn.ranking is not None else replace(later, now=learn.ages.now)
 
@@ -230,7 +230,7 @@ def _from_dislikes(learn, side, asked, liked, rows):
 
 def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias; of new users without any, from what they dislike."
-    liked = is_positive(asked.y[:,None], learn.ranking.threshold(asked.y))
+    liked = is_liked(learn, asked.y)
     return _from_dislikes(learn, side, asked, liked, _liking_rows(learn, side, asked, liked))
 
 def _liking_rows(learn, side, asked, liked):
@@ -246,7 +246,7 @@ def _liking_rows(learn, side, asked, liked):
 def _offset(learn, users, items):
     "What `solve_liking` needs to know of users, for rows of items."
     x, y, _ = train_ratings(learn)
-    return liking_offset(users, items, x, is_positive(y[:,None], learn.ranking.threshold(y)))
+    return liking_offset(users, items, x, is_liked(learn, y))
 
 # %% ../../nbs/57_learner.foldin.ipynb #8ac0af5e
 def _without_positives(learn, side, known, features):
@@ -281,7 +281,7 @@ def _set_ranked_rows(learn, side, all_rows, rows, asked):
         tables[side_index(side)] = tables[side_index(side)].index_copy(0, all_rows, rows[:,:-1])
         set_factors(learn, ImplicitFactors(*tables, *counts))
     else: set_side_table(model, side, side_table(model, side).index_copy(0, all_rows, rows))
-    learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *map(len, learn.vocab.values()))
+    learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *n_rows_of(learn))
 
 # %% ../../nbs/57_learner.foldin.ipynb #f52eab0f
 def _refuse_frozen(learn, side, folded, rows):

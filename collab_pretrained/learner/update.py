@@ -23,12 +23,9 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from collab_pretrained.learner.als import (
+from collab_pretrained.learner.evidence import (
     ages_of,
-    check_trained,
     described_ids,
-    fill_dislikes,
-    is_solved_by_rows,
     n_rows_of,
     new_evidence,
     of_known,
@@ -44,6 +41,7 @@ from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes
 from .core import CollabLearner
 from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
+from .posterior import check_trained, fill_dislikes, is_solved_by_rows
 
 # %% ../../nbs/58_learner.update.ipynb #75e9d7a2
 class Gone(NamedTuple):

@@ -43,9 +43,8 @@ from collab_pretrained.core import (
 )
 
 from ..ids.matching import MatchReport, VocabMatch, match_classes, two_vocabs
-from ..learner.als import table_stamp
 from ..learner.core import CollabLearner, MeanRowCallback, WarmStart, check_overlap, check_range, vocab_difference
-from ..models.embeddings import describe
+from ..models.embeddings import describe, table_stamp
 from ..models.posterior import with_tables
 from ..weights.folders import checkpoint_files, config_bytes, config_checksum, read_config
 from ..weights.pairs import check_lengths, checked_tables, commit_files, fingerprint_of

@@ -37,8 +37,8 @@ from ..data.loaders import CollabDataLoaders
 from ..data.ratings import read_ratings
 from ..data.splits import newest_unseen, two_corpora
 from ..ids.matching import MatchReport
-from ..learner.als import is_solved_by_rows
 from ..learner.factory import collab_learner
+from ..learner.posterior import is_solved_by_rows
 from ..models.ranking import Ranking
 
 # %% ../../nbs/61_serve.benchmark.ipynb #892b83b5

@@ -23,8 +23,8 @@ from ..core import SIDES, CollabWarning, RatingsError, checked
 from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
 from ..data.ratings import Ratings
 from ..data.seen import pair_keys, seen_pairs
-from ..learner.als import days_in, n_rows_of, train_ratings
 from ..learner.core import CollabLearner
+from ..learner.evidence import days_in, n_rows_of, train_ratings
 from ..models.ials import popularity_half_life, recent_counts
 from ..models.ranking import is_positive
 from ..models.topk import best, in_eval_mode, scores_of

@@ -45,8 +45,8 @@ from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_n
 from ..data.splits import split_ratings
 from ..ids.canonical import canonical_ids
 from ..ids.matching import two_vocabs
-from ..learner.als import positives_of
 from ..learner.core import CollabLearner
+from ..learner.evidence import positives_of
 from ..learner.update import drop_gone
 from ..models.embeddings import EmbeddingDotBias
 from ..weights.reading import read_vocab

@@ -25,8 +25,8 @@ from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import read_like, row_counts
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
-from ..learner.als import check_scale, described_ids
 from ..learner.core import CollabLearner
+from ..learner.evidence import check_scale, described_ids
 from ..models.embeddings import y_range_of
 from ..models.posterior import Posterior, doubt_factors, doubt_of_items, predicted_pairs, with_first
 from ..models.topk import CosineScores, DotScores, best, products, scores_of
