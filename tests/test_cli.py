@@ -14,6 +14,8 @@ from helpers import content, run
 
 from collab_pretrained.cli import DESCRIPTIONS, MODULES
 from collab_pretrained.core import planted_ratings
+from collab_pretrained.data.loaders import CollabDataLoaders
+from collab_pretrained.learner.factory import collab_learner
 
 MODULE = [sys.executable, '-m', 'collab_pretrained']
 
@@ -426,3 +428,26 @@ def test_what_stands_between_columns_is_meant_as_it_stands(night, sep):
      "expected a number of days above 0, or text such as '365d'\n"),
     (['recommend', 'model', '--ratings', ''], '--ratings: empty; expected a value, or no --ratings\n')])
 def test_errors_name_no_python(night, argv, words): assert refused(*argv).endswith(words)
+
+
+@pytest.mark.parametrize('made, argv, words', [
+    (dict(use_nn=True), [], "users' vectors of width 16 and items' of 14, as a network has them; expected one width "
+     'for a dot product: start from another model'),
+    (dict(y_range=(0, 5.5)), ['--loss', 'bpr'], 'it answers between 0 and 5.5, and a ranking has no bounds; expected '
+     'a model without them, as --method als makes it, or no --pretrained'),
+    (dict(loss='bpr'), ['--loss', 'ials'],
+     'descent trained its rows, and they are not solved on; expected --method sgd')])
+def test_models_that_train_cannot_start_from(night, made, argv, words):
+    learn = collab_learner(CollabDataLoaders.from_csv('monday.csv', seed=1), n_factors=4, **made)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    learn.save_pretrained('other')
+    said = refused('train', 'monday.csv', 'new', '--pretrained', 'other', *argv)
+    assert said == f'collab-pretrained: other: {words}\n'
+
+
+def test_a_network_takes_no_newcomers_in(night):
+    learn = collab_learner(CollabDataLoaders.from_csv('monday.csv', seed=1), use_nn=True)
+    learn.save_pretrained('net')
+    Path('new.csv').write_text('user,item,rating\n999,2,3\n')
+    assert refused('recommend', 'net', '--ratings', 'new.csv').endswith('expected a dot product with biases\n')
+    assert refused('export', 'net', 'vectors').endswith('expected `EmbeddingDotBias`\n')

@@ -52,6 +52,7 @@ from ..data.files import pick_columns, read_ids, read_table, write_table
 from ..data.loaders import CollabDataLoaders, read_like, titles_of
 from ..data.ratings import read_ratings
 from ..ids.matching import match_classes, two_vocabs
+from ..learner.als import is_solved_by_rows
 from ..learner.core import CollabLearner
 from ..learner.factory import collab_learner, read_pretrained
 from ..models.embeddings import table_widths
@@ -180,6 +181,9 @@ def _learner(dls, source, loss, n_factors, method, min_overlap, seed, facts):
     if n_factors is None: n_factors = table_widths(source.wgts).get('u_weight', default) if source else default
     y_range = None if ranking or method == 'als' else range_around(dls)
     if source and 'y_range' in source.meta: y_range = source.meta['y_range']
+    if ranking and y_range: raise RatingsError(
+        f'{source.name}: it answers between {y_range[0]:g} and {y_range[1]:g}, and a ranking has no bounds; expected a '
+        'model without them, as --method als makes it, or no --pretrained')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         learn = collab_learner(dls, n_factors, y_range=None if ranking else y_range, metrics=rmse, loss=loss,
@@ -221,6 +225,8 @@ def _fit(learn, train, epochs, **kwargs):
 def _train(learn, source, method, rounds, epochs, lr, wd, half_life):
     "Train in the way that was chosen; a model to start from learns what is new to it."
     if source and method == 'als':
+        if not is_solved_by_rows(learn): raise RatingsError(
+            f'{source.name}: descent trained its rows, and they are not solved on; expected --method sgd')
         with contextlib.redirect_stdout(sys.stderr): learn.adapt()
     if method == 'als' and not source:
         _fit(learn, learn.fit_als, rounds if epochs is None else epochs, half_life=half_life)

@@ -79,7 +79,8 @@ _WHOLE = {'header=None': '--no-header', 'exclude_seen=False': '--allow-seen', 'k
           'quoting=3': '--quoting none', 'quoting=0': '--quoting minimal'}
 _GONE = (r" \(`from_csv`\)|, `engine='python'`| \(`index_col=0` of `from_csv`\)|,? or a `Ranking`|,? or as a `Path`"
          r"|: `drop_duplicates` keeps the first| and read it by `read_table`|\? `index_col=False` leaves out .*"
-         "|, a timedelta")
+         r"|, a timedelta| \(`use_nn=\w+`\)|, or make a network \(`use_nn=True`\)"
+         "|, `use_nn=False`: train this model with `fit_one_cycle`")
 
 # %% ../../nbs/80_cli.running.ipynb #4161f2d5
 def in_options(

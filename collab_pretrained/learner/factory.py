@@ -27,6 +27,16 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 
+from collab_pretrained.core import (
+    SIDES,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CollabWarning,
+    RatingsError,
+    ShapeError,
+    as_path,
+    checked,
+)
 from collab_pretrained.data.loaders import (
     CollabDataLoaders,
     CollabDataset,
@@ -46,7 +56,6 @@ from collab_pretrained.models.embeddings import (
     y_range_of,
 )
 
-from ..core import SIDES, CheckpointError, CheckpointNotFoundError, CollabWarning, RatingsError, as_path, checked
 from ..data.splits import seed_or_fresh
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp
@@ -227,9 +236,12 @@ def _split_options(start, kwargs):
     own = {k: kwargs[k] for k in kwargs if k in WarmStart.__dataclass_fields__}
     return replace(start or WarmStart(), **own), {k: v for k, v in kwargs.items() if k not in own}
 
-def _pretrained_widths(source, dls, keys):
-    "The widths of a pretrained network's embeddings, by column."
+def _pretrained_widths(source, dls, keys, use_nn):
+    "The widths of a pretrained network's embeddings, by column; raises where they differ and a dot product has one."
     widths = table_widths(source.wgts, keys)
+    if not use_nn and len(set(widths.values())) > 1: raise ShapeError(
+        f"{source.name}: users' vectors of width {widths['u_weight']} and items' of {widths['i_weight']}, as a network "
+        'has them; expected one width for a dot product: start from another model, or make a network (`use_nn=True`)')
     roles = zip(dls.classes, ('u_weight', 'i_weight'), strict=False)
     return {col: widths[role] for col, role in roles if role in widths}
 
@@ -271,7 +283,8 @@ def collab_learner(
     how, kwargs = _split_options(start, {'seed': seed, **kwargs} if seed is not None else kwargs)
     check_y_range(y_range, dls)
     source = _source_of(pretrained, how.with_opt, adapt, dls, kwargs)
-    if source and use_nn and emb_szs is None: emb_szs = _pretrained_widths(source, dls, how.keys)
+    widths = _pretrained_widths(source, dls, how.keys, use_nn) if source else None
+    if use_nn and emb_szs is None: emb_szs = widths
     model = _make_model(dls, n_factors, use_nn, emb_szs, layers, config, y_range, seed)
     _free_old_learners(model)
     ranking, loss_func = _asked_ranking(loss, loss_func, source, dls, use_nn)
