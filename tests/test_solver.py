@@ -121,6 +121,22 @@ def test_a_weight_of_2_is_the_rating_twice():
     for o, p in zip(a, b, strict=True): torch.testing.assert_close(o, p, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('y_range', [None, (-4., 10.)])
+def test_threads_share_the_work_and_find_the_same_rows(y_range, weighted):
+    x, y, size = planted(n_users=2000, n_items=500, n=60_000)
+    weight = torch.rand(len(y), generator=torch.Generator().manual_seed(0)) + .5 if weighted else None
+    n_threads, fits = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert len(sort_ratings(x, y, *size, 4).helpers) == n - 1
+            fits.append(fitted(x, y, size, weight=weight, y_range=y_range))
+            assert torch.get_num_threads() == n
+    finally: torch.set_num_threads(n_threads)
+    assert_same(*fits, 1e-5)
+
+
 def test_order_of_ratings_does_not_matter():
     x, y, size = planted()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
