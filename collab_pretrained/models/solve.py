@@ -293,9 +293,10 @@ def _invert_few(design, diagonal, right):
     n, free, scaled = design.shape[1], right/diagonal, design/diagonal[:,None]
     system = torch.cat([scaled @ design.mT, scaled, design @ free[...,None]], -1)
     system.diagonal(dim1=-2, dim2=-1).add_(1)
-    for i in range(n):
-        row = system[:,i,i:] = system[:,i,i:]*system[:,i,i,None].rsqrt()
-        if i < n-1: system[:,i+1:,i:] -= row[:,1:n-i,None]*row[:,None]
+    for i, row in enumerate(system.unbind(1)):
+        row = row[:,i:]
+        row *= row[:,:1].rsqrt()
+        if i < n-1: system[:,i+1:,i:].addcmul_(row[:,1:n-i,None], row[:,None], value=-1)
     solved, last = system[...,n:-1], system[...,-1:]
     return free - (solved*last).sum(1), 1/diagonal - (solved**2).sum(1)
 
