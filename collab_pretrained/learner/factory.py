@@ -51,6 +51,7 @@ from collab_pretrained.models.embeddings import (
     describe,
     embedding_sizes,
     make_described,
+    table_names,
     table_stamp,
     table_widths,
     y_range_of,
@@ -66,7 +67,8 @@ from ..weights.hub import hub_folder, is_hub_id, push_folder
 from ..weights.moments import param_names
 from ..weights.pairs import find_pair, read_pair
 from ..weights.pretrained import Pretrained
-from .core import CollabLearner, WarmStart, check_loaders, interaction_counts, loss_facts, side_tables
+from .core import CollabLearner, check_loaders, interaction_counts, loss_facts
+from .finetune import WarmStart
 
 # %% ../../nbs/53_learner.factory.ipynb #b654748c
 def _read_saved(place, with_opt=False):
@@ -184,7 +186,7 @@ sparse_rows = 100_000  # users and items together, from which on `collab_learner
 
 def _steps_by_row(learn, has_opt_func):
     "Whether the tables are so large that stepping all of them costs most of the time; warns where they are."
-    n_rows = sum(len(get_model(learn.model).get_parameter(names[0])) for role, names in side_tables(learn.model).items()
+    n_rows = sum(len(get_model(learn.model).get_parameter(names[0])) for role, names in table_names(learn.model).items()
                  if role.endswith('weight'))
     on_cpu = getattr(learn.dls, 'device', None) in (None, torch.device('cpu'))
     if n_rows < sparse_rows or has_opt_func or not on_cpu: return False

@@ -43,7 +43,9 @@ from collab_pretrained.core import (
 )
 
 from ..ids.matching import MatchReport, VocabMatch, match_classes, two_vocabs
-from ..learner.core import CollabLearner, MeanRowCallback, WarmStart, check_overlap, check_range, vocab_difference
+from ..learner.core import CollabLearner, check_range, vocab_difference
+from ..learner.finetune import WarmStart, check_overlap
+from ..learner.loop import MeanRowCallback
 from ..models.embeddings import describe, table_stamp
 from ..models.posterior import with_tables
 from ..weights.folders import checkpoint_files, config_bytes, config_checksum, read_config
