@@ -14,7 +14,7 @@ PACKAGE = __name__.rpartition('.')[0]
 # old module -> the modules that have its names now
 MOVED = {
     'checkpoint': ['weights.unpickle', 'weights.reading', 'weights.pairs', 'weights.folders'],
-    'data': ['data.loaders'],
+    'data': ['data.loaders', 'data.batches'],
     'distributed': ['scale.distributed'],
     'elsewhere': ['weights.pretrained', 'weights.importers'],
     'evaluate': ['serve.evaluate', 'serve.benchmark'],

@@ -12,8 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from collab_pretrained.core import NA, CollabWarning, RatingsError
-from collab_pretrained.data import loaders as data
-from collab_pretrained.data.loaders import CollabDataLoaders, CollabDataset, CollabDL
+from collab_pretrained.data import batches as data
+from collab_pretrained.data.batches import CollabDataset, CollabDL
+from collab_pretrained.data.loaders import CollabDataLoaders
 from collab_pretrained.data.stream import StreamDataset, StreamDL
 
 pytestmark = pytest.mark.filterwarnings('ignore::collab_pretrained.core.CollabWarning')

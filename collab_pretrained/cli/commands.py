@@ -47,9 +47,10 @@ from collab_pretrained.core import (
     one_writer,
 )
 
+from ..data.batches import titles_of
 from ..data.features import Encoding
 from ..data.files import pick_columns, read_ids, read_table, write_table
-from ..data.loaders import CollabDataLoaders, read_like, titles_of
+from ..data.loaders import CollabDataLoaders, read_like
 from ..data.ratings import read_ratings
 from ..ids.matching import match_classes, two_vocabs
 from ..learner.als import is_solved_by_rows

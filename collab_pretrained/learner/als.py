@@ -56,7 +56,7 @@ from collab_pretrained.models.ials import (
 
 from ..core import SIDES, CollabWarning, RatingsError, checked
 from ..data.age import age_weights, ages_from, check_half_life
-from ..data.loaders import check_rows
+from ..data.batches import check_rows
 from ..data.seen import Seen
 from ..models.als import answers_of, choose_half_life, fit_rounds, update_posterior
 from ..models.embeddings import y_range_of

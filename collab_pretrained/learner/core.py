@@ -45,7 +45,7 @@ from collab_pretrained.core import (
 )
 
 from ..data.age import Ages
-from ..data.loaders import holds_ratings, row_counts, table_facts
+from ..data.batches import holds_ratings, row_counts, table_facts
 from ..data.seen import Seen
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..core import SIDES, CollabWarning, RatingsError, UnknownIdError, examples
 from ..data.age import Ages, ages_from, days_of
+from ..data.batches import CollabDataset, rating_blocks
 from ..data.columns import cast_of
 from ..data.features import split_ids
-from ..data.loaders import CollabDataset, rating_blocks, read_like
+from ..data.loaders import read_like
 from ..data.ratings import Ratings, check_kind
 from ..data.seen import Seen
 from ..models.embeddings import y_range_of

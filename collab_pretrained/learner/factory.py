@@ -37,8 +37,7 @@ from collab_pretrained.core import (
     as_path,
     checked,
 )
-from collab_pretrained.data.loaders import (
-    CollabDataLoaders,
+from collab_pretrained.data.batches import (
     CollabDataset,
     CollabDL,
     check_rows,
@@ -57,6 +56,7 @@ from collab_pretrained.models.embeddings import (
     y_range_of,
 )
 
+from ..data.loaders import CollabDataLoaders
 from ..data.splits import seed_or_fresh
 from ..ids.vocab import Vocab
 from ..models.optim import CatchUp

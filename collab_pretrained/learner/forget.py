@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import SIDES, RatingsError, VocabError
-from ..data.loaders import CollabDataset, with_datasets
+from ..data.batches import CollabDataset
+from ..data.loaders import with_datasets
 from ..data.splits import shuffled
 from ..ids.matching import MatchReport, match_classes
 from ..ids.vocab import Vocab

@@ -30,9 +30,9 @@ from collab_pretrained.learner.evidence import (
 
 from ..core import SIDES, RatingsError, WeightsError
 from ..data.age import ages_of_tables
+from ..data.batches import CollabDataset
 from ..data.columns import cast_of
 from ..data.features import Encoding, Features, read_features
-from ..data.loaders import CollabDataset
 from ..data.seen import Seen, seen_in, seen_of_tables
 from ..ids.matching import MatchReport
 from ..models.als import estimate_posterior, informed_side, posterior_from_counts, update_posterior

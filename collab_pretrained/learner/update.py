@@ -35,7 +35,8 @@ from collab_pretrained.learner.evidence import (
 
 from ..core import SIDES, CollabWarning, RatingsError, WeightsError, checked
 from ..data.age import Ages, as_days
-from ..data.loaders import check_rows, row_counts, with_datasets
+from ..data.batches import check_rows, row_counts
+from ..data.loaders import with_datasets
 from ..data.seen import pair_keys, seen_in, seen_pairs
 from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes

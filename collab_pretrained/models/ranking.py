@@ -23,7 +23,8 @@ from fastcore.basics import listify, patch
 from torch import Tensor, nn
 
 from ..core import CollabWarning, RatingsError, WeightsError, checked
-from ..data.loaders import CollabDataLoaders, CollabDataset, CollabDL, batch_sizes, loaders_like
+from ..data.batches import CollabDataset, CollabDL, batch_sizes
+from ..data.loaders import CollabDataLoaders, loaders_like
 from .embeddings import y_range_of
 from .losses import bpr_loss, softmax_loss, warp_choose
 from .sampling import UnseenItems

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from ..core import RatingsError, examples
-from ..data.loaders import CollabDL
+from ..data.batches import CollabDL
 from ..learner.core import CollabLearner
 
 # %% ../../nbs/70_scale.distributed.ipynb #902d01b3

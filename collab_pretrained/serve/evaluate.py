@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import SIDES, CollabWarning, RatingsError, checked
-from ..data.loaders import CollabDataset, rating_blocks, read_like, row_counts
+from ..data.batches import CollabDataset, rating_blocks, row_counts
+from ..data.loaders import read_like
 from ..data.ratings import Ratings
 from ..data.seen import pair_keys, seen_pairs
 from ..learner.core import CollabLearner

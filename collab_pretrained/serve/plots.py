@@ -19,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 
 from ..core import RatingsError, VocabError, checked, examples
-from ..data.loaders import row_counts, titles_of
+from ..data.batches import row_counts, titles_of
 from ..learner.core import CollabLearner, metric_names_of
 from ..models.embeddings import y_range_of
 from .evaluate import error_measures, predictions_for, rated_pairs, rating_groups

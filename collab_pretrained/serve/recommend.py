@@ -21,8 +21,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, checked, examples
+from ..data.batches import row_counts
 from ..data.columns import cast_of, check_choice, encode_ids
-from ..data.loaders import read_like, row_counts
+from ..data.loaders import read_like
 from ..ids.canonical import as_array, canonical_ids
 from ..ids.vocab import Vocab
 from ..learner.core import CollabLearner
