@@ -170,6 +170,18 @@ def test_a_table_in_which_nothing_is_liked_is_told():
         learner(dislikes, loss=IALS(4))
 
 
+def test_frozen_users_stay_when_ids_before_them_are_dropped():
+    "Their rows have other numbers then, also those without a positive."
+    rows = [(u, i, 5.) for u in range(9) for i in range(u % 3, 10, 3)] + [(9, 0, 1.)]
+    learn = learner(pd.DataFrame(rows, columns=['user', 'item', 'rating']), loss='ials')
+    learn.freeze_rows([5, 8, 9], 'user')
+    others, dropped = [1, 3], [0, 2, 5]
+    before = learn.model.weight([8, 9, *others], is_item=False).clone()
+    learn.drop_ids(users=dropped, items=[0])
+    assert torch.equal(learn.model.weight([8, 9, *others], is_item=False), before)
+    assert learn.frozen_rows.ids['users'] == [8, 9]
+
+
 def test_frozen_users_who_like_nothing_stay():
     "Their row is the mean of others, which moves, and theirs does not."
     rows = [(u, i, 5.) for u in range(10) for i in range(u % 3, 10, 3)] + [(10, 0, 1.), (10, 1, 1.)]

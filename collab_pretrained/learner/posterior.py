@@ -204,24 +204,28 @@ def _joined(found, guess):
 def set_factors(
     learn:CollabLearner, # a ranking; changed in place
     factors:ImplicitFactors, # over its vocabulary
-    held:Tensor|None=None, # bool (n_items,): items whose biases stay; None for those that are frozen
+    report:MatchReport|None=None, # of the vocabulary that loaders have still, and the new one; None if they have it
 ) -> None:
     "Take vectors, and how much evidence each rests on; biases are 0, or what items' recent popularity is worth."
-    model = dot_product(learn)
+    model, frozen = dot_product(learn), frozen_masks(learn) if report is None else _frozen_after(learn, report)
+    held = frozen[1] if report is None else torch.from_numpy(report.items.rows >= 0)
     biases = torch.zeros_like(model.u_bias.weight), _recent_biases(learn, model.i_bias.weight.detach(), held)
-    for o, vectors, bias in zip(SIDES, with_fallback(factors, feature_values(learn)), biases, strict=False):
-        table = torch.cat([vectors, bias.to(vectors)], 1)
-        still = frozen_rows_of(learn, o).to(table.device)
-        table[still] = side_table(model, o)[still]
-        set_side_table(model, o, table)
+    vectors = with_fallback(factors, feature_values(learn))[:2]
+    for o, rows, bias, stay in zip(SIDES, vectors, biases, frozen, strict=True):
+        table = torch.cat([rows, bias.to(rows)], 1)
+        set_side_table(model, o, torch.where(stay.to(table.device)[:,None], side_table(model, o), table))
     learn.solved = table_stamp(model), factors
 
+def _frozen_after(learn, report):
+    "The masks of frozen rows over the new vocabulary, where loaders have the old one still."
+    sides = ((report.side(o).rows, frozen_rows_of(learn, o).numpy()) for o in SIDES)
+    return [torch.from_numpy(np.isin(rows, frozen)) for rows, frozen in sides]
+
 def _recent_biases(learn, now, held):
-    "The biases of items, (n_items, 1), that are `now` these."
+    "The biases of items, (n_items, 1), that are `now` these; those that are `held` stay."
     bonus = None if learn.ages is None else learn.ages.bonus()
     if bonus is None: return torch.zeros_like(now)
-    held = frozen_masks(learn)[1] if held is None else held
-    return torch.where(held[:,None], now, torch.from_numpy(bonus).to(now)[:,None])
+    return torch.where(held.to(now.device)[:,None], now, torch.from_numpy(bonus).to(now)[:,None])
 
 # %% ../../nbs/55_learner.posterior.ipynb #4e5a66a8
 def factors_of(
@@ -265,7 +269,7 @@ def move_solved(
     "Give a learner whose vocabulary has changed what was known of its rows."
     if isinstance(solved, Posterior): return learn.set_posterior(match_posterior(solved, report))
     factors = ImplicitFactors(*(match_rows('the ranking', o, report.side(SIDES[k % 2])) for k, o in enumerate(solved)))
-    set_factors(learn, factors, held=torch.from_numpy(report.items.rows >= 0))
+    set_factors(learn, factors, report)
 
 def settle_posterior(
     learn:CollabLearner, # any learner
