@@ -22,6 +22,7 @@ from collab_pretrained.all import (
     importers,
     load_pretrained_keys,
     match_embeds,
+    match_vocab,
     nearest,
     newest_unseen,
     planted_ratings,
@@ -174,6 +175,21 @@ def test_masked_values_are_missing():
         importers.from_arrays(ids, np.ma.masked_array(vectors, np.stack([hide]*2, 1)), None, None)
     nothing_masked = np.ma.masked_array(ids, ~hide & hide)
     assert importers.from_arrays(nothing_masked, vectors, None, None).vocab[0].ids.tolist() == [0, 1, 2, 3]
+
+
+NO_COLUMNS = (np.array([[3, 4]]), torch.tensor([[3, 4]]), pd.array([3, None]), pd.array(['a', None]), RATINGS[['user']])
+
+@pytest.mark.parametrize('ids', NO_COLUMNS, ids=repr)
+def test_ids_that_are_no_column(learn, ids):
+    for f in (lambda x: learn.recommend(x, k=1), lambda x: learn.similar_users(x, k=1),
+              lambda x: learn.drop_ids(users=x), lambda x: match_vocab(x, [1, 2]),
+              lambda x: learn.recommend([1], candidates=x, k=1)):
+        with pytest.raises(CollabError): f(ids)
+
+
+def test_a_single_id_in_an_array(learn):
+    for one in (np.array(3), torch.tensor(3), np.int32(3), 3.):
+        assert learn.recommend(one, k=2).equals(learn.recommend(3, k=2))
 
 
 def test_a_column_that_arrow_does_not_know():

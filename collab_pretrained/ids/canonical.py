@@ -22,7 +22,8 @@ def as_array(values:Any) -> np.ndarray: # (n,), of the values' own dtype; object
     "A list, array or column as an array that keeps each value as it is, a category column by its values."
     if hasattr(values, 'to_pandas'): values = values.to_pandas()  # pyarrow, polars
     if isinstance(getattr(values, 'dtype', None), (pd.CategoricalDtype, pd.ArrowDtype)): return np.asarray(values)
-    if np.ma.is_masked(values): values = np.where(values.mask, np.array(None), values.data)
+    has_mask = isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values)
+    if has_mask: values = np.where(values.mask, np.array(None), values.data)
     if hasattr(values, 'dtype'): return values
     if not isinstance(values, Iterable): raise RatingsError(f'{values!r:.60}; expected a list, an array or a column')
     values = list(values)

@@ -33,6 +33,12 @@ def _plain_ids(names, label):
     try: return canonical_ids(names, label)
     except RatingsError as e: raise VocabError(str(e)) from None
 
+def _listed(names, label):
+    if getattr(names, 'ndim', 1) != 1: raise VocabError(
+        f'{label}: {type(names).__name__} of shape {tuple(names.shape)}; expected one dimension, a name '
+        'for each row')
+    return names.tolist() if isinstance(names, np.ndarray) else list(names)
+
 def _split_na(names, label):
     "The row of '#na#', or None, and the ids of the others."
     rows = [row for row, o in enumerate(names) if isinstance(o, str) and o == NA]
@@ -103,7 +109,7 @@ class Vocab(_Names):
         names:Iterable, # a name for each row, in row order: '#na#' at most once, and distinct ids, integers or texts
         label:str='the vocabulary', # what messages call it
     ):
-        names = names.tolist() if isinstance(names, np.ndarray) else list(names)
+        names = _listed(names, label)
         self.n_rows, (self.na_row, ids) = len(names), _split_na(names, label)
         self._own(ids, np.delete(np.arange(self.n_rows), [] if self.na_row is None else self.na_row))
         if not self._index.is_unique: self._own(self.ids[own := self.ids != 'xxfake'], self.id_rows[own])

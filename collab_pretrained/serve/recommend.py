@@ -39,8 +39,9 @@ def _distinct(values, name, cast):
     "Each of `values`, ids, once, in their one form."
     if cast is None and isinstance(values, list) and {*map(type, values)} in ({int}, {str}, {np.int64}):  # a few
         return canonical_ids([*dict.fromkeys(values)], f'column {name!r}')
-    values = pd.Series(as_array(values.ids if isinstance(values, Vocab) else values))
-    if values.isna().any(): canonical_ids(values, name)  # which raises
+    values = as_array(values.ids if isinstance(values, Vocab) else values)
+    if np.ndim(values) != 1 or pd.isna(values).any(): canonical_ids(values, name)  # which raises
+    values = pd.Series(values)
     codes, ids = encode_ids(values, name, cast)
     return ids[pd.unique(codes)]
 
@@ -56,6 +57,7 @@ def asked_ids(
                                                    'expected ids, such as one of its columns')
     is_one = isinstance(ids, (str, bytes)) or not hasattr(ids, '__iter__')
     id_cast = getattr(learn.dls.train_ds, 'id_cast', None)  # fastai's loaders have none
+    if not is_one and getattr(ids, 'ndim', 1) == 0: ids = [ids.item()]  # an array of one number
     ids = _distinct([ids] if is_one else ids, f'{side}s', cast_of(id_cast, of.column))
     return ids, of.vocab.rows(ids)
 

@@ -111,9 +111,8 @@ def clean_up(
 ) -> None:
     "Remove what a night that was killed has left, and old versions."
     model, config = Path(model), read_facts(model)
-    newest, kept = _newest(model, config), versions_of(model)
-    kept = {o for o in kept if o <= newest}
-    if keep is not None: kept = {*sorted(kept)[-keep:], served_version(model)}
+    newest, served = _newest(model, config), served_version(model)
+    kept = [o for o in versions_of(model) if o <= newest][0 if keep is None else -keep:] + [served]
     for o in model.glob('versions/*'):
         if not o.name.isdigit() or int(o.name) not in kept: shutil.rmtree(o, ignore_errors=True)
     old = config['files'] if 'folder' in config else ()  # of the save before the first version

@@ -86,7 +86,8 @@ def _floats(values, label):
         res = as_tensor(label, values).cpu()
         if res.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64): return res
         raise WeightsError(f'{label}: {res.dtype}; expected floating-point numbers')
-    a = _stacked(values.astype(float).filled(np.nan) if np.ma.is_masked(values) else values, label)
+    if isinstance(values, np.ma.MaskedArray): values = values.astype(float).filled(np.nan)
+    a = _stacked(values, label)
     if a.dtype.kind not in 'fiu': raise WeightsError(f'{label}: an array of {a.dtype}; expected floating-point numbers')
     dtype = np.dtype(f'f{min(a.itemsize, 8)}') if a.dtype.kind == 'f' else np.float32
     return torch.from_numpy(np.require(a.astype(dtype, copy=False), requirements=['C', 'W']))  # torch wants it writable
