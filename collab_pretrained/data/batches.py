@@ -191,17 +191,22 @@ class CollabDL(TfmdDL):
     def randomize(self): self.epoch += 1
     def decode(self, b): return self.dataset.decode(b)
     def _pre_show_batch(self, b, max_n=9): return self.decode(b), None, None  # a batch shows itself as a whole
-    def get_idxs(self):
-        if not self.shuffle: return np.arange(self.n)
-        return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n)
 
-    def new(self,
-        dataset=None, # another `CollabDataset`; None for the same
-        cls=None, # another class of loader; None for the same
-        **kwargs, # parameters to change
-    ):
-        "A loader that differs in what is given."
-        return super().new(dataset, cls, **{'seed': self.seed, **kwargs})
+# %% ../../nbs/34_data.batches.ipynb #823ce26b
+@patch
+def get_idxs(self:CollabDL) -> np.ndarray: # int (n,)
+    "The positions of an epoch's rows."
+    if not self.shuffle: return np.arange(self.n)
+    return np.random.default_rng((self.seed % 2**64, self.epoch)).permutation(self.n)
+
+@patch
+def new(self:CollabDL,
+    dataset=None, # another `CollabDataset`; None for the same
+    cls=None, # another class of loader; None for the same
+    **kwargs, # parameters to change
+):
+    "A loader that differs in what is given."
+    return super(CollabDL, self).new(dataset, cls, **{'seed': self.seed, **kwargs})
 
 # %% ../../nbs/34_data.batches.ipynb #92982957
 def batch_slices(

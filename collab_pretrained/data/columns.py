@@ -86,6 +86,18 @@ def check_guess(
     if role not in (_roles_of(name) or {role}): warn_user(
         f'column {name!r} is taken for the {role}s, by its position; if it is not, name all columns: {options}')
 
+# %% ../../nbs/31_data.columns.ipynb #e6ba8f2e
+def _saved_names(names):
+    "The columns' names, `names` by role, as they can be saved; raises unless they are different ones."
+    if len(set(names.values())) < len(names): raise RatingsError(
+        f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name '
+        'all: `user_name=`, `item_name=`, `rating_name=`')
+    res = [o.item() if isinstance(o, np.generic) else o for o in names.values()]
+    odd = [o for o in res if not isinstance(o, (str, int)) or isinstance(o, bool)]
+    if odd: raise RatingsError(f'columns called {examples(odd)}; expected texts or whole numbers, which can be saved: '
+                               'rename them, e.g. `df.set_axis(names, axis=1)`')
+    return res
+
 # %% ../../nbs/31_data.columns.ipynb #78686568
 def column_names(
     cols:list, # names of the columns that are there
@@ -106,15 +118,8 @@ def column_names(
     guessed = {role: cols[k] for k, (role, name) in enumerate(names.items()) if name is None}
     names.update(guessed)
     for role, name in names.items(): check_column(cols, name, role)
-    if len(set(names.values())) < len(names): raise RatingsError(
-        f'{", ".join(f"{name!r} is read as {role}" for role, name in names.items())}; expected different columns: name '
-        'all: `user_name=`, `item_name=`, `rating_name=`')
     for role, name in guessed.items(): check_guess(name, role)
-    res = [o.item() if isinstance(o, np.generic) else o for o in names.values()]
-    odd = [o for o in res if not isinstance(o, (str, int)) or isinstance(o, bool)]
-    if odd: raise RatingsError(f'columns called {examples(odd)}; expected texts or whole numbers, which can be saved: '
-                               'rename them, e.g. `df.set_axis(names, axis=1)`')
-    return [*res, None][:3]
+    return [*_saved_names(names), None][:3]
 
 # %% ../../nbs/31_data.columns.ipynb #0e448faf
 def one_of_each(codes:np.ndarray, n:int) -> np.ndarray: # int64 (n,)

@@ -199,9 +199,17 @@ def _loaders(datasets, bs, val_bs, shuffle=True, val_shuffle=False, shuffle_trai
     raise RatingsError(f'{len(datasets[0])} training ratings make no batch of bs={bs} with n={n} and '
                        f'drop_last={drop_last}; expected one at least')
 
-# %% ../../nbs/35_data.loaders.ipynb #d075e20d
+# %% ../../nbs/35_data.loaders.ipynb #329590f3
 _options = {*inspect.signature(TfmdDL).parameters, 'val_shuffle', 'shuffle_train', 'dl_kwargs'}  # as fastai's
 
+def device_of(
+    device:Any, # as torch takes it; None for fastai's default
+) -> torch.device:
+    "The device that batches shall be on."
+    try: return torch.device(default_device() if device is None else device)
+    except RuntimeError: raise RatingsError(f"device={device!r}; expected one of torch's, e.g. 'cuda'") from None
+
+# %% ../../nbs/35_data.loaders.ipynb #d075e20d
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings, a drop-in for fastai's `CollabDataLoaders`."
     report: SplitReport|None = None  # what the split asks of a model; None if it wasn't made here
@@ -234,9 +242,7 @@ class CollabDataLoaders(DataLoaders):
         "Read a ratings table into loaders for training and validation."
         for o in kwargs.keys() - _options: raise TypeError(f'from_df got an unexpected keyword argument {o!r}')
         check_vocab_or_count(vocab, min_count)
-        seed = seed_or_fresh(seed)
-        try: device = torch.device(default_device() if device is None else device)
-        except RuntimeError: raise RatingsError(f"device={device!r}; expected one of torch's, e.g. 'cuda'") from None
+        seed, device = seed_or_fresh(seed), device_of(device)
         table = read_ratings(ratings, user_name, item_name, rating_name, time_name=time_name, weight_name=weight_name,
                              id_cast=id_cast, on_missing=on_missing, implicit=implicit).merge_repeats(duplicates)
         train, valid = _split(table, splits, valid_pct, seed)
@@ -249,12 +255,14 @@ class CollabDataLoaders(DataLoaders):
         res.report = _report(table, train, valid, rows, classes)
         return res
 
-    def new_empty(self): # `CollabDataLoaders`, as fastai exports a learner with
-        "The same loaders without their ratings; how often each id was trained on is kept."
-        res, counts = super().new_empty(), row_counts(self)
-        vocabs = map(Vocab.of, self.classes.values())
-        res.past = [(v.ids, n[v.id_rows]) for v, n in zip(vocabs, counts, strict=True)]
-        return res
+# %% ../../nbs/35_data.loaders.ipynb #b9707de7
+@patch
+def new_empty(self:CollabDataLoaders) -> CollabDataLoaders: # as fastai exports a learner with
+    "The same loaders without their ratings; how often each id was trained on is kept."
+    res, counts = super(CollabDataLoaders, self).new_empty(), row_counts(self)
+    vocabs = map(Vocab.of, self.classes.values())
+    res.past = [(v.ids, n[v.id_rows]) for v, n in zip(vocabs, counts, strict=True)]
+    return res
 
 # %% ../../nbs/35_data.loaders.ipynb #a04d6bf5
 def loaders_like(

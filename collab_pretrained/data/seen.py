@@ -56,6 +56,7 @@ class Seen:
     offsets: np.ndarray # int64 (n_users + 1,): where the items of each user row begin; the last one is the end
     items: np.ndarray # int32 (n_pairs,): item rows, ascending for each user, each once
     n_items: int # rows of the items' table
+    of_pairs: ClassVar[Callable]
     pairs: ClassVar[Callable]
     has: ClassVar[Callable]
     with_pairs: ClassVar[Callable]
@@ -70,15 +71,16 @@ class Seen:
     @property
     def counts(self) -> np.ndarray: return np.diff(self.offsets) # int64 (n_users,): items that each user row has seen
 
-    @classmethod
-    def of_pairs(cls,
-        pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
-        n_users:int, # rows of the users' table
-        n_items:int, # rows of the items' table
-    ) -> 'Seen': # the pairs sorted, each once
-        "The record of some pairs."
-        users, items = np.divmod(_distinct(pair_keys(pairs, n_items)), max(n_items, 1))
-        return cls(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
+# %% ../../nbs/37_data.seen.ipynb #348a3983
+@patch(cls_method=True)
+def of_pairs(cls:Seen,
+    pairs:np.ndarray, # int (n, 2): a user row and an item row each, in any order, repeats allowed
+    n_users:int, # rows of the users' table
+    n_items:int, # rows of the items' table
+) -> Seen: # each pair once
+    "The record of some pairs."
+    users, items = np.divmod(_distinct(pair_keys(pairs, n_items)), max(n_items, 1))
+    return Seen(np.append(0, np.bincount(users, minlength=n_users).cumsum()), items.astype(np.int32), n_items)
 
 # %% ../../nbs/37_data.seen.ipynb #5da6bbb9
 @patch

@@ -23,7 +23,6 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from collab_pretrained.data.batches import (
@@ -39,6 +38,7 @@ from collab_pretrained.data.loaders import (
     SplitReport,
     check_trains,
     check_vocab_or_count,
+    device_of,
     given_classes,
     rows_or_na,
 )
@@ -304,9 +304,7 @@ def from_stream(cls:CollabDataLoaders,
     "Encode ratings that may not fit in memory, and make loaders that read them by the window."
     check_valid_pct(valid_pct)
     check_vocab_or_count(vocab, min_count)
-    seed = seed_or_fresh(seed)
-    device = torch.device(default_device() if device is None else device)
-    lf = _scan(ratings)
+    seed, device, lf = seed_or_fresh(seed), device_of(device), _scan(ratings)
     names = column_names(lf.collect_schema().names(), user_name, item_name, rating_name, implicit)
     files = [TemporaryFile(dir=scratch) for _ in ('train', 'valid')]  # without a name: they end with the process
     lf, how = _split_of(lf, splits), dict(id_cast=id_cast, on_missing=on_missing, implicit=names[2] is None)

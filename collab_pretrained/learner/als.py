@@ -23,6 +23,7 @@ from torch import Tensor
 from collab_pretrained.learner.evidence import (
     ages_of,
     days_in,
+    evidence_with,
     in_days,
     is_liked,
     known_positives,
@@ -242,13 +243,13 @@ def fit_als(self:CollabLearner,
     return self
 
 # %% ../../nbs/56_learner.als.ipynb #22c7b946
-def _take_in_positives(learn, new, sizes):
+def _take_in_positives(learn, new):
     "A night of a ranking: by all positives if they are known, else from the vectors alone."
     factors, known = factors_of(learn), known_positives(learn)
     is_complete = int(factors.user_counts.sum().round()) == len(known)
     later = ials_night(factors, new, known) if is_complete else ials_night_from_vectors(factors, new)
     if len(new): set_factors(learn, _with_frozen(learn, factors, later))
-    learn.liked = Seen.of_pairs(torch.cat([known, new]).cpu().numpy(), *sizes)
+    learn.liked = Seen.of_pairs(torch.cat([known, new]).cpu().numpy(), *n_rows_of(learn))
 
 def _with_frozen(learn, old, new):
     "`new`, with frozen rows as they were."
@@ -285,11 +286,9 @@ def take_in(self:CollabLearner,
 ) -> None:
     "Add evidence to the rows that it concerns; nothing else changes, but what half-lives let fade."
     self.ages, kept = _later(self, x, y, times)
-    seen, sizes, pairs = self.evidence(), n_rows_of(self), x.cpu().numpy()
-    if self.ranking is not None: _take_in_positives(self, positives_of(self, x, y)[0], sizes)
+    if self.ranking is not None: _take_in_positives(self, positives_of(self, x, y)[0])
     else: _take_in_ratings(self, x, y, weight, kept)
-    self.seen = Seen.of_pairs(pairs, *sizes) if seen is None else seen.with_pairs(pairs, *sizes)
-    self.trained_here = False
+    self.seen, self.trained_here = evidence_with(self, x.cpu().numpy()), False
 
 # %% ../../nbs/56_learner.als.ipynb #0cacfaf7
 def _adapt_by_descent(learn, epochs, lr):

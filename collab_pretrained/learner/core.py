@@ -265,6 +265,7 @@ def _read_alone(wgts, name, vocab, with_opt):
         except CheckpointError as e:
             raise type(e)(str(e).replace(str(stand_in), 'this learner').replace(str(path), name)) from None
 
+# %% ../../nbs/51_learner.core.ipynb #63d6d05c
 def _read_own(learn, file, with_opt):
     "What `save` wrote over this very vocabulary."
     is_open = not isinstance(file, str) and hasattr(file, 'read')

@@ -263,13 +263,15 @@ class AnchorCallback(Callback):
             pull = value_of_side(self.strength, roles[role], 'strength', 0.)*held
             for o in names: self.anchors[o] = params[o].detach().clone(), pull.to(params[o])[:,None]
 
-    @torch.no_grad()
-    def before_step(self):
-        groups = zip(self.opt.param_lists, self.opt.hypers, strict=True)
-        rates = {p: h['lr'] for group, h in groups for p in group if p.requires_grad}
-        model, by_row = get_model(self.learn.model), isinstance(self.opt, FusedAdam)
-        for name, (anchor, pull) in self.anchors.items():
-            p = model.get_parameter(name)
-            if p not in rates: continue
-            if by_row and p.grad is not None and p.grad.is_sparse: self.opt.anchors[p] = anchor, pull
-            else: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))
+# %% ../../nbs/52_learner.finetune.ipynb #b61b46cc
+@patch
+@torch.no_grad()
+def before_step(self:AnchorCallback):
+    groups = zip(self.opt.param_lists, self.opt.hypers, strict=True)
+    rates = {p: h['lr'] for group, h in groups for p in group if p.requires_grad}
+    model, by_row = get_model(self.learn.model), isinstance(self.opt, FusedAdam)
+    for name, (anchor, pull) in self.anchors.items():
+        p = model.get_parameter(name)
+        if p not in rates: continue
+        if by_row and p.grad is not None and p.grad.is_sparse: self.opt.anchors[p] = anchor, pull
+        else: p.lerp_(anchor, (pull*rates[p]).clamp(max=1))

@@ -22,6 +22,7 @@ from collab_pretrained.learner.evidence import (
     days_in,
     described_ids,
     dislikes_of,
+    evidence_with,
     is_liked,
     known_positives,
     n_rows_of,
@@ -211,6 +212,22 @@ def fold_in(self:CollabLearner,
     return res
 
 # %% ../../nbs/58_learner.foldin.ipynb #ad6c13fa
+def _liking_rows(learn, side, asked, liked):
+    "Rows from positives."
+    k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
+    if is_solved_by_rows(learn): return _fold_ials(learn, side, known, asked.x[liked], asked.features)
+    has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
+    mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
+    centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
+    return solve_liking(centre, asked.x, liked, others, spread, torch.where(known >= 0, 1., .3),
+                        _offset(learn, others, table) if k else None)
+
+def _offset(learn, users, items):
+    "What `solve_liking` needs to know of users, for rows of items."
+    x, y, _ = train_ratings(learn)
+    return liking_offset(users, items, x, is_liked(learn, y))
+
+# %% ../../nbs/58_learner.foldin.ipynb #93b2dcce
 def _from_dislikes(learn, side, asked, liked, rows):
     "`rows`, those of new users without a positive from what they dislike; says which ids keep the average row."
     lost = (torch.bincount(asked.x[liked,0], minlength=len(rows)) == 0) & (asked.rows_on() < 0)
@@ -232,21 +249,6 @@ def _fold_ranking(learn, side, asked):
     "Rows from positives, vector and bias; of new users without any, from what they dislike."
     liked = is_liked(learn, asked.y)
     return _from_dislikes(learn, side, asked, liked, _liking_rows(learn, side, asked, liked))
-
-def _liking_rows(learn, side, asked, liked):
-    "Rows from positives."
-    k, table, known = side_index(side), side_table(dot_product(learn), side), asked.rows_on()
-    if is_solved_by_rows(learn): return _fold_ials(learn, side, known, asked.x[liked], asked.features)
-    has = torch.tensor(learn.side(side).vocab.id_rows, device=known.device)
-    mean, spread = table[has].mean(0), table[has].std(0, correction=0).clamp(min=1e-4)
-    centre, others = torch.where((known >= 0)[:,None], table[known], mean), side_table(dot_product(learn), SIDES[1-k])
-    return solve_liking(centre, asked.x, liked, others, spread, torch.where(known >= 0, 1., .3),
-                        _offset(learn, others, table) if k else None)
-
-def _offset(learn, users, items):
-    "What `solve_liking` needs to know of users, for rows of items."
-    x, y, _ = train_ratings(learn)
-    return liking_offset(users, items, x, is_liked(learn, y))
 
 # %% ../../nbs/58_learner.foldin.ipynb #8ac0af5e
 def _without_positives(learn, side, known, features):
@@ -297,12 +299,11 @@ def _commit(learn, side, folded, asked, features):
     if len(added): add_rows(learn, {**learn.vocab, place.column: place.vocab.grown(added)})
     if features is not None: learn.set_features({side: features})
     rows = torch.from_numpy(learn.side(side).vocab.rows(folded.ids)).to(asked.x.device)
-    pairs, sizes, known = _pairs(rows, asked.x, side).cpu().numpy(), [*map(len, learn.vocab.values())], learn.evidence()
+    pairs = _pairs(rows, asked.x, side).cpu().numpy()
     learn.ages = _ages_with(learn, pairs, asked)
     if learn.ranking is not None: _set_ranked_rows(learn, side, rows, folded.rows, asked)
     else:
         new = folded.rows, folded.variance, asked.x, _by_age(learn, asked)[1]
         learn.set_posterior(with_rows(learn.posterior, side, rows, *new))
-    learn.seen = Seen.of_pairs(pairs, *sizes) if known is None else known.with_pairs(pairs, *sizes)
-    learn.trained_here, learn.match_report = False, None
+    learn.seen, learn.trained_here, learn.match_report = evidence_with(learn, pairs), False, None
     fill_dislikes(learn)

@@ -131,6 +131,11 @@ def informed(
     sides = {f'{o}s': informed_side(posterior.side(o)[0], values) for o, values in feature_values(learn).items()}
     return replace(posterior, **sides)
 
+def _expecting(posterior):
+    users, items = (with_expected(*posterior.side(o)) for o in SIDES)
+    return replace(posterior, users=users, items=items)
+
+# %% ../../nbs/55_learner.posterior.ipynb #3e1184ce
 @patch
 def set_features(self:CollabLearner,
     features:dict, # 'user', 'item' -> a table with a row for each id: its index, or the column called as in the ratings
@@ -150,10 +155,6 @@ def set_features(self:CollabLearner,
     if not self.solved: return
     if self.ranking is not None: set_factors(self, factors_of(self))
     else: self.set_posterior(_expecting(informed(self, self.posterior)))
-
-def _expecting(posterior):
-    users, items = (with_expected(*posterior.side(o)) for o in SIDES)
-    return replace(posterior, users=users, items=items)
 
 # %% ../../nbs/55_learner.posterior.ipynb #7e782827
 def _with_means(posterior, tables):
