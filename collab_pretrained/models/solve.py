@@ -23,7 +23,7 @@ from torch.nn.functional import embedding
 from ..core import RatingsError
 
 # %% ../../nbs/41_models.solve.ipynb #78282175
-CHUNK_NUMBERS = 2**19 # numbers of a chunk's design: 2 MB in float32, which stay in the cache
+CHUNK_NUMBERS = {'cpu': 2**19, 'cuda': 2**25} # of a chunk's design: 2 MB in float32 stay in a CPU's cache
 FEW = 2/3 # many rows with at most this times k+1 ratings each are solved by systems as large as their ratings
 PADDING = .1, 1000 # a chunk's padding: at most this share of its ratings, plus what costs less than another chunk
 SUMMED = 2**16 # ratings that one call sums, at least
@@ -125,13 +125,13 @@ def _sums(ratings, table):
     return res
 
 # %% ../../nbs/41_models.solve.ipynb #bda0a6c6
-def _chunk_bounds(falling, width):
+def _chunk_bounds(falling, width, n_numbers):
     "Where chunks begin and end among rows sorted by falling number of ratings, and the most ratings of a row of each."
     at, rest, (share, slack) = 0, falling[falling > 0], PADDING
     while len(rest):
         n = int(rest[0])
         of_a_row = width*(n if n <= FEW*width else max(n, width))
-        some = rest[:max(CHUNK_NUMBERS//of_a_row, 1)]
+        some = rest[:max(n_numbers//of_a_row, 1)]
         stop = int((n*np.arange(1, len(some) + 1) - some.cumsum()*(1 + share) <= slack).sum())
         yield at, at + stop, n
         at, rest = at + stop, rest[stop:]
@@ -165,7 +165,8 @@ def _sorted(own, other, y, n_rows, n_others, width, weight, share=None, helpers=
     if weight is not None: counts = torch.zeros_like(counts).index_add_(0, own[order], weight)
     del order
     by_length, (which, n) = lengths.argsort(descending=True, stable=True), share or (0, 1)
-    bounds = [*_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1)]
+    n_numbers = CHUNK_NUMBERS['cpu' if y.device.type == 'cpu' else 'cuda']
+    bounds = [*_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1, n_numbers)]
     shares = [torch.cat([by_length[:0], *(by_length[a:b] for a, b, _ in bounds[o::n])]) for o in range(n)]
     chunks = [_padded(by_length[a:b], longest, starts, lengths, n_others, others, y, weight)
               for a, b, longest in bounds[which::n]]
