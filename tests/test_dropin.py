@@ -100,3 +100,11 @@ def test_a_learner_of_fastai_over_our_loaders():
     learn = tabular_learner(dls, layers=[4], n_out=1, loss_func=L1LossFlat())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     with learn.no_bar(): assert learn.get_preds()[0].shape == (len(dls.valid_ds), 1)
+
+
+def test_encoded_rows_and_ratings():
+    for o in (CollabDataLoaders.from_df(df, seed=1), collab.CollabDataLoaders.from_df(df, seed=1)):
+        x, y = next(iter(o.valid))
+        assert o.valid.xs.columns.tolist() == o.xs.columns.tolist() == ['user', 'item']
+        assert o.valid.xs.values[:len(x)].tolist() == x.tolist() and o.valid.y.tolist()[:len(x)] == y.flatten().tolist()
+        assert (o.valid_ds.y.name, len(o.xs)) == ('rating', len(o.train_ds))

@@ -77,8 +77,19 @@ def decode(self:CollabDataset,
 
 @patch(as_prop=True)
 def items(self:CollabDataset) -> pd.DataFrame:
-    "All ratings as the table that they came from."
+    "All ratings as the table that they came from, in the order of the loader and numbered from 0."
     return self.decode(self.tensors)
+
+# %% ../../nbs/34_data.batches.ipynb #1f2fa741
+@patch(as_prop=True)
+def xs(self:CollabDataset) -> pd.DataFrame: # int64, the columns of users and items
+    "The rows of users and items, called as in fastai's `Tabular`."
+    return pd.DataFrame(self.tensors[0].cpu().numpy(), columns=self.cat_names)
+
+@patch(as_prop=True)
+def y(self:CollabDataset) -> pd.Series: # float32
+    "The ratings, called as in fastai's `Tabular`."
+    return pd.Series(self.tensors[1].flatten().cpu().numpy(), name=self.rating_name)
 
 # %% ../../nbs/34_data.batches.ipynb #c0a9d731
 def _cast_word(cast): # its name, or True if it has none
