@@ -70,7 +70,7 @@ def _with_pairs(learn, known, pairs):
 def evidence_with(
     learn:CollabLearner, # any learner
     pairs:np.ndarray, # int (n, 2): rows of users and items, which its rows learn from now
-) -> Seen:
+) -> Seen: # over the learner's vocabulary
     "What the rows of a learner have learned from, with more pairs."
     return _with_pairs(learn, learn.evidence(), pairs)
 
