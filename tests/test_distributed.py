@@ -277,7 +277,7 @@ def save_of_pieces(path):
 
 def rows_read(path):
     "How many rows of which kind a process reads for a start in pieces."
-    from collab_pretrained.scale.sharded import Pieces
+    from collab_pretrained.scale.pieces import Pieces
     learn, read, take = learner(path), [], Pieces.take
     Pieces.take = lambda self, rows: (read.append((self.shape, len(rows))), take(self, rows))[1]
     try:
@@ -523,7 +523,7 @@ def test_saved_by_two_loaded_by_three(two, tmp_path):
 
 
 @pytest.mark.skipif(
-    not find_spec('torchrec'), reason='torchrec is missing; nbs/72_scale.torchrec.ipynb tells how to install it'
+    not find_spec('torchrec'), reason='torchrec is missing; nbs/73_scale.torchrec.ipynb tells how to install it'
 )
 @pytest.mark.parametrize('kind', ['plain', 'row_wise', 'column_wise'])
 def test_through_torchrec(two, kind, tmp_path):
