@@ -370,14 +370,13 @@ def _solve_tonight(priors, both, noise, y_range, n_rounds, before, frozen):
     return new, error.sum()
 
 # %% ../../nbs/49_models.als.ipynb #2096f2de
-def _learn_tonight(own, prior, is_new, others, ratings, transposed, side, caution):
-    """What tonight tells of the prior behind the rows of `own`, by how far they moved from tonight's. New ids add to
-    base and spread, which are means over all ids of `side` so far; all rows tell of the other side's implicit factors,
-    of which `others` have ratings tonight: half a step, as old pairs are not at hand. Returns `own` and the step."""
+def _learn_tonight(own, is_new, others, ratings, transposed, side, caution):
+    """What tonight tells of the prior behind the rows of `own`, by how far they are from it. New ids add to base and
+    spread, which are means over all ids of `side` so far; all rows tell of the other side's implicit factors, of which
+    `others` have ratings tonight: half a step, as old pairs are not at hand. Returns `own` and the step."""
     seen, n_new = (side.counts > 0).float(), is_new.sum()
     known, n = seen @ _gain(side, 1), seen.sum()
-    gain = ((prior.variance - own.variance)/own.spread**2*caution).clamp(.1*LEAST_GAIN, 1)
-    residual = own.mean - prior.mean
+    gain, residual = (_gain(own, 1)*caution).clamp(max=1), own.mean - own.prior()
     shift = (residual*is_new).sum(0)/((gain*is_new).sum(0) + known).clamp(min=1e-6)
     residual = residual - gain*shift*is_new
     ridge = (own.spread/others.implicit_spread)**2 + others.counts[:,None]*known/side.counts.sum().clamp(min=1)
@@ -414,8 +413,8 @@ def update_posterior(
     frozen = [None if f is None else f[r] for f, r in zip(still, rows, strict=True)]
     new, error = _solve_tonight(priors, both, posterior.noise, y_range, n_rounds, before, frozen)
     noise = _noise(n_old*posterior.noise**2 + error, n_old + n, 1e-3*posterior.noise)
-    learned = [_learn_tonight(new[i], priors[i], (before[i].counts == 0)[:,None], before[1-i], both[i], both[1-i],
-                              sides[i], _caution(sides[1-i])) for i in (0, 1)]
+    learned = [_learn_tonight(new[i], (before[i].counts == 0)[:,None], before[1-i], both[i], both[1-i], sides[i],
+                              _caution(sides[1-i])) for i in (0, 1)]
     new = [replace(learned[i][0], implicit=before[i].implicit + learned[1-i][1]) for i in (0, 1)]
     users, items = (sides[i].put(rows[i], new[i], in_place) for i in (0, 1))
     users, items = with_expected(users, items), with_expected(items, users)
