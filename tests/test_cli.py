@@ -451,3 +451,13 @@ def test_a_network_takes_no_newcomers_in(night):
     Path('new.csv').write_text('user,item,rating\n999,2,3\n')
     assert refused('recommend', 'net', '--ratings', 'new.csv').endswith('expected a dot product with biases\n')
     assert refused('export', 'net', 'vectors').endswith('expected `EmbeddingDotBias`\n')
+
+
+@pytest.mark.parametrize('sep', [',', ';', '::', '|'])
+def test_times_and_titles_in_the_first_line_are_no_other_format(night, sep):
+    Path('log.txt').write_text(''.join(sep.join([f'{k % 9}', f'Part {k % 7}', '4.5', '2024-01-01 12:30']) + '\n'
+                                       for k in range(60)))
+    argv = ['train', 'log.txt', 'new', '--no-header', '--columns', 'who,what,stars,when', '--sep', sep, '--rounds', 1]
+    assert run(*argv)[0] == 0
+    Path('log.txt').write_text('5 1:1 2:1\n')
+    assert "columns=['user', 'item', 'rating'])`" in refused('train', 'log.txt', 'other')

@@ -101,7 +101,7 @@ def in_options(
     if 'text_ids' in options: message = re.sub(r'`dtype=\{[^`]*: str\}`', '`--text-ids`', message)
     message = message.replace('train with `id_cast=`', 'train with `--id-cast`')
     message = re.sub(r"(?<=`)(?P<name>\w+)=?(?P<value>)(?=`)", option, message)
-    message = re.sub(r"""\b(?P<name>\w+)=(?P<value>'[^'\n]*'|"[^"\n]*"|[\w.+-]*)""", option, message)
+    message = re.sub(r"""\b(?P<name>\w+)=(?!\[)(?P<value>'[^'\n]*'|"[^"\n]*"|[\w.+-]*)""", option, message)
     return re.sub(r"(--[\w-]+) '([\w.-]+)'", r'\1 \2', message)
 
 # %% ../../nbs/80_cli.running.ipynb #8b0188e7

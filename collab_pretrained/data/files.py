@@ -39,7 +39,7 @@ def _has_names(options): return 'header' not in options and 'names' not in optio
 
 def _check_libsvm(first, said):
     "Raise for a file whose first line is `first`, a user with all their items."
-    if re.fullmatch(r'\S+(\s\d+:\S+)+\s*', first): raise RatingsError(
+    if re.fullmatch(r'[^\s,;|:]+(\s\d+:[-+.\deE]+)+\s*', first): raise RatingsError(
         f'{said}{first[:40]!r} looks like LibSVM, a line for each user; expected a line for each rating: convert it by '
         "`pd.DataFrame([(user, *o.split(':')) for user, *pairs in map(str.split, open(path)) for o in pairs], "
         "columns=['user', 'item', 'rating'])`")
