@@ -22,8 +22,9 @@ from collab_pretrained.learner.core import CollabLearner
 from collab_pretrained.learner.factory import collab_learner
 from collab_pretrained.serve import night as module
 from collab_pretrained.serve import versions
+from collab_pretrained.serve.benchmark import compare, is_worse
 from collab_pretrained.serve.delta import apply_delta
-from collab_pretrained.serve.night import compare, forget, is_worse, night
+from collab_pretrained.serve.night import forget, night
 from collab_pretrained.serve.versions import (
     add_version,
     clean_up,
