@@ -98,6 +98,14 @@ def _saved_names(names):
                                'rename them, e.g. `df.set_axis(names, axis=1)`')
     return res
 
+# %% ../../nbs/31_data.columns.ipynb #366488b2
+def _check_no_pivot(cols, guessed):
+    "Raise where the columns after that of users seem to be called by ids of items."
+    user, item = guessed.get('user'), guessed.get('item')
+    if isinstance(user, str) and isinstance(item, (int, np.integer)): raise RatingsError(
+        f'the columns are {examples(cols)}, like a table with a column for each item; expected a row for each rating: '
+        f"`df.melt({user!r}, var_name='item', value_name='rating').dropna()`")
+
 # %% ../../nbs/31_data.columns.ipynb #78686568
 def column_names(
     cols:list, # names of the columns that are there
@@ -117,6 +125,7 @@ def column_names(
         f'{len(cols)} columns ({examples(cols)}); expected one each for {", ".join(names)}')
     guessed = {role: cols[k] for k, (role, name) in enumerate(names.items()) if name is None}
     names.update(guessed)
+    _check_no_pivot(cols, guessed)
     for role, name in names.items(): check_column(cols, name, role)
     for role, name in guessed.items(): check_guess(name, role)
     return [*_saved_names(names), None][:3]

@@ -100,6 +100,9 @@ def _classes(table, train, vocab, min_count):
 # %% ../../nbs/35_data.loaders.ipynb #babda83b
 def _positions(part, n, side):
     "One part of a split as positions in a table of `n` rows."
+    if isinstance(part, slice): part = range(n)[part]
+    if isinstance(part, str) or not hasattr(part, '__iter__'): raise RatingsError(
+        f'splits: {side} is {part!r:.60}; expected positions of rows, such as a list')
     idx = np.asarray(part if hasattr(part, 'dtype') else list(part))
     if idx.dtype == bool and idx.shape == (n,): idx = np.flatnonzero(idx)
     if not len(idx): idx = idx.astype(np.int64)

@@ -45,7 +45,7 @@ def check_valid_pct(
     valid_pct:Any, # what was given
 ) -> None:
     "Raise unless `valid_pct` is a share below 1."
-    if not isinstance(valid_pct, (int, float)) or not 0 <= valid_pct < 1: raise RatingsError(
+    if not isinstance(valid_pct, (int, float, np.floating)) or not 0 <= valid_pct < 1: raise RatingsError(
         f'valid_pct={valid_pct!r}; expected a share of the ratings from 0 to below 1')
 
 # %% ../../nbs/30_data.splits.ipynb #91a58665
