@@ -94,12 +94,13 @@ def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[
 def _exchange(ratings, *tables):
     "Have what other processes found in the rows that are theirs; the tables are changed in place."
     if not ratings.shares: return
-    mine, widths = ratings.shares[dist.get_rank()], [o.shape[1] for o in tables]
-    found = tables[0].new_zeros(max(map(len, ratings.shares)), sum(widths))
-    found[:len(mine)] = torch.cat([o[mine] for o in tables], 1)
-    all_found = [torch.empty_like(found) for _ in ratings.shares]
-    dist.all_gather(all_found, found)
-    for rows, o in zip(ratings.shares, all_found, strict=True):
+    shares, this, widths = ratings.shares, dist.get_rank(), [o.shape[1] for o in tables]
+    found = [tables[0].new_zeros(max(map(len, shares)), sum(widths)) for _ in shares]  # of the same size everywhere
+    mine = torch.zeros_like(found[0])
+    torch.cat([o.index_select(0, shares[this]) for o in tables], 1, out=mine[:len(shares[this])])
+    dist.all_gather(found, mine)
+    for process, (rows, o) in enumerate(zip(shares, found, strict=True)):
+        if process == this: continue
         for table, part in zip(tables, o[:len(rows)].split(widths, 1), strict=True): table.index_copy_(0, rows, part)
 
 def _series(chunks):
