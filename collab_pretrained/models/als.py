@@ -204,8 +204,8 @@ def fit_rounds(
                 own, sides[1-k], error = _half_round(sides[k], sides[1-k], both[k], both[1-k], noise, least, y_range)
                 sides[k] = _kept(own, first[k], keep[k])
             if n > 0: noise = _noise(error, n, least_noise)
-            done = [_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)]
-        yield Posterior(*done, noise, *stretched)
+            sides = [_kept(with_expected(sides[k], sides[1-k]), first[k], keep[k]) for k in (0, 1)]
+        yield Posterior(*sides, noise, *stretched)
 
 # %% ../../nbs/49_models.als.ipynb #e10c1b18
 def _slope(y_range):
