@@ -461,3 +461,17 @@ def test_times_and_titles_in_the_first_line_are_no_other_format(night, sep):
     assert run(*argv)[0] == 0
     Path('log.txt').write_text('5 1:1 2:1\n')
     assert "columns=['user', 'item', 'rating'])`" in refused('train', 'log.txt', 'other')
+
+
+@pytest.mark.parametrize('argv', [
+    ['night', 'model', 'tuesday.csv', '--recommend', 'tuesday.csv'],
+    ['night', 'model', 'tuesday.csv', '--html', './model/config.json'],
+    ['night', 'model', 'tuesday.csv', '--html', 'night', '--delta', 'night'],
+    ['recommend', 'model', '--history', 'monday.csv', 'tuesday.csv', '--out', 'link.csv'],
+    ['evaluate', 'model', 'tuesday.csv', '--out', 'tuesday.csv'],
+    ['match', 'model', 'tuesday.csv', '--out', 'link.csv']])
+def test_what_is_read_is_not_written_over(night, argv):
+    Path('link.csv').symlink_to('tuesday.csv')
+    def files(): return {o: o.read_bytes() for o in night.rglob('*') if o.is_file()}
+    before = files()
+    assert refused(*argv).endswith('; expected another place to write to\n') and files() == before

@@ -81,6 +81,8 @@ _GONE = (r" \(`from_csv`\)|, `engine='python'`| \(`index_col=0` of `from_csv`\)|
          r"|: `drop_duplicates` keeps the first| and read it by `read_table`|\? `index_col=False` leaves out .*"
          r"|, a timedelta| \(`use_nn=\w+`\)|, or make a network \(`use_nn=True`\)"
          "|, `use_nn=False`: train this model with `fit_one_cycle`")
+_SAID = {'train with `id_cast=`': 'train with `--id-cast`', "of `loss='ials'`": 'of `--loss ials`',
+         'loaders with `time_name=`': '`--time`', 'trained with `features=`': 'trained with such a file'}
 
 # %% ../../nbs/80_cli.running.ipynb #4161f2d5
 def in_options(
@@ -99,7 +101,7 @@ def in_options(
     gone = _GONE if 'id_cast' in options else _GONE + r"| \(`id_cast='\w+'`\)|, e\.g\. `id_cast=str`"
     message = re.sub(gone, '', message)
     if 'text_ids' in options: message = re.sub(r'`dtype=\{[^`]*: str\}`', '`--text-ids`', message)
-    message = message.replace('train with `id_cast=`', 'train with `--id-cast`')
+    for words, in_words in _SAID.items(): message = message.replace(words, in_words)
     message = re.sub(r"(?<=`)(?P<name>\w+)=?(?P<value>)(?=`)", option, message)
     message = re.sub(r"""\b(?P<name>\w+)=(?!\[)(?P<value>'[^'\n]*'|"[^"\n]*"|[\w.+-]*)""", option, message)
     return re.sub(r"(--[\w-]+) '([\w.-]+)'", r'\1 \2', message)
@@ -158,6 +160,27 @@ def _check_options(kwargs):
         if high and not (math.isfinite(value) and low <= value <= high): raise RatingsError(
             f'{flag} {value}; expected {low} ' + ('or more' if high == math.inf else f'to {high}'))
 
+# %% ../../nbs/80_cli.running.ipynb #22e14c4a
+_written = 'out', 'recommend', 'html', 'delta', 'export', 'plot'  # options and arguments that are written to
+_read = ('ratings', 'history', 'old', 'item_features', 'user_features', 'titles', 'users', 'items', 'candidates',
+         'exclude')
+
+def _paths(kwargs, names):
+    "The paths that options name, as (option, path as given, where it leads)."
+    given = {k: kwargs[k] for k in names if k in kwargs}
+    pairs = [(k, o) for k, v in given.items() for o in (v if isinstance(v, list) else [v]) if isinstance(o, str)]
+    return [(k, o, os.path.realpath(os.path.expanduser(o))) for k, o in pairs]
+
+def _check_files(kwargs):
+    "Raise where a command would write over what it reads, or to one file twice."
+    taken = {path: 'read by this command as well' for _, _, path in _paths(kwargs, _read)}
+    for _, _, path in _paths(kwargs, ['model']):
+        taken.update({os.path.join(path, o): "the model's own" for o in ('config.json', 'vocab.json')})
+    for name, given, path in _paths(kwargs, _written):
+        flag = f'--{name}' if name != 'out' else name
+        if path in taken: raise RatingsError(f'{flag} {given}: {taken[path]}; expected another place to write to')
+        taken[path] = f'written to by {flag}, too'
+
 # %% ../../nbs/80_cli.running.ipynb #deae97d0
 def _say(message):
     "One line on standard error, below what was printed before: the last line of a log says why a command failed."
@@ -196,6 +219,7 @@ def _status(name, f, args):
     try:
         kwargs = vars(parser.parse_args(args))
         _check_options(kwargs)
+        _check_files(kwargs)
         _call(f, kwargs)
         return 0
     except SystemExit as e: return int(e.code or 0)  # of --help
