@@ -64,13 +64,16 @@ def _command(*args):
     print(f'exit status {status}\n' if status else '', flush=True)
     return status
 
-def _fresh_folder(out):
-    "The folder, without the model of an earlier demo."
-    folder, model = Path(out), Path(out)/'model'
+def _fresh_folder(out, names=()):
+    "The folder, without the model of an earlier demo; raises for files that no demo made, called as one of its own."
+    folder, mark = Path(out), Path(out)/'.demo'
     folder.mkdir(parents=True, exist_ok=True)
-    if model.exists() and not (folder/'night_1.csv').exists(): raise RatingsError(
-        f'{model}: there is a model that no demo made; expected another --out')
-    shutil.rmtree(model, ignore_errors=True)
+    own = 'model', *(f'{o}.csv' for o in names), 'titles.csv', 'night.html', 'nights.png'
+    there = [o for o in own if (folder/o).exists()]
+    if there and not mark.exists(): raise RatingsError(
+        f'{folder/there[0]}: it is there, and no demo made it; expected another --out')
+    mark.touch()
+    shutil.rmtree(folder/'model', ignore_errors=True)
     return folder
 
 def _run_nights(folder, tables, time, titles=()):
@@ -132,7 +135,8 @@ def cli_demo(
     if len(table) < 100*nights: raise RatingsError(
         f'{ratings}: {len(table)} ratings; expected at least {100*nights}, for {nights} nights')
     print(f'{ratings or "MovieLens 100K"}: {len(table)} ratings, by time\n')
-    folder, tables = _fresh_folder(out), _tables(table, nights)
+    tables = _tables(table, nights)
+    folder = _fresh_folder(out, tables)
     if len(titles): pd.Series(titles, name='title').to_csv(folder/'titles.csv')
     with_titles = ['--titles', folder/'titles.csv'] if len(titles) else []
     reports = _run_nights(folder, tables, table.columns[3], with_titles)
