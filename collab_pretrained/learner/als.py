@@ -27,6 +27,7 @@ from collab_pretrained.learner.evidence import (
     in_days,
     is_liked,
     known_positives,
+    liked_so_far,
     n_rows_of,
     new_evidence,
     of_known,
@@ -249,7 +250,7 @@ def _take_in_positives(learn, new):
     is_complete = int(factors.user_counts.sum().round()) == len(known)
     later = ials_night(factors, new, known) if is_complete else ials_night_from_vectors(factors, new)
     if len(new): set_factors(learn, _with_frozen(learn, factors, later))
-    learn.liked = Seen.of_pairs(torch.cat([known, new]).cpu().numpy(), *n_rows_of(learn))
+    learn.liked = liked_so_far(learn).with_pairs(new.cpu().numpy(), *n_rows_of(learn))
 
 def _with_frozen(learn, old, new):
     "`new`, with frozen rows as they were."

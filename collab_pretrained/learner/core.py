@@ -98,6 +98,8 @@ class CollabLearner(LeanLearner):
     own_groups:bool = True  # whether parameter groups are as the caller said, whatever it starts from
     outdated:list|None = None  # the recorder's values where they are of an earlier model than the current one
     from_pretrained:Callable
+    saved_tables:Callable  # what a save keeps beside the weights, and the reverse
+    restore_tables:Callable
     facts:dict|None = None  # what else a saved folder says, as JSON can hold it; kept from one folder to the next
 
     @checked()
@@ -184,22 +186,6 @@ def side(self:CollabLearner,
     return Side(name, k, *list(self.vocab.items())[k])
 
 # %% ../../nbs/51_learner.core.ipynb #b9b5d452
-@patch
-def saved_tables(self:CollabLearner,
-    look:bool=False, # whether to look at the ratings for what was not estimated yet
-) -> dict: # name -> {key: tensor}, as `save_pair` takes them
-    "What a save keeps beside the weights."
-    return {}
-
-@patch
-def restore_tables(self:CollabLearner,
-    tables:dict, # as `saved_tables` gave them, of the model that the weights came from
-    report:MatchReport, # which row of that model each row here came from
-) -> None:
-    "Take over what was saved beside the weights; called once these are loaded."
-    for o in ('solved', 'seen', 'held_out', 'liked', 'features', 'ages'): setattr(self, o, None)
-    self.trained_here = False
-
 def loss_facts(
     learn:Learner, # any learner
 ) -> dict: # {} unless it is a ranking

@@ -25,6 +25,7 @@ from collab_pretrained.learner.evidence import (
     evidence_with,
     is_liked,
     known_positives,
+    liked_so_far,
     n_rows_of,
     new_evidence,
     positives_of,
@@ -44,7 +45,6 @@ from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, sid
 from ..data.age import age_weights
 from ..data.columns import cast_of
 from ..data.ratings import Ratings
-from ..data.seen import Seen
 from ..ids.canonical import canonical_ids
 from ..models.als import solve_new_rows, with_rows
 from ..models.embeddings import set_side_table, side_table, y_range_of
@@ -173,12 +173,6 @@ def _pairs(rows, x, side):
     own, other = rows[x[:,0]], x[:,1]
     return torch.stack([own, other] if side == 'user' else [other, own], 1)
 
-def _is_new(learn, side, asked):
-    "Which ratings the rows have not learned from."
-    pairs = _pairs(asked.rows_on(), asked.x, side)
-    unknown = (pairs < 0).any(1)
-    return unknown if unknown.all() else unknown | new_evidence(learn, pairs.clamp(min=0))
-
 def _solved(learn, side, asked, y_range):
     """Mean and variance of rows of ratings. Without a new rating, known rows are as they were, to the bit, and new ones
     what their features say."""
@@ -204,7 +198,7 @@ def fold_in(self:CollabLearner,
     y_range = y_range_of(dot_product(self))
     if ratings is None and features is None: raise RatingsError('no ratings, no features; expected a table of either')
     asked = _ratings_to_solve(self, ratings, side, ids, features)
-    new = _is_new(self, side, asked)
+    new = new_evidence(self, _pairs(asked.rows_on(), asked.x, side))
     if not new.all(): asked = asked.take(new)
     if self.ranking is not None: res = FoldedIn(asked.ids, _fold_ranking(self, side, asked), None)
     else: res = FoldedIn(asked.ids, *_solved(self, side, asked, y_range))
@@ -275,7 +269,7 @@ def _fold_ials(learn, side, known, pairs, features):
 # %% ../../nbs/58_learner.foldin.ipynb #0969cc43
 def _set_ranked_rows(learn, side, all_rows, rows, asked):
     "Put rows of a ranking into the model, and count their positives."
-    model, factors, known = dot_product(learn), factors_of(learn), known_positives(learn)
+    model, factors = dot_product(learn), factors_of(learn)
     pairs = _pairs(all_rows, positives_of(learn, asked.x, asked.y)[0], side)
     if is_solved_by_rows(learn):
         counts = [n.index_add(0, pairs[:,i], n.new_ones(len(pairs))) for i, n in enumerate(factors[2:])]
@@ -283,7 +277,7 @@ def _set_ranked_rows(learn, side, all_rows, rows, asked):
         tables[side_index(side)] = tables[side_index(side)].index_copy(0, all_rows, rows[:,:-1])
         set_factors(learn, ImplicitFactors(*tables, *counts))
     else: set_side_table(model, side, side_table(model, side).index_copy(0, all_rows, rows))
-    learn.liked = Seen.of_pairs(torch.cat([known, pairs]).cpu().numpy(), *n_rows_of(learn))
+    learn.liked = liked_so_far(learn).with_pairs(pairs.cpu().numpy(), *n_rows_of(learn))
 
 # %% ../../nbs/58_learner.foldin.ipynb #f52eab0f
 def _refuse_frozen(learn, side, folded, rows):

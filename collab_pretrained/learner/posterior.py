@@ -22,7 +22,7 @@ from collab_pretrained.learner.evidence import (
     ages_of,
     dislikes_of,
     known_positives,
-    n_rows_of,
+    liked_so_far,
     new_evidence,
     own_dataset,
     train_ratings,
@@ -33,7 +33,7 @@ from ..data.age import ages_of_tables
 from ..data.batches import CollabDataset
 from ..data.columns import cast_of
 from ..data.features import Encoding, Features, read_features
-from ..data.seen import Seen, seen_in, seen_of_tables
+from ..data.seen import seen_in, seen_of_tables
 from ..ids.matching import MatchReport
 from ..models.als import estimate_posterior, informed_side, posterior_from_counts, update_posterior
 from ..models.embeddings import EmbeddingDotBias, set_side_table, side_table, table_stamp, y_range_of
@@ -287,7 +287,7 @@ def _is_whole(learn):
 # %% ../../nbs/55_learner.posterior.ipynb #924ae705
 def _ranking_tables(learn):
     "The positives that are known, and how many each row rests on if rows are solved."
-    liked = Seen.of_pairs(known_positives(learn).cpu().numpy(), *n_rows_of(learn))
+    liked = liked_so_far(learn)
     if not is_solved_by_rows(learn): return {'positives': liked.tables()}
     factors = factors_of(learn)
     counts = {'user.counts': factors.user_counts.cpu(), 'item.counts': factors.item_counts.cpu()}

@@ -29,6 +29,7 @@ from collab_pretrained.learner.evidence import (
     n_rows_of,
     new_evidence,
     of_known,
+    own_datasets,
     positives_of,
     read_for,
 )
@@ -41,7 +42,7 @@ from ..data.seen import pair_keys, seen_in, seen_pairs
 from ..data.splits import seed_or_fresh, split_random
 from ..ids.matching import MatchReport, match_classes
 from .core import CollabLearner
-from .forget import add_rows, joined_datasets, own_datasets, set_datasets, some_rows
+from .forget import add_rows, joined_datasets, set_datasets, some_rows
 from .posterior import check_trained, fill_dislikes, is_solved_by_rows
 
 # %% ../../nbs/59_learner.update.ipynb #75e9d7a2

@@ -20,8 +20,9 @@ from fastai.torch_core import get_model
 from ..core import RatingsError, examples
 from ..data.ratings import Ratings
 from ..learner.core import CollabLearner
+from ..learner.evidence import taken_in
 from ..models.embeddings import y_range_of
-from .evaluate import predictions_for, taken_in
+from .evaluate import predictions_for
 
 # %% ../../nbs/65_serve.checks.ipynb #9beb4030
 @dataclass(frozen=True)

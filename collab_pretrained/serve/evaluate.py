@@ -94,15 +94,6 @@ def relevant_pairs(
     return np.concatenate([x[has_row][first], x[~has_row]])
 
 # %% ../../nbs/60_serve.evaluate.ipynb #f7b2618b
-def taken_in(
-    learn:CollabLearner, # any learner
-    pairs:np.ndarray, # int64 (n, 2): user and item rows, -1 for an id without one
-) -> np.ndarray: # bool (n,)
-    "Which pairs the model has learned from."
-    known, evidence = np.logical_and(*(pairs.T >= 0)), learn.evidence()
-    known[known] = evidence is not None and evidence.has(pairs[known])
-    return known
-
 def known_pairs(
     learn:CollabLearner, # any learner
     rows:np.ndarray, # int64 (n,): users' rows

@@ -53,11 +53,11 @@ from ..data.splits import split_ratings
 from ..ids.canonical import canonical_ids
 from ..ids.matching import two_vocabs
 from ..learner.core import CollabLearner
+from ..learner.evidence import taken_in
 from ..learner.update import drop_gone
 from ..weights.reading import read_vocab
 from .checks import Check, check_table, table_profile
 from .delta import delta_between
-from .evaluate import taken_in
 from .export import new_vectors
 
 # %% ../../nbs/68_serve.night.ipynb #a070d9d1
