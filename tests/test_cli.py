@@ -475,3 +475,18 @@ def test_what_is_read_is_not_written_over(night, argv):
     def files(): return {o: o.read_bytes() for o in night.rglob('*') if o.is_file()}
     before = files()
     assert refused(*argv).endswith('; expected another place to write to\n') and files() == before
+
+
+def test_files_of_other_programs_stay(night):
+    Path('web').mkdir()
+    Path('web/config.json').write_text('{"port": 80}')
+    Path('data').mkdir()
+    Path('data/export-2026').mkdir()
+    pd.DataFrame({'user': [1, 2], 'age': [30, 40]}).to_parquet('data/users.parquet')
+    for argv in (['train', 'monday.csv', 'web'], ['update', 'model', 'tuesday.csv', '--out', 'web'],
+                 ['export', 'model', 'data'], ['night', 'model', 'tuesday.csv', '--export', 'data']):
+        assert 'config.json' in (said := refused(*argv)) or 'users.parquet: it is there, and no export' in said
+    assert Path('web/config.json').read_text() == '{"port": 80}' and len(list(Path('data').iterdir())) == 2
+    Path('data/users.parquet').unlink()
+    for _ in range(3): assert run('export', 'model', 'data')[0] == 0  # and removes older exports, and those alone
+    assert Path('data/export-2026').is_dir()

@@ -60,6 +60,7 @@ from ..models.embeddings import table_widths
 from ..models.ranking import as_ranking
 from ..serve.benchmark import range_around
 from ..serve.evaluate import RankMetric, check_floor, held_out_figure
+from ..weights.folders import check_place
 from .running import FellShort
 
 # %% ../../nbs/83_cli.commands.ipynb #98264c57
@@ -270,6 +271,7 @@ def cli_train(
 ):
     "Train a model on a ratings table, from scratch or from another model, and save it."
     _check_folder(out)
+    check_place(out)
     if min_overlap and not pretrained: raise RatingsError(f'--min-overlap {min_overlap:g} without --pretrained; '
                                                           'expected a model whose ids are to match')
     source = read_pretrained(pretrained) if pretrained else None
@@ -353,6 +355,7 @@ def cli_update(
 ):
     "Take new ratings into a saved model, known and new users and items alike, and save it."
     _check_folder(out)
+    if out: check_place(out)
     model_config(model)
     options = dict(replay=replay, epochs=epochs, lr=lr, valid_pct=valid_pct, seed=seed)
     work = (model, ratings, old, (item_features, user_features), min_overlap, max_rmse, reading)

@@ -9,6 +9,7 @@ __all__ = ['new_vectors']
 
 # %% ../../nbs/64_serve.export.ipynb #15d259b3
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -49,6 +50,21 @@ def _write_vectors(path, ids, rows, vectors):
             lists = pa.FixedSizeListArray.from_arrays(pa.array(vecs), width)
             writer.write_table(pa.table([_id_array(ids[start:start+n]), lists], schema=schema))
 
+# %% ../../nbs/64_serve.export.ipynb #4d62b9fb
+_run_name = re.compile('export-[0-9a-f]{32}')
+
+def _check_place(folder, names):
+    "Raise where a file that no export wrote would give way."
+    for path in (folder/o for o in ('current', *names)):
+        if path.is_symlink(): is_own = _run_name.fullmatch(Path(os.readlink(path)).parts[0]) or path.name in names and (
+            os.readlink(path) == str(Path('current')/path.name))
+        else: is_own = not path.exists() or path.name != 'current' and _is_export(path)
+        if not is_own: raise SaveError(f'{path}: it is there, and no export wrote it; expected a folder without it')
+
+def _is_export(path):
+    try: return {*pq.read_schema(path).names} <= {'id', 'vector'}
+    except (OSError, pa.ArrowInvalid): return True  # damaged
+
 # %% ../../nbs/64_serve.export.ipynb #616d33c9
 def _switch(link, target):
     "Make `link` lead to `target`, in one step."
@@ -68,13 +84,14 @@ def _commit(folder, new, names):
         if not link.is_symlink(): _switch(link, Path('current')/name)
     for o in folder.iterdir():
         if o.is_symlink() and o.name not in names and os.readlink(o) == str(Path('current')/o.name): o.unlink()
-    for o in folder.glob('export-*'):
-        if o.name not in (new.name, last): shutil.rmtree(o, ignore_errors=True)
+    for o in folder.iterdir():
+        if _run_name.fullmatch(o.name) and o.name not in (new.name, last): shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/64_serve.export.ipynb #51387cb8
 @contextmanager
 def _new_export(folder, writers):
     "Files in `folder`, name -> function of a path that writes it: all take their places once the block has ended well."
+    _check_place(folder, writers)
     new = folder/f'export-{uuid.uuid4().hex}'
     try:
         new.mkdir()

@@ -114,7 +114,7 @@ def clean_up(
     newest, served = _newest(model, config), served_version(model)
     kept = [o for o in versions_of(model) if o <= newest][0 if keep is None else -keep:] + [served]
     for o in model.glob('versions/*'):
-        if not o.name.isdigit() or int(o.name) not in kept: shutil.rmtree(o, ignore_errors=True)
+        if o.name.isdigit() and int(o.name) not in kept: shutil.rmtree(o, ignore_errors=True)
     old = config['files'] if 'folder' in config else ()  # of the save before the first version
     for o in [model/name for name in old] + [*model.glob('.*.part*')]:
         with contextlib.suppress(OSError): o.unlink(missing_ok=True)

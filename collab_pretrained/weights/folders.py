@@ -154,6 +154,16 @@ def _tables_of_last_save(folder, names):
     try: return [folder/o for o in checkpoint_files(read_config(path, path.read_bytes())) if o not in names]
     except (OSError, CheckpointError): return []
 
+def check_place(
+    folder:str|Path, # to save a checkpoint in
+) -> None:
+    "Raise where a `config.json` in `folder` is of another program."
+    path = Path(folder)/'config.json'
+    try: config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError): return  # none, or a damaged one
+    if not isinstance(config, dict) or 'schema' not in config: raise SaveError(
+        f'{path}: it is there, and no checkpoint\'s; expected a folder of the checkpoint\'s own')
+
 def commit_folder(
     folder:str|Path, # created if it doesn't exist
     config:bytes, # content of its `config.json`
@@ -161,6 +171,7 @@ def commit_folder(
 ) -> None:
     "Write the files of one save, whole or not at all."
     folder, hashes = Path(folder), json.loads(config)['files']
+    check_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = {folder/name: (hashes[name], lambda f, o=o: f.writelines(o)) for name, o in parts.items()}
