@@ -180,6 +180,7 @@ def _helpers(x):
     n = torch.get_num_threads() if x.device.type == 'cpu' and len(x) >= IN_THREADS else 1
     return tuple(ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) for _ in range(n-1))
 
+# %% ../../nbs/41_models.solve.ipynb #37ca07f0
 @contextmanager
 def one_thread() -> Generator[None]:
     "Within it, torch uses one thread in operations that are called from here."
