@@ -490,3 +490,15 @@ def test_files_of_other_programs_stay(night):
     Path('data/users.parquet').unlink()
     for _ in range(3): assert run('export', 'model', 'data')[0] == 0  # and removes older exports, and those alone
     assert Path('data/export-2026').is_dir()
+
+
+def test_files_that_took_the_place_of_a_nights_stay(night):
+    assert run('night', 'model', 'tuesday.csv', '--recommend', 'lists.csv', '--delta', 'tonight.delta')[0] == 0
+    Path('lists.csv').write_text('movie,stars\n1,2\n')
+    mine = Path('tonight.delta').read_bytes()
+    Path('tonight.delta').write_text('mine')
+    status, out, err = run('forget', 'model', '--users', '1')
+    assert status == 0 and 'lists.csv: no lists of this model any more, and left as it is' in err
+    assert Path('lists.csv').read_text() == 'movie,stars\n1,2\n' and Path('tonight.delta').read_text() == 'mine'
+    Path('tonight.delta').write_bytes(mine[:1000])  # a damaged one
+    assert run('forget', 'model', '--users', '2')[0] == 0 and not Path('tonight.delta').exists()

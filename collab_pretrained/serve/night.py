@@ -45,7 +45,7 @@ from collab_pretrained.serve.versions import (
     write_report,
 )
 
-from ..core import SIDES, CheckpointError, CollabWarning, checked, new_file, one_writer
+from ..core import SIDES, CheckpointError, CollabWarning, RatingsError, checked, new_file, one_writer
 from ..data.columns import check_choice
 from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
@@ -57,7 +57,7 @@ from ..learner.evidence import taken_in
 from ..learner.update import drop_gone
 from ..weights.reading import read_vocab
 from .checks import Check, check_table, table_profile
-from .delta import delta_between
+from .delta import delta_between, is_delta
 from .export import new_vectors
 
 # %% ../../nbs/68_serve.night.ipynb #a070d9d1
@@ -350,22 +350,28 @@ def _cleared(facts, ids):
 
 # %% ../../nbs/68_serve.night.ipynb #4d40f194
 def _rewrite_lists(learn, path, gone):
-    "Lists without the users and items that are gone."
+    "Lists without the users and items that are gone; False where the file holds none any more, and stays."
     text = [o for o in SIDES if learn.side(o).vocab.kind == 'text'] if Path(path).suffix != '.parquet' else ()
-    df = read_table(path, text=text)
-    write_table(df[~(df['user'].isin(gone['user']) | df['item'].isin(gone['item']))], path)
+    try: df = read_table(path, text=text)
+    except RatingsError: df = pd.DataFrame()
+    if is_list := {*SIDES} <= {*df}:
+        write_table(df[~(df['user'].isin(gone['user']) | df['item'].isin(gone['item']))], path)
+    else: warnings.warn(f'{path}: no lists of this model any more, and left as it is', CollabWarning, stacklevel=4)
+    return is_list
 
 def _rewrite_outputs(learn, past, gone):
     "Write the lists and vectors of earlier nights again, and remove the deltas."
     def found(kind):
         paths = {o['outputs'][kind] for o in past if o.get('outputs', {}).get(kind)}
         return sorted(o for o in paths if Path(o).exists())
-    for path in found('recommend'): _rewrite_lists(learn, path, gone)
+    lists = [o for o in found('recommend') if _rewrite_lists(learn, o, gone)]
     for folder in found('export'):
         for _ in range(2): learn.export_vectors(folder)  # which keeps the export before the last
-    for path in (deltas := found('delta')): Path(path).unlink()
-    return {'rewritten': found('recommend') + found('export'), 'deltas': deltas}
+    deltas = [o for o in found('delta') if is_delta(o)]
+    for path in deltas: Path(path).unlink()
+    return {'rewritten': lists + found('export'), 'deltas': deltas}
 
+# %% ../../nbs/68_serve.night.ipynb #8d4359e8
 def _is_held(folder, ids):
     "Whether any version has a row for one of `ids`, by its vocabulary."
     paths = [version_path(folder, o)/'vocab.json' for o in versions_of(folder)]
