@@ -502,3 +502,12 @@ def test_files_that_took_the_place_of_a_nights_stay(night):
     assert Path('lists.csv').read_text() == 'movie,stars\n1,2\n' and Path('tonight.delta').read_text() == 'mine'
     Path('tonight.delta').write_bytes(mine[:1000])  # a damaged one
     assert run('forget', 'model', '--users', '2')[0] == 0 and not Path('tonight.delta').exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self').exists(), reason='needs a folder in which nothing can be written')
+@pytest.mark.parametrize('option, name', [
+    ('--html', 'a.html'), ('--delta', 'a.delta'), ('--recommend', 'a.csv'), ('--export', 'a')])
+def test_a_night_that_cannot_write_what_is_asked_for_serves_the_model_of_before(night, option, name):
+    before = (night/'model'/'config.json').read_bytes()
+    assert '/proc/' in refused('night', 'model', 'tuesday.csv', option, f'/proc/{name}')
+    assert (night/'model'/'config.json').read_bytes() == before

@@ -61,7 +61,8 @@ def cli_night(
         if titles: shown.update(titles_in(titles, learn.side('item').vocab.kind == 'text'))
         return tables_of(learn, ratings, reading)
     def features(learn): return features_of(learn, item_features, user_features, reading)
-    with new_file(Path(html)) if html else contextlib.nullcontext() as page:  # raises before the night
+    with new_file(Path(html)) if html else contextlib.nullcontext() as page:
+        if page: page.touch()  # raises before the night
         report = night(
             model, table, features=features, limits=_limits(limits), files=[ratings], recommend=recommend,
             export=export, delta=delta, wait=wait, say=_say, **vars(how))
