@@ -1,5 +1,6 @@
 """What a reader sees of a page runs when it is copied: its visible code, in order, in a fresh process and an empty
 folder."""
+import ast
 import configparser
 import json
 import os
@@ -11,6 +12,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -178,6 +181,19 @@ def prose_of(path):
 
 
 PROSE = [*(ROOT/o for o in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')), *READ_FIRST, *HOWTO, *REFERENCE]
+
+
+def test_costs_on_the_page_of_scale_are_those_that_were_measured():
+    "The page has its figures as text, so that it runs where it is copied; the benchmark keeps them in a file."
+    page = script_of(NBS/'tutorials'/'scale.ipynb')
+    stated = next(o.value for o in ast.parse(page).body if ast.unparse(o).startswith('measured = '))
+    shown = pd.DataFrame(ast.literal_eval(stated.args[0]))
+    found = pd.read_csv(ROOT/'benchmarks'/'results'/'serve.csv')
+    mib = {'fit_als, GiB': 'fit_mib', 'a night, GiB': 'night_mib'}
+    names = {'a round, s': 'round_s', 'a night, s': 'night_s', 'folder, MB': 'folder_mb', 'users': 'users'}
+    of = {k: found[o] for k, o in names.items()} | {k: found[o]/1024 for k, o in mib.items()}
+    of |= {'million ratings': found.ratings/1e6, '1,000 lists, s': 1000/found.lists_per_s}
+    for name, values in of.items(): np.testing.assert_allclose(shown[name], values, rtol=.02, err_msg=name)
 
 
 def test_external_links_are_listed():
