@@ -345,6 +345,24 @@ def _expected_error(mean, variance, right, square, held, free):
     sum(held*mean*(prior - mean) + 1 - held*variance), where pull is `right` less `free`, and `free` is held*prior."""
     return square + (mean*(2*free - right - held*mean) - held*variance + 1).sum(1)
 
+# %% ../../nbs/41_models.solve.ipynb #d9497c02
+def _designer(ratings, others, others_variance, noise, y_range, point):
+    """A function that gives the design of a chunk's ratings, and what the other side's variances add to the diagonal of
+    its product, for all rows."""
+    designs, doubts = _designs(others), _doubts(others_variance)/noise**2
+    def bent(chunk, centre): return _bent_design(chunk, designs, centre, noise, y_range, point[chunk.rows])
+    if y_range is not None: return bent, _sums_by_slope(ratings, doubts, designs, y_range, point)
+    designs /= noise
+    def linear(chunk, centre): return _linear_design(chunk, designs, centre, noise)
+    return linear, _sums(ratings, doubts)
+
+def _shorten(ratings, mean, point, designs, unsure, prior, held, noise, y_range):
+    "Take steps back that were too long; `mean` is changed in place."
+    def work(chunk):
+        at, to, *of = (o[chunk.rows] for o in (point, mean, unsure, prior, held))
+        mean.index_copy_(0, chunk.rows, _shortened(at, to, chunk, designs, *of, noise, y_range))
+    ratings.each(work, ratings.chunks)
+
 # %% ../../nbs/41_models.solve.ipynb #47446aee
 @torch.no_grad()
 def solve_rows(
@@ -359,18 +377,13 @@ def solve_rows(
 ) -> tuple[Tensor, Tensor, Tensor]: # mean, variance (n_rows, k+1); expected squared error of each row (n_rows,)
     """Posterior of each row, the other side being uncertain (mean field over rows: Lim and Teh 2007). Rows without
     ratings keep their prior. All three results come from one factorisation."""
-    held, point, designs = (1/prior_variance).expand_as(prior), prior if point is None else point, _designs(others)
-    doubts, is_linear = _doubts(others_variance)/noise**2, y_range is None
-    added = _sums(ratings, doubts) if is_linear else _sums_by_slope(ratings, doubts, designs, y_range, point)
-    if is_linear: designs /= noise
+    held, point = (1/prior_variance).expand_as(prior), prior if point is None else point
+    design_of, added = _designer(ratings, others, others_variance, noise, y_range, point)
     mean, variance, square = prior.clone(), prior_variance.expand_as(prior).clone(), torch.zeros_like(prior[:,0])
     mean[:,-1], right = 0, torch.zeros_like(prior)
     known, widths = torch.cat([held, square[:,None], held*mean, prior[:,-1:]], 1), (mean.shape[1] + 1, mean.shape[1], 1)
     extra, free, _ = known.split(widths, 1)
     extra += added
-    def design_of(chunk, centre):
-        if is_linear: return _linear_design(chunk, designs, centre, noise)
-        return _bent_design(chunk, designs, centre, noise, y_range, point[chunk.rows])
     def solve(chunk):
         extra, free, centre = known.index_select(0, chunk.rows).split(widths, 1)
         solved = _solve_chunk(design_of(chunk, centre), extra, free)
@@ -379,10 +392,7 @@ def solve_rows(
     ratings.each(solve, ratings.chunks)
     error = noise**2*(ratings.counts > 0)*_expected_error(mean, variance, right, square, held, free)
     mean[:,-1] += prior[:,-1]
-    def shorten(chunk):
-        own = [o[chunk.rows] for o in (point, mean)], [o[chunk.rows] for o in (added[:,:-1], prior, held)]
-        mean.index_copy_(0, chunk.rows, _shortened(*own[0], chunk, designs, *own[1], noise, y_range))
-    if not is_linear: ratings.each(shorten, ratings.chunks)
+    if y_range is not None: _shorten(ratings, mean, point, _designs(others), added[:,:-1], prior, held, noise, y_range)
     _exchange(ratings, mean, variance, error[:,None])
     return mean, variance, error
 
