@@ -103,7 +103,7 @@ def same(a, b):
     if isinstance(a, np.ndarray): return a.dtype == b.dtype and np.array_equal(a, b)
     return a == b
 
-def random_states(): return torch.get_rng_state(), np.random.get_state(), random.getstate()
+def random_states(): return {'torch': torch.get_rng_state(), 'numpy': np.random.get_state(), 'python': random.getstate()}
 
 class untouched:
     "Checks that arguments and the global random states are at the end what they were."
@@ -112,7 +112,8 @@ class untouched:
     def __exit__(self, kind, *_):
         if kind is not None: return
         assert same(self.before, snapshot(self.args)), 'an argument was changed, or moved'
-        assert all(map(same, self.states, random_states())), 'a global random state was moved'
+        moved = [k for k, state in random_states().items() if not same(self.states[k], state)]
+        assert not moved, f'the global random state of {moved} was moved'
 
 # -- 1: a matched row is bit-equal to its old one, an unseen row is what its fill says, order never matters
 
