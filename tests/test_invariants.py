@@ -103,7 +103,8 @@ def same(a, b):
     if isinstance(a, np.ndarray): return a.dtype == b.dtype and np.array_equal(a, b)
     return a == b
 
-def random_states(): return {'torch': torch.get_rng_state(), 'numpy': np.random.get_state(), 'python': random.getstate()}
+def random_states():
+    return {'torch': torch.get_rng_state(), 'numpy': np.random.get_state(), 'python': random.getstate()}
 
 class untouched:
     "Checks that arguments and the global random states are at the end what they were."
