@@ -14,8 +14,10 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -41,6 +43,18 @@ class CheckpointError(CollabError, ValueError): "A file that can't be read as wh
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError): "A checkpoint that was not found."
 class SaveError(CollabError, OSError): "A save that failed; what was there before is still there."
 class CollabWarning(UserWarning): "Something that a user should know and that doesn't stop the work."
+
+# %% ../nbs/00_core.ipynb #601da78d
+_between = {'collab_pretrained', 'contextlib', 'fastai', 'fastcore', 'functools', 'torch'}
+
+def warn_user(
+    message:str, # what was seen, and what was done about it
+) -> None:
+    "Warn of something that a user should know, at the line of the user's code."
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in _between:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, CollabWarning, stacklevel=level)
 
 # %% ../nbs/00_core.ipynb #b69f288a
 NA = '#na#'  # the id of row 0: "no row of its own"

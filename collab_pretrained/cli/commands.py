@@ -45,6 +45,7 @@ from collab_pretrained.core import (
     examples,
     model_config,
     one_writer,
+    warn_user,
 )
 
 from ..data.batches import titles_of
@@ -401,9 +402,8 @@ def cli_evaluate(
     df = tables_of(learn, ratings, reading)
     seen = tables_of(learn, history, reading, with_ratings=False) if history else None
     with progress_to_stderr(learn): res = _with_and_without_rows(learn, df, k, min_rating, seen)
-    if learn.ranking is None and 'rmse of biases' not in res: warnings.warn(
-        'what user and item biases alone reach is not known without earlier ratings; --history gives them',
-        CollabWarning, stacklevel=2)
+    if learn.ranking is None and 'rmse of biases' not in res: warn_user(
+        'what user and item biases alone reach is not known without earlier ratings; --history gives them')
     if out: _write(res, out)
     print(res.astype({'n_ratings': str, 'n_users': str}).T.to_string(float_format='{:.4f}'.format))
     if max_rmse is not None: _check_rmse(res.rmse['all'], max_rmse, res.n_ratings['all'])

@@ -22,10 +22,9 @@ from fastai.torch_core import display_df, to_device
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import RatingsError, VocabError, examples
+from ..core import RatingsError, VocabError, examples, warn_user
 from ..ids.matching import id_casts
 from ..ids.vocab import Vocab
-from .columns import warn_user
 from .splits import seed_or_fresh
 
 # %% ../../nbs/34_data.batches.ipynb #5c8365c3

@@ -10,7 +10,6 @@ __all__ = []
 # %% ../../nbs/31_data.columns.ipynb #05d6894f
 import difflib
 import re
-import warnings
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -19,17 +18,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..core import CollabWarning, RatingsError, examples
+from ..core import RatingsError, examples, warn_user
 from ..ids.canonical import canonical_ids, factorize_ids, take_in_parts
 from ..ids.matching import id_casts
 from .splits import row_words, says_where
-
-# %% ../../nbs/31_data.columns.ipynb #0b117567
-def warn_user(
-    message:str, # what was seen, and what was done about it
-) -> None:
-    "Warn of something in a table that the user gave."
-    warnings.warn(message, CollabWarning, stacklevel=5)
 
 # %% ../../nbs/31_data.columns.ipynb #de60a04c
 _role_words = {

@@ -27,8 +27,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import dataset
 
-from ..core import CollabError, RatingsError, SaveError, as_path, examples, new_file
-from .columns import check_guess, looks_like_header, warn_user
+from ..core import CollabError, RatingsError, SaveError, as_path, examples, new_file, warn_user
+from .columns import check_guess, looks_like_header
 from .ratings import as_frame, schema_names
 from .splits import sortable_times
 

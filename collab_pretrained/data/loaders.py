@@ -21,11 +21,11 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 
-from ..core import NA, RatingsError, as_path, checked, examples
+from ..core import NA, RatingsError, as_path, checked, examples, warn_user
 from ..ids.matching import match_vocab, two_vocabs
 from ..ids.vocab import Vocab
 from .batches import CollabDataset, CollabDL, check_rows, row_counts
-from .columns import one_of_each, warn_user
+from .columns import one_of_each
 from .files import open_parquet, read_csv
 from .ratings import Ratings, check_index, open_table, read_ratings, schema_names
 from .splits import seed_or_fresh, split_ratings

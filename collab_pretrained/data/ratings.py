@@ -26,10 +26,9 @@ from collab_pretrained.data.columns import (
     complete_rows,
     encode_ids,
     read_numbers,
-    warn_user,
 )
 
-from ..core import RatingsError, VocabError, examples
+from ..core import RatingsError, VocabError, examples, warn_user
 from ..ids.vocab import Vocab
 from .splits import joined_places, row_words, says_where, sortable_times
 

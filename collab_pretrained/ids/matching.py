@@ -11,7 +11,6 @@ __all__ = ['id_casts', 'VocabMatch', 'match_vocab', 'MatchReport', 'match_classe
 import html
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import SIDES, CollabWarning, VocabError, examples, side_index
+from ..core import SIDES, VocabError, examples, side_index, warn_user
 from .vocab import Vocab
 
 # %% ../../nbs/13_ids.matching.ipynb #26406fd2
@@ -259,5 +258,5 @@ def check(self:MatchReport) -> MatchReport: # itself
     if not len(self.users.matched) and not len(self.items.matched): raise VocabError(
         f'{"; ".join(said)}; expected ids in common, or a warm start would be one from scratch: is it the right '
         'checkpoint, and are the ids of the same kind?')
-    for o in said: warnings.warn(o, CollabWarning, stacklevel=3)
+    for o in said: warn_user(o)
     return self

@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.als.html.md"
 __all__ = ['run_rounds']
 
 # %% ../../nbs/56_learner.als.ipynb #2261e53d
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -56,7 +55,7 @@ from collab_pretrained.models.ials import (
     init_factors,
 )
 
-from ..core import SIDES, CollabWarning, RatingsError, checked
+from ..core import SIDES, RatingsError, checked, warn_user
 from ..data.age import age_weights, ages_from, check_half_life
 from ..data.batches import check_rows
 from ..data.seen import Seen
@@ -313,8 +312,7 @@ def _news(learn, x, is_told):
     "Which ratings to take in; warns of the others. `is_told`: the caller says that all are new."
     why = 'were taken in before' if is_told or learn.evidence() is not None else _leave_known(learn, x)
     new = new_evidence(learn, x)
-    if not new.all(): warnings.warn(f'{int((~new).sum())} of {len(new)} ratings {why}, and are left out',
-                                    CollabWarning, stacklevel=4)
+    if not new.all(): warn_user(f'{int((~new).sum())} of {len(new)} ratings {why}, and are left out')
     return new
 
 # %% ../../nbs/56_learner.als.ipynb #d20d6df7

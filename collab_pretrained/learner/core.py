@@ -10,7 +10,6 @@ __all__ = ['METHODS', 'check_loaders', 'CollabLearner', 'has_vocab', 'Side', 'lo
 
 # %% ../../nbs/51_learner.core.ipynb #8901b8ec
 import pickle
-import warnings
 from collections.abc import Callable, Mapping, MutableSequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from collab_pretrained.core import (
     CheckpointError,
     CheckpointNotFoundError,
-    CollabWarning,
     RatingsError,
     ShapeError,
     VocabError,
@@ -42,6 +40,7 @@ from collab_pretrained.core import (
     checked,
     examples,
     side_index,
+    warn_user,
 )
 
 from ..data.age import Ages
@@ -261,10 +260,9 @@ def _read_own(learn, file, with_opt):
     except CheckpointNotFoundError:
         if not path.is_file(): raise
         pre = _read_alone(path.read_bytes(), str(path), learn.vocab, with_opt)
-        if 'vocab' not in pre.meta: warnings.warn(
+        if 'vocab' not in pre.meta: warn_user(
             f'{path}: no vocabulary beside it, as fastai\'s own `save` leaves none, so ids could not be checked; '
-            'expected weights of this very vocabulary',
-            CollabWarning, stacklevel=3)
+            'expected weights of this very vocabulary')
     if differs := vocab_difference(pre.vocab, learn.vocab): raise VocabError(
         f'{path}: {differs}; expected this very vocabulary, or ids would get the rows of others: '
         f'start from it instead, with `collab_learner(dls, ..., pretrained={str(file)!r})` or `learn.load_vocab`')
@@ -313,8 +311,8 @@ def give_opt(
     if learn.opt is None: learn.create_opt()
     opt, names = pre.meta.get('opt'), param_names(learn.opt, get_model(learn.model))
     lost = names if opt is None else give(opt, pre.meta.get('opt_names') or guess_names(opt, pre.wgts))
-    if lost: warnings.warn(
-        f'{pre.name}: {_lost_moments(opt, lost)} (`with_opt=False` says that you know)', CollabWarning, stacklevel=3)
+    if lost: warn_user(
+        f'{pre.name}: {_lost_moments(opt, lost)} (`with_opt=False` says that you know)')
     return [o for o in names if o not in lost]
 
 def _lost_moments(opt, lost):

@@ -10,15 +10,13 @@ __all__ = ['own_datasets', 'own_dataset', 'train_ratings', 'n_rows_of', 'evidenc
            'is_liked', 'liked_so_far', 'known_positives', 'dislikes_of']
 
 # %% ../../nbs/54_learner.evidence.ipynb #63aa7f9b
-import warnings
-
 import numpy as np
 import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import SIDES, CollabWarning, RatingsError, UnknownIdError, examples
+from ..core import SIDES, RatingsError, UnknownIdError, examples, warn_user
 from ..data.age import Ages, ages_from, days_of
 from ..data.batches import CollabDataset, rating_blocks
 from ..data.columns import cast_of
@@ -108,9 +106,9 @@ def check_scale(
     slack = (high - low)/2 if y_range is None else 0
     n_out = ((values < low - slack) | (values > high + slack)).sum()
     name = 'y_range=' if y_range else ''
-    if n_out: warnings.warn(
+    if n_out: warn_user(
         f'{n_out} of {len(values)} ratings lie outside {name}{(low, high)}, in which the model answers: they go from '
-        f'{values.min():g} to {values.max():g}; expected the scale of training', CollabWarning, stacklevel=5)
+        f'{values.min():g} to {values.max():g}; expected the scale of training')
 
 # %% ../../nbs/54_learner.evidence.ipynb #99ec0b1a
 def read_for(

@@ -9,7 +9,6 @@ __all__ = ['sparse_rows', 'names_repository', 'read_pretrained', 'check_y_range'
 
 # %% ../../nbs/53_learner.factory.ipynb #68e45973
 import gc
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +30,11 @@ from collab_pretrained.core import (
     SIDES,
     CheckpointError,
     CheckpointNotFoundError,
-    CollabWarning,
     RatingsError,
     ShapeError,
     as_path,
     checked,
+    warn_user,
 )
 from collab_pretrained.data.batches import (
     CollabDataset,
@@ -146,10 +145,9 @@ def check_y_range(
         'e.g. (0, 5.5) for one to five stars')
     def facts(y): return len(y), ((y < y_range[0]) | (y > y_range[1])).sum().item(), y.min().item(), y.max().item()
     n, n_out, low, high = np.array([facts(o) for o in _training_ratings(dls)]).reshape(-1, 4).T
-    if n_out.any(): warnings.warn(
+    if n_out.any(): warn_user(
         f'{n_out.sum():.0f} of {n.sum():.0f} ratings lie outside y_range={tuple(y_range)!r}: they go from '
-        f'{low.min():g} to {high.max():g}; the model can never answer them: widen the range',
-        CollabWarning, stacklevel=3)
+        f'{low.min():g} to {high.max():g}; the model can never answer them: widen the range')
 
 # %% ../../nbs/53_learner.factory.ipynb #5306230d
 def _mean_rating(dls):
@@ -190,8 +188,8 @@ def _steps_by_row(learn, has_opt_func):
                  if role.endswith('weight'))
     on_cpu = getattr(learn.dls, 'device', None) in (None, torch.device('cpu'))
     if n_rows < sparse_rows or has_opt_func or not on_cpu: return False
-    warnings.warn(f'{n_rows} users and items: each step trains the rows of its batch only (`sparse=True`); '
-                  '`sparse=False` steps whole tables', CollabWarning, stacklevel=4)
+    warn_user(f'{n_rows} users and items: each step trains the rows of its batch only (`sparse=True`); '
+                  '`sparse=False` steps whole tables')
     return True
 
 def _set_sparse(learn, sparse, has_opt_func):

@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.finetune.htm
 __all__ = ['WarmStart', 'check_overlap', 'frozen_rows_of', 'frozen_masks', 'FrozenRowsCallback', 'known_ids', 'AnchorCallback']
 
 # %% ../../nbs/52_learner.finetune.ipynb #89715660
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from ..core import SIDES, CollabWarning, VocabError, WeightsError, as_path, examples
+from ..core import SIDES, VocabError, WeightsError, as_path, examples, warn_user
 from ..ids.canonical import canonical_ids
 from ..ids.matching import MatchReport, match_classes, value_of_side
 from ..models.embeddings import collab_splitter, table_names
@@ -53,8 +52,8 @@ def _load_rows(model, pre, report, how):
     try: missing, _ = load_pretrained_keys(model, wgts, keys=how.keys)
     except WeightsError as e: raise type(e)(f'{pre.name}: {e}') from None
     lost = [k for k in missing if not k.endswith('num_batches_tracked')]
-    if lost: warnings.warn(
-        f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values', CollabWarning, stacklevel=3)
+    if lost: warn_user(
+        f'{pre.name}: nothing for {examples(lost, 8)}, which keep their start values')
 
 # %% ../../nbs/52_learner.finetune.ipynb #02ade5cb
 def check_overlap(
@@ -178,9 +177,9 @@ def _without_rows(grad, rows):
 
 def _warn_of_weights(learn):
     ds = learn.dls.train.dataset
-    if getattr(ds, 'weights', None) is not None: warnings.warn(
+    if getattr(ds, 'weights', None) is not None: warn_user(
         f'ratings with weights (column {ds.weight_name!r}), and gradient descent counts each rating once; expected '
-        '`fit_als`, which uses weights, or loaders without `weight_name`', CollabWarning, stacklevel=4)
+        '`fit_als`, which uses weights, or loaders without `weight_name`')
 
 @patch
 def _do_fit(self:CollabLearner):

@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.foldin.html.
 __all__ = ['FoldedIn']
 
 # %% ../../nbs/58_learner.foldin.ipynb #7c194006
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -41,7 +40,7 @@ from collab_pretrained.learner.posterior import (
     set_factors,
 )
 
-from ..core import SIDES, CollabWarning, RatingsError, VocabError, examples, side_index
+from ..core import SIDES, RatingsError, VocabError, examples, side_index, warn_user
 from ..data.age import age_weights
 from ..data.columns import cast_of
 from ..data.ratings import Ratings
@@ -147,7 +146,7 @@ def _warn_of_lost(x, other):
     lost = asked & (x[:,1] < 0)
     if not lost.any(): return
     what = f'{lost.sum()} of {asked.sum()} ratings are of {other}s without a row, and are left out'
-    warnings.warn(what, CollabWarning, stacklevel=5)
+    warn_user(what)
 
 # %% ../../nbs/58_learner.foldin.ipynb #9efe7f0b
 def _by_age(learn, asked):
@@ -233,10 +232,9 @@ def _from_dislikes(learn, side, asked, liked, rows):
         known = torch.from_numpy(pairs[use]).to(mine.device)
         rows = mean_of_dislikers(rows, mine, side_table(dot_product(learn), 'user'), known, n_rows_of(learn)[1])
         lost[mine[torch.isin(mine[:,1], known[:,1]),0]] = False
-    if lost.any(): warnings.warn(
+    if lost.any(): warn_user(
         f'{int(lost.sum())} of {len(rows)} {side}s have no rating from {learn.ranking.min_rating:g} on: their rows are '
-        'about the average, since a ranking learns from likes; a model of ratings learns from dislikes as well',
-        CollabWarning, stacklevel=4)
+        'about the average, since a ranking learns from likes; a model of ratings learns from dislikes as well')
     return rows
 
 def _fold_ranking(learn, side, asked):

@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/learner.update.html.
 __all__ = ['Gone', 'UpdateReport', 'all_or_nothing', 'drop_gone']
 
 # %% ../../nbs/59_learner.update.ipynb #331ba4d8
-import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -34,7 +33,7 @@ from collab_pretrained.learner.evidence import (
     read_for,
 )
 
-from ..core import SIDES, CollabWarning, RatingsError, WeightsError, checked
+from ..core import SIDES, RatingsError, WeightsError, checked, warn_user
 from ..data.age import Ages, as_days
 from ..data.batches import check_rows, row_counts
 from ..data.loaders import with_datasets
@@ -204,8 +203,8 @@ def _warn_of_repeats(learn, x, n_replaced, n):
     if n_owed: what += (f'; {n_owed} of them are in the learner\'s loaders, and rows have not learned from them: '
                         '`learn.adapt()` takes in those of the training part, and '
         '`learn.adapt(learn.dls.valid_ds.items)` those that validate')
-    warnings.warn(f'{len(x)} of {n} ratings are of a (user, item) pair that the model has already learned from, '
-                  f'or that the learner holds: {what}', CollabWarning, stacklevel=5)
+    warn_user(f'{len(x)} of {n} ratings are of a (user, item) pair that the model has already learned from, '
+                  f'or that the learner holds: {what}')
 
 # %% ../../nbs/59_learner.update.ipynb #0c20ebd9
 def _train_on(learn, old, new, n_replaced, rounds, epochs, lr, replay, seed):

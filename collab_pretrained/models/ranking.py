@@ -8,7 +8,6 @@ Docs: https://collab-pretrained.github.io/collab_pretrained/models.ranking.html.
 __all__ = ['rankings', 'is_positive', 'RankingDL', 'Ranking', 'BPR', 'WARP', 'Softmax', 'as_ranking']
 
 # %% ../../nbs/45_models.ranking.ipynb #eeb1cca7
-import warnings
 from collections.abc import Mapping
 from copy import copy
 from typing import Any
@@ -22,7 +21,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import listify, patch
 from torch import Tensor, nn
 
-from ..core import CollabWarning, RatingsError, WeightsError, checked
+from ..core import RatingsError, WeightsError, checked, warn_user
 from ..data.batches import CollabDataset, CollabDL, batch_sizes
 from ..data.loaders import CollabDataLoaders, loaders_like
 from .embeddings import y_range_of
@@ -108,10 +107,10 @@ def threshold(self:Ranking,
     weights = torch.ones(len(y)) if weights is None else weights
     mean = (y.double().flatten()*weights.to(y.device)).sum()/weights.double().sum()
     self.min_rating = min(mean.item(), y.max().item())
-    if self.from_old_save: warnings.warn(
+    if self.from_old_save: warn_user(
         f'{type(self).__name__}: the saved model says that ratings from the mean on count as liked, and not which mean '
         f'that was; taken is that of the {len(y)} ratings at hand, {self.min_rating:g}, from now on: if it was '
-        'another, set `learn.ranking.min_rating`', CollabWarning, stacklevel=3)
+        'another, set `learn.ranking.min_rating`')
     return self.min_rating
 
 # %% ../../nbs/45_models.ranking.ipynb #ef8c22b1

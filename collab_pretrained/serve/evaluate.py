@@ -19,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import SIDES, CollabWarning, RatingsError, checked
+from ..core import SIDES, CollabWarning, RatingsError, checked, warn_user
 from ..data.batches import CollabDataset, rating_blocks, row_counts
 from ..data.loaders import read_like
 from ..data.ratings import Ratings
@@ -277,9 +277,9 @@ def check_floor(
 ) -> None:
     "Warn where a model is worse than its floor."
     worse = value < floor if higher_is_better else value > floor
-    if worse: warnings.warn(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
+    if worse: warn_user(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
                             'floor: train longer or with another learning rate; if it was solved, these ratings may '
-                            f'hold no more than {floor_name}', CollabWarning, stacklevel=4)
+                            f'hold no more than {floor_name}')
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):

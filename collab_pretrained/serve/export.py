@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import uuid
-import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +24,7 @@ import torch
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 
-from ..core import SIDES, CollabWarning, SaveError, VocabError, WeightsError, examples, one_writer
+from ..core import SIDES, SaveError, VocabError, WeightsError, examples, one_writer, warn_user
 from ..ids.matching import match_classes
 from ..learner.core import CollabLearner, check_range
 from ..learner.factory import read_pretrained
@@ -216,9 +215,9 @@ def _shared_rows(report, vectors, targets, name):
         ours.append(target[torch.from_numpy(new)])
     n, k = sum(map(len, ours)), targets[0].shape[1]
     if not n: raise _none_shared(name, report.users)
-    if n < k: warnings.warn(
+    if n < k: warn_user(
         f'{name}: {n} ids in common for {k} factors, so that the rotation is a guess along some axes; expected at '
-        f'least {k}, better several times as many', CollabWarning, stacklevel=3)
+        f'least {k}, better several times as many')
     return torch.cat(theirs), torch.cat(ours)
 
 def _none_shared(name, match): return VocabError(

@@ -11,7 +11,6 @@ __all__ = ['NightReport', 'Tonight', 'read_night', 'hold_out', 'NightSettings', 
 import re
 import sys
 import time as clock
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -45,7 +44,7 @@ from collab_pretrained.serve.versions import (
     write_report,
 )
 
-from ..core import SIDES, CheckpointError, CollabWarning, RatingsError, checked, new_file, one_writer
+from ..core import SIDES, CheckpointError, RatingsError, checked, new_file, one_writer, warn_user
 from ..data.columns import check_choice
 from ..data.files import is_cut, new_table, read_table, write_table
 from ..data.ratings import Ratings, as_frame, open_table, read_ratings, schema_names
@@ -241,7 +240,7 @@ def _why_not(tonight, checks):
 
 def _keep_report(folder, report, outputs):
     try: write_report(folder, {**report.to_dict(), 'outputs': outputs})
-    except OSError as e: warnings.warn(f'{folder}/reports: the report is not kept ({e})', CollabWarning, stacklevel=3)
+    except OSError as e: warn_user(f'{folder}/reports: the report is not kept ({e})')
 
 # %% ../../nbs/68_serve.night.ipynb #2894aa16
 def _promote(folder, learn, report, profile, how, outputs):
@@ -356,7 +355,7 @@ def _rewrite_lists(learn, path, gone):
     except RatingsError: df = pd.DataFrame()
     if is_list := {*SIDES} <= {*df}:
         write_table(df[~(df['user'].isin(gone['user']) | df['item'].isin(gone['item']))], path)
-    else: warnings.warn(f'{path}: no lists of this model any more, and left as it is', CollabWarning, stacklevel=4)
+    else: warn_user(f'{path}: no lists of this model any more, and left as it is')
     return is_list
 
 def _rewrite_outputs(learn, past, gone):

@@ -9,7 +9,6 @@ __all__ = []
 
 # %% ../../nbs/62_serve.recommend.ipynb #8fa37c0b
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import NA, CollabWarning, RatingsError, VocabError, WeightsError, checked, examples
+from ..core import NA, RatingsError, VocabError, WeightsError, checked, examples, warn_user
 from ..data.batches import row_counts
 from ..data.columns import cast_of, check_choice, encode_ids
 from ..data.loaders import read_like
@@ -122,8 +121,8 @@ def _asked_users(learn, users, ratings, on_unknown, features):
     is_new = rows < 0
     if is_new.any(): is_new &= pd.Index(ids).isin(new)
     unknown = (rows < 0) & ~is_new
-    if on_unknown == 'skip' and len(ids) and unknown.all(): warnings.warn(
-        f'none of the {len(ids)} users has a row ({examples(ids)}): no lists', CollabWarning, stacklevel=4)
+    if on_unknown == 'skip' and len(ids) and unknown.all(): warn_user(
+        f'none of the {len(ids)} users has a row ({examples(ids)}): no lists')
     if on_unknown == 'skip': ids, rows, is_new = (o[~unknown] for o in (ids, rows, is_new))
     if on_unknown == 'raise': check_known(learn, 'user', ids, np.where(is_new, 0, rows), 'leave them out, or say '
                                           "what they get with `on_unknown='popular'`, 'mean' or 'skip'")
@@ -152,9 +151,9 @@ def _check_history(learn, asked, pairs, is_told):
     if is_recorded:  # a pair that repeats is there once
         n_known = np.where((n_known > 0) | (learn.seen.offsets[rows] < learn.seen.offsets[rows + 1]), past, 0)
     n = (past > n_known).sum()
-    if n: warnings.warn(
+    if n: warn_user(
         f'what {n} of {len(asked.ids)} users have seen is not all known: the model was trained on ratings that it does '
-        'not hold, and may recommend what they have rated; give these ratings as `seen=`', CollabWarning, stacklevel=4)
+        'not hold, and may recommend what they have rated; give these ratings as `seen=`')
 
 # %% ../../nbs/62_serve.recommend.ipynb #0fe3c5db
 def _own_pairs(learn, table, asked):
@@ -207,8 +206,8 @@ def _known_items(learn, name, ids):
     "The rows, ascending, of the `ids` of items that have one; warns of the others, and raises if none has."
     items, rows = asked_ids(learn, 'item', ids)
     if len(items) and not (rows >= 0).any(): check_known(learn, 'item', items, rows, f'see `{name}`')
-    if (rows < 0).any(): warnings.warn(f'{name}: {(rows < 0).sum()} of {len(items)} items have no row '
-                                       f'({examples(items[rows < 0])}), and are left out', CollabWarning, stacklevel=4)
+    if (rows < 0).any(): warn_user(f'{name}: {(rows < 0).sum()} of {len(items)} items have no row '
+                                       f'({examples(items[rows < 0])}), and are left out')
     return np.unique(rows[rows >= 0])
 
 # %% ../../nbs/62_serve.recommend.ipynb #d46830b9

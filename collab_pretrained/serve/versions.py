@@ -14,7 +14,6 @@ import hashlib
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from heapq import merge
@@ -24,7 +23,6 @@ import pandas as pd
 
 from collab_pretrained.core import (
     CheckpointError,
-    CollabWarning,
     SaveError,
     config_bytes,
     config_checksum,
@@ -32,6 +30,7 @@ from collab_pretrained.core import (
     new_file,
     one_writer,
     replace_file,
+    warn_user,
 )
 
 # %% ../../nbs/66_serve.versions.ipynb #50fe73e4
@@ -217,7 +216,7 @@ def read_reports(
         try: facts = json.loads(path.read_bytes())
         except (ValueError, RecursionError, OSError): facts = None
         if isinstance(facts, dict) and 'verdict' in facts and _is_night(facts): res.append(facts)
-        else: warnings.warn(f'{path}: left out, since it is no report of a night', CollabWarning, stacklevel=3)
+        else: warn_user(f'{path}: left out, since it is no report of a night')
     return res
 
 # %% ../../nbs/66_serve.versions.ipynb #901b4d74
