@@ -189,7 +189,7 @@ def _steps_by_row(learn, has_opt_func):
     on_cpu = getattr(learn.dls, 'device', None) in (None, torch.device('cpu'))
     if n_rows < sparse_rows or has_opt_func or not on_cpu: return False
     warn_user(f'{n_rows} users and items: each step trains the rows of its batch only (`sparse=True`); '
-                  '`sparse=False` steps whole tables')
+              '`sparse=False` steps whole tables')
     return True
 
 def _set_sparse(learn, sparse, has_opt_func):

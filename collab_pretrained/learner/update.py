@@ -204,7 +204,7 @@ def _warn_of_repeats(learn, x, n_replaced, n):
                         '`learn.adapt()` takes in those of the training part, and '
         '`learn.adapt(learn.dls.valid_ds.items)` those that validate')
     warn_user(f'{len(x)} of {n} ratings are of a (user, item) pair that the model has already learned from, '
-                  f'or that the learner holds: {what}')
+              f'or that the learner holds: {what}')
 
 # %% ../../nbs/59_learner.update.ipynb #0c20ebd9
 def _train_on(learn, old, new, n_replaced, rounds, epochs, lr, replay, seed):

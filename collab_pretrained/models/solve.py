@@ -91,18 +91,6 @@ class SortedRatings:
 # %% ../../nbs/41_models.solve.ipynb #43224397
 def _with_zeros(table): return torch.cat([table, table.new_zeros(1, table.shape[1])])
 
-def _exchange(ratings, *tables):
-    "Have what other processes found in the rows that are theirs; the tables are changed in place."
-    if not ratings.shares: return
-    shares, this, widths = ratings.shares, dist.get_rank(), [o.shape[1] for o in tables]
-    found = [tables[0].new_zeros(max(map(len, shares)), sum(widths)) for _ in shares]  # of the same size everywhere
-    mine = torch.zeros_like(found[0])
-    torch.cat([o.index_select(0, shares[this]) for o in tables], 1, out=mine[:len(shares[this])])
-    dist.all_gather(found, mine)
-    for process, (rows, o) in enumerate(zip(shares, found, strict=True)):
-        if process == this: continue
-        for table, part in zip(tables, o[:len(rows)].split(widths, 1), strict=True): table.index_copy_(0, rows, part)
-
 def _series(chunks):
     "Chunks as one `ChunkSeries`, of which what they look up, and their weights, become views."
     rows = torch.cat([o.rows for o in chunks])
@@ -115,6 +103,20 @@ def _series(chunks):
     weight = None if chunks[0].weight is None else joined('weight')
     return ChunkSeries(rows, joined('others'), (lengths.cumsum(0) - lengths).int(), weight)
 
+# %% ../../nbs/41_models.solve.ipynb #d7a01a1b
+def _exchange(ratings, *tables):
+    "Have what other processes found in the rows that are theirs; the tables are changed in place."
+    if not ratings.shares: return
+    shares, this, widths = ratings.shares, dist.get_rank(), [o.shape[1] for o in tables]
+    found = [tables[0].new_zeros(max(map(len, shares)), sum(widths)) for _ in shares]  # of the same size everywhere
+    mine = torch.zeros_like(found[0])
+    torch.cat([o.index_select(0, shares[this]) for o in tables], 1, out=mine[:len(shares[this])])
+    dist.all_gather(found, mine)
+    for process, (rows, o) in enumerate(zip(shares, found, strict=True)):
+        if process == this: continue
+        for table, part in zip(tables, o[:len(rows)].split(widths, 1), strict=True): table.index_copy_(0, rows, part)
+
+# %% ../../nbs/41_models.solve.ipynb #72b7e4e5
 def _summed(others, table, starts, weight):
     "Sums of rows of `table`; `nn.functional` takes longer to call it than the sum."
     return torch.embedding_bag(table, others, starts, False, 0, False, weight)[0]
@@ -137,6 +139,7 @@ def _chunk_bounds(falling, width, n_numbers):
         yield at, at + stop, n
         at, rest = at + stop, rest[stop:]
 
+# %% ../../nbs/41_models.solve.ipynb #1e61efc8
 def _in_series(chunks):
     "Lists of chunks that are summed together."
     some, n = [], 0
@@ -166,7 +169,7 @@ def _sorted(own, other, y, n_rows, n_others, width, weight, share=None, helpers=
     if weight is not None: counts = torch.zeros_like(counts).index_add_(0, own[order], weight)
     del order
     by_length, (which, n) = lengths.argsort(descending=True, stable=True), share or (0, 1)
-    n_numbers = CHUNK_NUMBERS['cpu' if y.device.type == 'cpu' else 'cuda']
+    n_numbers = CHUNK_NUMBERS.get(y.device.type, CHUNK_NUMBERS['cuda'])
     bounds = [*_chunk_bounds(lengths[by_length].cpu().numpy(), width + 1, n_numbers)]
     shares = [torch.cat([by_length[:0], *(by_length[a:b] for a, b, _ in bounds[o::n])]) for o in range(n)]
     chunks = [_padded(by_length[a:b], longest, starts, lengths, n_others, others, y, weight)

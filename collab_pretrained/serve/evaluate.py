@@ -278,8 +278,8 @@ def check_floor(
     "Warn where a model is worse than its floor."
     worse = value < floor if higher_is_better else value > floor
     if worse: warn_user(f'{name} {value:.4f}, and {floor_name} alone {floor:.4f}: the model is worse than its '
-                            'floor: train longer or with another learning rate; if it was solved, these ratings may '
-                            f'hold no more than {floor_name}')
+                        'floor: train longer or with another learning rate; if it was solved, these ratings may '
+                        f'hold no more than {floor_name}')
 
 # %% ../../nbs/60_serve.evaluate.ipynb #2e9b2d31
 def _errors_by_group(learn, x, y, seen):

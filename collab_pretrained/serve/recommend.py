@@ -207,7 +207,7 @@ def _known_items(learn, name, ids):
     items, rows = asked_ids(learn, 'item', ids)
     if len(items) and not (rows >= 0).any(): check_known(learn, 'item', items, rows, f'see `{name}`')
     if (rows < 0).any(): warn_user(f'{name}: {(rows < 0).sum()} of {len(items)} items have no row '
-                                       f'({examples(items[rows < 0])}), and are left out')
+                                   f'({examples(items[rows < 0])}), and are left out')
     return np.unique(rows[rows >= 0])
 
 # %% ../../nbs/62_serve.recommend.ipynb #d46830b9
